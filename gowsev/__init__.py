@@ -1,0 +1,58 @@
+"""gowsev: an event loop for WebSocket servers, with a Go-like, synchronous interface on gevent.
+
+A program implements a handler with four callbacks and drives one loop:
+
+    class Echo(gowsev.Handler):
+        def MessageReceived(self, context, id, message):
+            context.Write(id, message)
+
+    context = gowsev.MakeContext(Echo())
+    context.ListenAndServe("9000")
+    context.EventLoop()
+
+Importing it patches nothing, starts nothing and configures no logging.
+"""
+
+from gowsev.conn import Conn
+from gowsev.context import Context, MakeContext
+from gowsev.dial import BinaryMessage, Dial, DialledConn, TextMessage
+from gowsev.errors import (
+    ConnClosing,
+    ConnectionClosed,
+    DialError,
+    GowsevError,
+    IdNotFound,
+    OutboxFull,
+    ProtocolError,
+)
+from gowsev.handler import Handler
+from gowsev.handshake import Headers, Reject, Request
+from gowsev.options import Options
+from gowsev.stats import Stats
+from gowsev.timer import Timer
+from gowsev.version import __version__
+
+__all__ = [
+    "BinaryMessage",
+    "Conn",
+    "ConnClosing",
+    "ConnectionClosed",
+    "Context",
+    "Dial",
+    "DialError",
+    "DialledConn",
+    "GowsevError",
+    "Handler",
+    "Headers",
+    "IdNotFound",
+    "MakeContext",
+    "Options",
+    "OutboxFull",
+    "ProtocolError",
+    "Reject",
+    "Request",
+    "Stats",
+    "TextMessage",
+    "Timer",
+    "__version__",
+]

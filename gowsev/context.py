@@ -1,0 +1,568 @@
+"""`Context`: the event loop that a program drives, and all that it may ask of it.
+
+Events come through one mailbox: a new connection, a message, an end, a request to judge, a posted call. The greenlet
+that drives the loop takes them one by one and calls the handler for each, so that no two callbacks ever run at once
+and a program needs no locks. What callbacks write is gathered and leaves together (see `outbox.Batch`).
+
+Invariants: an id is in `_connections` from before its `ConnAccepted` until its `ConnClosed` has returned. Callbacks
+run in the driving greenlet only, of which there is one at most. Only this module logs what happens to connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
+from weakref import finalize
+
+import gevent
+from gevent.event import AsyncResult
+
+from gowsev.conn import Conn
+from gowsev.connection import CLOSED, Connection
+from gowsev.dial import adopt
+from gowsev.errors import IdNotFound
+from gowsev.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close_payload
+from gowsev.handshake import Handshake, Reject, Request, Response, refusal
+from gowsev.keepalive import Keepalive
+from gowsev.mailbox import Mailbox
+from gowsev.options import Options
+from gowsev.outbox import Batch
+from gowsev.protocol import Encoder, Protocol
+from gowsev.server import Certificate, Listener, listen, parse_port
+from gowsev.stats import Stats
+from gowsev.timer import Timer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gowsev.deflate import Deflate
+
+    Args = TypeVarTuple("Args")
+
+__all__ = ["Context", "MakeContext"]
+
+logger = logging.getLogger("gowsev")
+
+#: The kinds of events besides those of a connection (`TEXT`, `BINARY`, `CLOSED`): each is (kind, subject, payload).
+ACCEPTED: Final = 0x10
+REQUESTED: Final = 0x11
+CALL: Final = 0x12
+
+#: The loop flushes after so many events in a row, and looks at the sockets after so many flushes, even while there is
+#: no end of events.
+_EVENTS_A_FLUSH = 64
+_FLUSHES_A_POLL = 16
+
+#: These always leave the loop.
+_LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
+
+_METHODS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived")
+
+
+def MakeContext(handler: Any, options: Options | None = None) -> Context:
+    """Make a context: an event loop with its own connections, independent of any other.
+
+    Args:
+        handler: any object with the methods of `Handler`.
+        options: limits and intervals; the defaults are safe.
+
+    Raises:
+        TypeError: `handler` lacks a method, or `options` is no `Options`.
+    """
+    return Context(handler, options)
+
+
+class Context:
+    """An event loop for WebSocket connections. Made by `MakeContext`.
+
+    Its methods may be called from any greenlet of the thread that drives the loop, and from callbacks; `Post` from
+    any thread. None of them blocks, but for the two that drive the loop.
+    """
+
+    def __init__(self, handler: Any, options: Options | None = None) -> None:
+        missing = [name for name in _METHODS if not callable(getattr(handler, name, None))]
+        if isinstance(handler, type) and not missing:
+            raise TypeError(f"handler must be an object, not the class {handler.__name__}: call it")
+        if missing:
+            raise TypeError(f"handler {handler!r} must have the methods {', '.join(_METHODS)}; missing: {missing}")
+        if options is not None and not isinstance(options, Options):
+            raise TypeError(f"options must be gowsev.Options or None, not {options!r}")
+        self.options: Final = options or Options()
+        self._handler = handler
+        self._text_received = getattr(handler, "TextReceived", None)
+        self._conn_requested = getattr(handler, "ConnRequested", None)
+        self._timeout: float | None = 60.0
+        self._ids = count(1)
+        self._connections: dict[int, Connection] = {}
+        self._mailbox = Mailbox()
+        self._batch = Batch()
+        self._keepalive = Keepalive(self.options, self._last_one_gone)
+        self._encoders: dict[int | None, Encoder] = {}
+        self._listeners: list[Listener] = []
+        self._driver: Any = None
+        self._stats = Stats()
+        self._shutting_down = False
+        self._finished = False
+        finalize(self, self._mailbox.close)
+
+    # -- listening and connections -------------------------------------------------------------------------------
+
+    def ListenAndServe(self, port: str | int) -> tuple[str, int]:
+        """Listen on a port, and serve connections from then on. May be called many times.
+
+        Args:
+            port: `"9000"`, `":9000"` or `9000` for all interfaces, IPv6 and IPv4; `"127.0.0.1:9000"`,
+                `"[::1]:9000"`; `"unix:/path"`. Port 0 lets the system choose.
+
+        Returns:
+            The host and port that are listened on; for a unix socket, its path and 0.
+
+        Raises:
+            TypeError, ValueError: `port` names no address.
+            OSError: the address cannot be listened on; the text names it.
+            RuntimeError: the context has been shut down.
+        """
+        return self._listen(port, None)
+
+    def ListenAndServeTLS(self, port: str | int, certFile: str, keyFile: str) -> tuple[str, int]:
+        """Listen as `ListenAndServe` does, with TLS 1.2 or newer.
+
+        Args:
+            certFile: a PEM file with the certificate and those that lead to its authority.
+            keyFile: a PEM file with its key. Both are read again when they change.
+
+        Raises:
+            OSError: also when the files are no certificate and key (`ssl.SSLError`).
+        """
+        parse_port(port)
+        return self._listen(port, Certificate(certFile, keyFile))
+
+    def _listen(self, port: str | int, certificate: Certificate | None) -> tuple[str, int]:
+        address = parse_port(port)
+        self._check_not_shut_down()
+        sock = listen(address, self.options)
+        listener = Listener(sock, address, self, certificate)
+        listener.start()
+        self._listeners.append(listener)
+        bound = sock.getsockname() if address.port == 0 and not address.host.startswith("/") else None
+        if isinstance(bound, tuple):
+            return str(bound[0]), int(bound[1])
+        return address.host, address.port
+
+    def AddConn(self, conn: object) -> int:
+        """Take an outside connection into the loop: its messages and its end come like those of any other.
+
+        `ConnAccepted` is not called for it, as in Go.
+
+        Args:
+            conn: what `Dial` returned; it must not be used by itself any more.
+
+        Returns:
+            Its id.
+
+        Raises:
+            TypeError: `conn` is nothing that can be taken over.
+            ValueError: it was added before.
+            RuntimeError: the context has been shut down.
+        """
+        self._check_not_shut_down()
+        connection = adopt(conn)
+        id = self._register(connection)
+        connection.move(self._mailbox, self._batch, self._keepalive)
+        self._stats.added += 1
+        return id
+
+    def _register(self, connection: Connection) -> int:
+        connection.id = id = next(self._ids)
+        self._connections[id] = connection
+        return id
+
+    def Conn(self, id: int) -> Conn | None:
+        """Return what is known of a connection; `None` if there is none with this id."""
+        connection = self._connections.get(id)
+        return None if connection is None else Conn(connection)
+
+    def Stats(self) -> Stats:
+        """Return a snapshot of the context's counters."""
+        stats = Stats(**{name: getattr(self._stats, name) for name in Stats.__slots__})
+        stats.connections = len(self._connections)
+        stats.queued_events = len(self._mailbox)
+        for connection in self._connections.values():
+            _count(stats, connection)
+            stats.outbox_bytes += connection.outbox.size
+        return stats
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def Write(self, id: int, message: bytes | bytearray | memoryview) -> Exception | None:
+        """Send a binary message.
+
+        Never blocks and never raises for a connection's sake: like Go, it returns an error value, `None` for none.
+        Messages to one connection arrive in the order of their writes.
+
+        Returns:
+            `IdNotFound` (its text is `id not found`), `ConnClosing`, or `OutboxFull` when the peer is too slow.
+
+        Raises:
+            TypeError: `message` is not bytes, a bytearray or a memoryview.
+        """
+        if type(message) is not bytes:
+            message = _as_bytes(message)
+        connection = self._connections.get(id)
+        if connection is None:
+            return IdNotFound(id)
+        return connection.write(BINARY, message)
+
+    def WriteText(self, id: int, text: str) -> Exception | None:
+        """Send a text message; otherwise like `Write`.
+
+        Raises:
+            TypeError: `text` is not str.
+            ValueError: it cannot be encoded, holding half of a surrogate pair.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be str, not {type(text).__name__}; Write sends bytes")
+        payload = text.encode()
+        connection = self._connections.get(id)
+        if connection is None:
+            return IdNotFound(id)
+        return connection.write(TEXT, payload)
+
+    def Broadcast(self, ids: Iterable[int], message: bytes | bytearray | memoryview | str) -> list[int]:
+        """Send a message to many connections: a str as text, bytes as binary. Encoded once; never blocks.
+
+        Returns:
+            The ids that could not take it.
+
+        Raises:
+            TypeError: `message` is neither.
+        """
+        if isinstance(message, str):
+            opcode, payload = TEXT, message.encode()
+        else:
+            opcode, payload = BINARY, _as_bytes(message)
+        refused = []
+        connections = self._connections
+        for id in ids:
+            connection = connections.get(id)
+            if connection is None or connection.write(opcode, payload) is not None:
+                refused.append(id)
+        return refused
+
+    def Close(self, id: int, code: int = 1000, reason: str = "") -> None:
+        """Close a connection: send a close frame behind what was written before. Returns at once.
+
+        `ConnClosed` follows, when the peer has answered or `close_timeout` is over. An unknown id does nothing, as
+        in Go; neither does a second call.
+
+        Args:
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
+            reason: for the peer; what exceeds 123 bytes of UTF-8 is cut off.
+
+        Raises:
+            ValueError: `code` may not be sent.
+            TypeError: an argument has the wrong type.
+        """
+        if isinstance(code, bool) or not isinstance(code, int):
+            raise TypeError(f"code must be an int, not {code!r}")
+        if not isinstance(reason, str):
+            raise TypeError(f"reason must be str, not {reason!r}")
+        encode_close_payload(code, reason)
+        connection = self._connections.get(id)
+        if connection is not None:
+            connection.close(code, reason)
+
+    # -- calls and timers ----------------------------------------------------------------------------------------
+
+    def Post(self, callback: Callable[[Context, Unpack[Args]], object], *args: Unpack[Args]) -> None:
+        """Let the loop run `callback(context, *args)` as one of its events. Safe from any thread; never blocks.
+
+        Calls posted by one thread run in the order of posting.
+
+        Raises:
+            TypeError: `callback` is not callable.
+            RuntimeError: the context has been shut down.
+        """
+        _check_callable(callback)
+        if self._finished:
+            self._check_not_shut_down()
+        self._mailbox.post((CALL, callback, args))
+
+    def AfterFunc(
+        self, delay: float, callback: Callable[[Context, Unpack[Args]], object], *args: Unpack[Args]
+    ) -> Timer:
+        """Let the loop run `callback(context, *args)` once, `delay` seconds from now.
+
+        Returns:
+            A timer, whose `Stop()` prevents it.
+
+        Raises:
+            TypeError, ValueError: `delay` is no number of seconds of at least 0, or `callback` not callable.
+        """
+        _check_callable(callback)
+        seconds = _seconds("delay", delay)
+        if seconds is None:
+            raise TypeError("delay must be a number of seconds, not None")
+        return Timer(seconds, lambda timer: self._mailbox.put((CALL, timer.run, (callback, args))))
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def GetTimeout(self) -> float | None:
+        """Return how many seconds without an event lead to `EventLoopTimeout`; `None` for never."""
+        return self._timeout
+
+    def SetTimeout(self, timeout: float | timedelta | None) -> None:
+        """Set how long the loop waits for an event before it calls `EventLoopTimeout`.
+
+        Args:
+            timeout: seconds, or a `timedelta`. 0 does not wait, but still lets what has arrived be read; `None`
+                waits for ever. It holds from the next wait on.
+
+        Raises:
+            TypeError: it is none of these.
+            ValueError: it is negative, infinite or no number.
+        """
+        self._timeout = _seconds("timeout", timeout)
+
+    def EventLoopIteration(self) -> bool:
+        """Wait for one event, and handle it with at most one callback.
+
+        Blocks the calling greenlet until an event comes, for as long as `SetTimeout` says. When it returns, what the
+        callback wrote has been given to the kernel, as far as that takes it.
+
+        Returns:
+            Whether the loop goes on; `False` after a `Shutdown` has ended.
+
+        Raises:
+            RuntimeError: another greenlet is driving this loop.
+        """
+        outer = self._enter()
+        try:
+            if not self._finished:
+                self._handle(self._mailbox.get(self._timeout))
+        finally:
+            self._leave(outer)
+        return not self._finished
+
+    def EventLoop(self) -> None:
+        """Handle events until a `Shutdown` has ended.
+
+        Raises:
+            RuntimeError: another greenlet is driving this loop.
+        """
+        outer = self._enter()
+        try:
+            get, handle = self._mailbox.get, self._handle
+            events = 0
+            while not self._finished:
+                handle(get(self._timeout))
+                events += 1
+                if not events % _EVENTS_A_FLUSH:
+                    self._batch.flush()
+                    if not events % (_EVENTS_A_FLUSH * _FLUSHES_A_POLL):
+                        self._mailbox.poll_sockets()
+        finally:
+            self._leave(outer)
+
+    def Shutdown(self, timeout: float | None = 10.0) -> None:
+        """Stop listening, close every connection with 1001, and let the loop end when all are gone.
+
+        Returns at once; `EventLoop` returns, and `EventLoopIteration` returns `False`, when the last `ConnClosed`
+        has been called. What was written before is sent first.
+
+        Args:
+            timeout: seconds after which the connections that are left are cut off; `None` leaves it to
+                `Options.close_timeout`.
+
+        Raises:
+            TypeError, ValueError: `timeout` is no number of seconds of at least 0.
+        """
+        seconds = _seconds("timeout", timeout)
+        if not self._shutting_down:
+            self._shutting_down = True
+            for listener in self._listeners:
+                listener.stop(0)
+        for connection in tuple(self._keepalive.connections):
+            connection.close(GOING_AWAY, "shutting down", seconds)
+        self._mailbox.put((CALL, _nothing, ()))  # the loop looks at whether it is over after each event
+
+    def _enter(self) -> bool:
+        """Make the calling greenlet the driver; return whether it is one already, in a callback."""
+        greenlet = gevent.getcurrent()
+        if self._driver is greenlet:
+            return True
+        if self._driver is not None:
+            raise RuntimeError(f"this context's loop is being driven by {self._driver!r} already")
+        self._driver = greenlet
+        return False
+
+    def _leave(self, nested: bool) -> None:
+        if not nested:
+            self._driver = None
+        self._batch.flush()
+
+    # -- dispatch ------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: tuple[int, Any, Any] | None) -> None:
+        """Call what one event asks for; `None` stands for the timeout."""
+        batch = self._batch
+        held, batch.held = batch.held, True
+        connection: Connection | None = None
+        try:
+            if event is None:
+                if not self._shutting_down:
+                    self._handler.EventLoopTimeout(self)
+                return
+            kind, subject, payload = event
+            if kind == BINARY or kind == TEXT:
+                connection = subject
+                subject.credit.refund(len(payload))
+                if kind == BINARY or self._text_received is None:
+                    self._handler.MessageReceived(self, subject.id, payload)
+                else:
+                    self._text_received(self, subject.id, payload.decode())
+            elif kind == ACCEPTED:
+                connection = subject
+                self._handler.ConnAccepted(self, subject.id)
+            elif kind == CLOSED:
+                self._closed(subject)
+            elif kind == CALL:
+                subject(self, *payload)
+            elif kind == REQUESTED:
+                payload.set(self._judge(subject))
+        except _LEAVING:
+            raise
+        except BaseException:
+            self._stats.callback_errors += 1
+            if self.options.raise_errors:
+                raise
+            logger.exception("a callback raised%s", f"; closing connection {connection.id}" if connection else "")
+            if connection is not None:
+                connection.close(INTERNAL_ERROR, "internal error")
+        finally:
+            batch.held = held
+            if self._shutting_down:
+                self._finish_if_drained()
+
+    def _closed(self, connection: Connection) -> None:
+        id = connection.id
+        if connection.end:
+            logger.info("connection %d from %s: %s", id, connection.request.peer, connection.end)
+        try:
+            self._handler.ConnClosed(self, id)
+        finally:
+            del self._connections[id]
+            self._stats.closed += 1
+            _count(self._stats, connection)
+
+    def _judge(self, request: Request) -> Reject | None:
+        """Ask the handler about an upgrade."""
+        try:
+            verdict = self._conn_requested(self, request)
+            if verdict is not None and not isinstance(verdict, Reject):
+                raise TypeError(f"ConnRequested must return None or a Reject, not {verdict!r}")
+        except _LEAVING:
+            raise
+        return verdict
+
+    def _finish_if_drained(self) -> None:
+        if not self._connections and not self._keepalive.connections and not self._finished:
+            self._finished = True
+            self._mailbox.close()
+
+    def _last_one_gone(self) -> None:
+        if self._shutting_down:
+            self._mailbox.put((CALL, _nothing, ()))
+
+    def _check_not_shut_down(self) -> None:
+        if self._shutting_down:
+            raise RuntimeError("this context has been shut down")
+
+    # -- what `server.Host` asks for -----------------------------------------------------------------------------
+
+    def admit(self, request: Request) -> Response | None:
+        if self._shutting_down:
+            return refusal(503, "The server is shutting down.\n")
+        limit = self.options.max_connections
+        if limit is not None and len(self._keepalive.connections) >= limit:
+            return refusal(503, "The server has as many connections as it takes.\n")
+        if self._conn_requested is not None:
+            answer = AsyncResult()
+            self._mailbox.put((REQUESTED, request, answer))
+            verdict = answer.get()
+            if verdict is not None:
+                return refusal(verdict.status, verdict.reason, verdict.headers)
+        return None
+
+    def refused(self) -> None:
+        self._stats.rejected += 1
+
+    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+        connection = Connection(
+            sock,
+            request=request,
+            subprotocol=handshake.subprotocol,
+            tls=tls,
+            protocol=Protocol(max_message_bytes=self.options.max_message_bytes, deflate=handshake.deflate),
+            encoder=self._encoder(handshake.deflate),
+            options=self.options,
+            mailbox=self._mailbox,
+            batch=self._batch,
+            keepalive=self._keepalive,
+        )
+        self._register(connection)
+        self._stats.accepted += 1
+        self._mailbox.put((ACCEPTED, connection, None))
+        connection.start(leftover)
+        if self._shutting_down:
+            connection.close(GOING_AWAY, "shutting down")
+
+    def _encoder(self, deflate: Deflate | None) -> Encoder:
+        """Return the encoder for connections with these parameters: shared, where frames can be."""
+        if deflate is not None and deflate.takeover:
+            return Encoder(deflate)
+        key = deflate.window_bits if deflate is not None else None
+        if key not in self._encoders:
+            self._encoders[key] = Encoder(deflate)
+        return self._encoders[key]
+
+
+def _nothing(context: Context) -> None:
+    """The callback of an event that is only there to wake the loop."""
+
+
+def _count(stats: Stats, connection: Connection) -> None:
+    """Add a connection's counters."""
+    stats.messages_received += connection.messages_received
+    stats.messages_sent += connection.messages_sent
+    stats.bytes_received += connection.bytes_received
+    stats.bytes_sent += connection.outbox.bytes_sent
+    stats.refused_writes += connection.refused_writes
+
+
+def _as_bytes(message: object) -> bytes:
+    if isinstance(message, bytes | bytearray | memoryview):
+        return bytes(message)
+    if isinstance(message, str):
+        raise TypeError("message must be bytes, bytearray or memoryview, not str; WriteText sends text")
+    raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}")
+
+
+def _check_callable(callback: object) -> None:
+    if not callable(callback):
+        raise TypeError(f"callback must be callable, not {callback!r}")
+
+
+def _seconds(name: str, value: float | timedelta | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, a timedelta or None, not {value!r}")
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be at least 0 and finite, not {value!r}")
+    return float(value)

@@ -1,0 +1,37 @@
+"""`Handler`: the four callbacks of a program, each doing nothing, to be overridden."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gowsev.context import Context
+
+__all__ = ["Handler"]
+
+
+class Handler:
+    """A base class for handlers, as a convenience: any object with these four methods will do.
+
+    Every callback runs in the greenlet that drives the loop, one at a time. It may block cooperatively (a database
+    call under gevent); other callbacks then wait, readers and writers go on.
+
+    Two more are called where a handler has them:
+
+    - `TextReceived(context, id, text)`: a text message, as `str`. Without it, text messages come to
+      `MessageReceived` as their UTF-8 bytes, as in Go.
+    - `ConnRequested(context, request)`: before an upgrade. Return `None` to accept or a `Reject` to refuse;
+      `request` is a `Request`.
+    """
+
+    def ConnAccepted(self, context: Context, id: int) -> None:
+        """A client has connected; the first callback with this id."""
+
+    def ConnClosed(self, context: Context, id: int) -> None:
+        """A connection has ended; the last callback with this id. `context.Conn(id)` still tells of it."""
+
+    def EventLoopTimeout(self, context: Context) -> None:
+        """No event came for as long as `Context.SetTimeout` says."""
+
+    def MessageReceived(self, context: Context, id: int, message: bytes) -> None:
+        """A message has come."""

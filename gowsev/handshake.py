@@ -1,0 +1,193 @@
+"""The opening handshake of a server, without I/O: a request in, a response out (RFC 6455 section 4.2).
+
+The rules of the handshake itself (key, version, tokens, extensions, subprotocols) are the `websockets` library's
+`ServerProtocol.accept`. What is added here is policy: which origins may connect, and how to refuse.
+"""
+
+from __future__ import annotations
+
+import http
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from websockets.datastructures import Headers
+from websockets.http11 import Request as HTTPRequest
+from websockets.http11 import Response
+from websockets.server import ServerProtocol
+
+from gowsev import deflate
+from gowsev.deflate import Deflate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from websockets.typing import Origin, Subprotocol
+
+    from gowsev.options import Options
+
+__all__ = [
+    "HTTPRequest",
+    "Handshake",
+    "Headers",
+    "Reject",
+    "Request",
+    "Response",
+    "header_pairs",
+    "negotiate",
+    "refusal",
+]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+# RFC 9110 sections 5.6.2 and 5.5.
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for when it opened its connection; for `ConnRequested`, and behind `Conn`."""
+
+    path: str
+    """The path, its percent-encoding undone, without the query."""
+    query: str
+    """What stands behind the `?`, as it was sent; empty if nothing does."""
+    headers: Headers
+    """The request's headers (for a dialled connection, the response's): a mapping whose keys ignore case.
+    `get_all(name)` returns every value of a repeated one."""
+    peer: tuple[str, int]
+    """The address at the other end; behind a proxy that is the proxy's. A unix socket has `("", 0)`."""
+    local: tuple[str, int]
+    """Our own address; of a unix socket, its path and 0."""
+    tls: bool
+    """Whether the connection is encrypted here."""
+
+
+class Reject:
+    """The answer of `ConnRequested` that refuses a connection.
+
+    Args:
+        status: HTTP status, 300 to 599.
+        reason: plain text to send as the response's body.
+        headers: more headers for the response: a mapping, or pairs of name and value.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: the status is out of range, or a header holds what may not stand in one (RFC 9110 section 5).
+    """
+
+    __slots__ = ("headers", "reason", "status")
+
+    def __init__(
+        self, status: int = 403, reason: str = "", headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
+    ) -> None:
+        if isinstance(status, bool) or not isinstance(status, int):
+            raise TypeError(f"status must be an int, not {status!r}")
+        if not 300 <= status <= 599:
+            raise ValueError(f"status must be from 300 to 599, not {status!r}")
+        if not isinstance(reason, str):
+            raise TypeError(f"reason must be str, not {reason!r}")
+        self.status = int(status)
+        self.reason = reason
+        self.headers = header_pairs(headers)
+
+    def __repr__(self) -> str:
+        return f"Reject({self.status}, {self.reason!r}, {self.headers!r})"
+
+
+def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Check headers that a program wants to send.
+
+    Raises:
+        TypeError: they are no mapping and no pairs of str.
+        ValueError: one holds what may not stand in a header (RFC 9110 section 5), such as the end of its line.
+    """
+    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise TypeError(f"headers must be a mapping or pairs of str, not {pair!r}")
+        name, value = pair
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"invalid header name {name!r}")
+        if not _FIELD_VALUE.fullmatch(value):
+            raise ValueError(f"invalid value {value!r} of header {name}")
+    return pairs
+
+
+class Handshake(NamedTuple):
+    """The outcome of a negotiation."""
+
+    response: Response
+    """To be sent; the connection is open if its status is 101."""
+    subprotocol: str | None
+    deflate: Deflate | None
+
+
+def negotiate(request: HTTPRequest, options: Options) -> Handshake:
+    """Answer an upgrade request."""
+    headers = request.headers
+    if "Transfer-Encoding" in headers or not set(headers.get_all("Content-Length")) <= {"0"}:
+        return Handshake(refusal(400, "An upgrade request must not have a body.\n"), None, None)
+    protocol = ServerProtocol(
+        origins=_acceptable_origins(headers, options),
+        extensions=deflate.server_factories() if options.compression == "deflate" else None,
+        subprotocols=cast("Sequence[Subprotocol]", options.subprotocols),
+        select_subprotocol=_select_subprotocol,
+    )
+    response = protocol.accept(request)
+    if response.status_code == 400 and "Sec-WebSocket-Version" in headers:
+        # RFC 6455 section 4.4: the answer to a version we don't speak names the one we do.
+        response.headers["Sec-WebSocket-Version"] = "13"
+    return Handshake(response, protocol.subprotocol, deflate.negotiated(protocol.extensions))
+
+
+def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """Make a response that refuses a request, with a body of plain text, after which the connection is closed."""
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "Refused"  # a status that only its sender knows, like 499, has no standard phrase
+    body = text.encode()
+    fields = Headers([("Connection", "close"), ("Content-Length", str(len(body)))])
+    fields["Content-Type"] = "text/plain; charset=utf-8"
+    for name, value in headers:
+        fields[name] = value
+    return Response(status, phrase, fields, body)
+
+
+def _select_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Pick the server's favourite among those offered; none in common is no reason to refuse (as with gorilla)."""
+    return next((ours for ours in protocol.available_subprotocols or () if ours in offered), None)
+
+
+def _acceptable_origins(headers: Headers, options: Options) -> list[Origin | None] | None:
+    """List the acceptable values of `Origin`, for `ServerProtocol`: `None` in the list stands for its absence."""
+    allowed = options.allowed_origins
+    if allowed is not None:
+        return None if "*" in allowed else [None, *cast("Iterable[Origin]", allowed)]
+    acceptable: list[Origin | None] = [None]
+    origins, hosts = headers.get_all("Origin"), headers.get_all("Host")
+    if len(origins) == len(hosts) == 1 and _same_host(origins[0], hosts[0]):
+        acceptable.append(cast("Origin", origins[0]))
+    return acceptable
+
+
+def _same_host(origin: str, host: str) -> bool:
+    """Tell whether an origin (RFC 6454) is on the host that was asked for.
+
+    The scheme is not compared: behind a proxy that ends TLS, it is `https` there and plain here.
+    """
+    try:
+        parts = urlsplit(origin)
+        default = _DEFAULT_PORTS.get(parts.scheme)
+        asked = urlsplit(f"//{host}")
+        return (
+            parts.hostname is not None
+            and parts.hostname == asked.hostname
+            and (parts.port or default) == (asked.port or default)
+        )
+    except ValueError:  # no URL, or a port that is no number: such an origin is nobody's
+        return False

@@ -1,0 +1,70 @@
+"""The clock of a set of connections: one timer for all of them, however many.
+
+A timer for each connection, started again by each message, would cost more than the message. Instead the hub sweeps
+over the open connections every tick and lets each look at the clock. A tick is an eighth of the shortest interval
+there is to keep, and at most a second; that is how much later than stated a ping, or an end, may come.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gevent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gowsev.options import Options
+
+__all__ = ["Keepalive"]
+
+_SHORTEST_TICK, _LONGEST_TICK = 0.01, 1.0
+
+
+class _Checked(Protocol):
+    def check(self, now: float) -> None: ...
+
+
+class Keepalive:
+    """The open connections, and the timer that makes each look at the clock.
+
+    Args:
+        options: the intervals to keep.
+        emptied: called when the last connection has left.
+    """
+
+    __slots__ = ("_emptied", "_tick", "_timer", "connections", "now")
+
+    def __init__(self, options: Options, emptied: Callable[[], None]) -> None:
+        intervals = [s for s in (options.ping_interval, options.ping_timeout, options.close_timeout) if s is not None]
+        self._tick = max(_SHORTEST_TICK, min([_LONGEST_TICK * 8, *intervals]) / 8)
+        self._timer: Any = None
+        self._emptied = emptied
+        self.connections: set[Any] = set()
+        self.now = time.monotonic()
+        """The time of the last tick, in seconds of `time.monotonic`: cheap to read, and precise enough."""
+
+    def add(self, connection: _Checked) -> None:
+        """Begin to call `connection.check` every tick."""
+        self.connections.add(connection)
+        if self._timer is None:
+            self.now = time.monotonic()
+            # Not `ref`: the timer alone must not keep the hub of a program alive.
+            self._timer = gevent.get_hub().loop.timer(self._tick, self._tick, ref=False)
+            self._timer.start(self._sweep)
+
+    def remove(self, connection: _Checked) -> None:
+        """Stop calling it; a connection that is not here is no error."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            if not self.connections:
+                self._timer.stop()
+                self._timer.close()
+                self._timer = None
+                self._emptied()
+
+    def _sweep(self) -> None:
+        self.now = now = time.monotonic()
+        for connection in tuple(self.connections):
+            connection.check(now)

@@ -1,0 +1,141 @@
+"""The loop's queue, and the credit that keeps each connection's share of it bounded.
+
+Readers put events, the greenlet in `Context.EventLoopIteration` gets them: a gevent queue and a blocking get with
+timeout. What an event means is the business of whoever puts and gets it.
+
+Invariants: events come out in the order in which they were put, whichever way. `put` may be called from any
+greenlet, the hub included, of the loop's thread; `post` from any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.queue import Empty, SimpleQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Credit", "Mailbox"]
+
+#: The longest single wait for an event, in seconds. A wait for ever is many of these: the hub raises `LoopExit` in a
+#: greenlet that waits with no timer or watcher that could ever wake it, but another thread may still post.
+_LONGEST_WAIT = 3600.0
+
+#: A sleep of no length that still lets the hub look at its sockets once; `sleep(0)` only runs its callbacks.
+_ONE_POLL = 1e-9
+
+
+class Mailbox:
+    """A queue of events with one consumer."""
+
+    __slots__ = ("__weakref__", "_async", "_posted", "_queue", "put")
+
+    def __init__(self) -> None:
+        self._queue = SimpleQueue()
+        self._posted: deque[Any] = deque()
+        self._async: Any = None
+        self.put: Callable[[Any], None] = self._queue.put
+        """Add an event; never blocks. From the loop's thread only."""
+
+    def __len__(self) -> int:
+        return len(self._posted) + int(self._queue.qsize())
+
+    def post(self, event: Any) -> None:
+        """Add an event from any thread; never blocks."""
+        self._posted.append(event)
+        # The order of these two lines and of those in `_watch_posts` makes sure that one of the two threads sees
+        # what the other did: no posted event is left behind.
+        if self._async is not None:
+            self._async.send()
+
+    def get(self, timeout: float | None) -> Any | None:
+        """Return the next event; `None` when none came for `timeout` seconds (`None`: wait for ever).
+
+        Blocks the calling greenlet only. With a timeout of 0 the sockets are still looked at once.
+        """
+        queue = self._queue
+        if self._posted:
+            self._take_posts()
+        if queue.empty():
+            if self._async is None:
+                self._watch_posts()
+            if timeout == 0:
+                gevent.sleep(_ONE_POLL)
+                self._take_posts()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            wait = _LONGEST_WAIT if timeout is None else min(timeout, _LONGEST_WAIT)
+            try:
+                return queue.get(timeout=wait) if wait > 0 else queue.get_nowait()
+            except Empty:
+                # Not an error: the wait is over. The caller learns it from the result.
+                if deadline is not None:
+                    timeout = deadline - time.monotonic()
+                    if timeout <= 0:
+                        return None
+
+    def poll_sockets(self) -> None:
+        """Let the hub, and with it every reader, run once."""
+        gevent.sleep(_ONE_POLL)
+
+    def close(self) -> None:
+        """Stop listening for posts; call it in the loop's thread."""
+        if self._async is not None:
+            self._async.stop()
+            self._async.close()
+            self._async = None
+
+    def _watch_posts(self) -> None:
+        # Not `ref`: a mailbox must not keep the hub of a program alive that waits for other things.
+        self._async = gevent.get_hub().loop.async_(ref=False)
+        self._async.start(self._take_posts)
+        self._take_posts()
+
+    def _take_posts(self) -> None:
+        posted = self._posted
+        while posted:
+            self._queue.put(posted.popleft())
+
+
+class Credit:
+    """How much of one connection lies undelivered in the mailbox, and whether its reader must stop for that.
+
+    Args:
+        max_messages, max_bytes: the reader stops at either; `None` turns one off.
+        resume: called once when, after a stop, half of the credit is free again.
+    """
+
+    __slots__ = ("_max_bytes", "_max_messages", "_resume", "bytes", "exhausted", "messages")
+
+    def __init__(self, max_messages: int | None, max_bytes: int | None, resume: Callable[[], None]) -> None:
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._resume = resume
+        self.messages = 0
+        self.bytes = 0
+        self.exhausted = False
+
+    def spend(self, messages: int, size: int) -> bool:
+        """Account for messages that were put; return whether the reader must stop."""
+        self.messages += messages
+        self.bytes += size
+        self.exhausted = (self._max_messages is not None and self.messages >= self._max_messages) or (
+            self._max_bytes is not None and self.bytes >= self._max_bytes
+        )
+        return self.exhausted
+
+    def refund(self, size: int) -> None:
+        """Account for one message that was delivered."""
+        self.messages -= 1
+        self.bytes -= size
+        if (
+            self.exhausted
+            and (self._max_messages is None or self.messages * 2 <= self._max_messages)
+            and (self._max_bytes is None or self.bytes * 2 <= self._max_bytes)
+        ):
+            self.exhausted = False
+            self._resume()

@@ -1,0 +1,116 @@
+"""`Options`: everything about a `Context` that can be set, validated when it is made.
+
+Seconds are floats, sizes are bytes, and `None` turns a limit off. The defaults are meant to be safe on the open
+internet without reading anything. This module knows nothing of the rest of the package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Settings of a `Context`, or of a `Dial`.
+
+    Raises:
+        TypeError: a value has the wrong type.
+        ValueError: a value is out of its range; the text names the field, the value and what was expected.
+    """
+
+    max_message_bytes: int | None = 1 << 20
+    """A longer message, however fragmented or compressed, is refused before it is held, with close code 1009."""
+    max_connections: int | None = None
+    """An upgrade beyond so many open connections is answered with 503."""
+    handshake_timeout: float | None = 10.0
+    """Seconds from accept to upgrade, the TLS handshake included; also of an idle plain-HTTP keep-alive."""
+    ping_interval: float | None = 20.0
+    """Seconds of silence after which a ping is sent."""
+    ping_timeout: float | None = 20.0
+    """Seconds after that ping at which a peer still silent is given up. Any byte received is life."""
+    close_timeout: float | None = 5.0
+    """Seconds from our close frame to the end of the socket."""
+    outbox_bytes: int | None = 4 << 20
+    """A write is refused while more than so many bytes already wait for that connection."""
+    slow_consumer: str = "close"
+    """What a refused write does besides: `"close"` closes with 1013, `"drop"` leaves it at the refusal."""
+    inbox_messages: int | None = 256
+    """Undelivered messages of one connection at which its reader stops, so that TCP slows the peer."""
+    inbox_bytes: int | None = 1 << 20
+    """The same, counted in bytes."""
+    allowed_origins: Iterable[str] | None = None
+    """`None`: same origin only, for requests that carry `Origin` (browsers); else the origins; `("*",)` for any."""
+    subprotocols: Iterable[str] = ()
+    """Subprotocols the server speaks, in its order of preference (RFC 6455 section 1.9)."""
+    compression: str | None = None
+    """`"deflate"` negotiates permessage-deflate (RFC 7692)."""
+    http_app: Callable[..., Any] | None = None
+    """WSGI application for requests that are no WebSocket upgrade; without one they are answered with 426."""
+    backlog: int = 1024
+    """Connections that the kernel holds for a listener until they are accepted."""
+    reuse_port: bool = False
+    """Set `SO_REUSEPORT` on listeners, so that several processes may share a port."""
+    raise_errors: bool = False
+    """Raise what a callback raises out of the iteration, instead of logging it and closing with 1011."""
+
+    def __post_init__(self) -> None:
+        _whole_numbers(self, ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes"))
+        _whole_numbers(self, ("backlog",), optional=False)
+        for name in ("handshake_timeout", "ping_interval", "ping_timeout", "close_timeout"):
+            _set(self, name, _seconds(name, getattr(self, name)))
+        _one_of("slow_consumer", self.slow_consumer, ("close", "drop"))
+        _one_of("compression", self.compression, (None, "deflate"))
+        _set(self, "subprotocols", _strings("subprotocols", self.subprotocols))
+        if self.allowed_origins is not None:
+            _set(self, "allowed_origins", _strings("allowed_origins", self.allowed_origins))
+        if self.http_app is not None and not callable(self.http_app):
+            raise TypeError(f"http_app must be a WSGI application (a callable) or None, not {self.http_app!r}")
+        for name in ("reuse_port", "raise_errors"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+
+def _set(options: Options, name: str, value: object) -> None:
+    object.__setattr__(options, name, value)
+
+
+def _whole_numbers(options: Options, names: Iterable[str], optional: bool = True) -> None:
+    wanted = "a whole number of at least 1" + (", or None" if optional else "")
+    for name in names:
+        value = getattr(options, name)
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be {wanted}, not {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be seconds as a number above 0, or None, not {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be seconds as a finite number above 0, or None, not {value!r}")
+    return float(value)
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a tuple of str, not {value!r}")
+    strings = tuple(value)
+    for item in strings:
+        if not isinstance(item, str) or not item:
+            raise TypeError(f"{name} must hold non-empty str only, not {item!r}")
+    return strings

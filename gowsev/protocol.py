@@ -1,0 +1,334 @@
+"""RFC 6455 as a state machine of one connection: bytes in, messages out; bytes to send. No I/O, no clock.
+
+`Protocol.receive` takes bytes however they were cut and returns the messages that they complete. What must be sent
+in answer (pongs, the close frame) gathers in `output`. Nothing it is given raises: a peer that breaks the rules is
+found in `failure`, with the close frame that says so already in `output`, and from then on input is discarded.
+
+    state          receive: a close frame       receive: a violation        close()
+    OPEN           reply, then DONE             send close, then DONE       send close, then CLOSING
+    CLOSING        DONE                         DONE                        nothing
+    DONE           input is discarded           input is discarded          nothing
+
+Messages that arrive in CLOSING, after our close frame and before the peer's, are still returned: the peer sent them
+in good faith, and RFC 6455 section 1.4 promises that nothing sent before a close frame is lost.
+
+Invariants: memory held is at most `max_message_bytes` plus one control frame; the same bytes give the same
+messages, output and failure, whether they come whole or one at a time.
+"""
+
+from __future__ import annotations
+
+import codecs
+from typing import Final
+
+from gowsev import frames
+from gowsev.deflate import Deflate
+from gowsev.errors import ProtocolError
+from gowsev.frames import CLOSE, CONTINUATION, FIN, PING, RSV1, TEXT, apply_mask
+
+__all__ = ["CLOSING", "DONE", "OPEN", "Encoder", "MaskingEncoder", "Protocol"]
+
+OPEN: Final = 0
+CLOSING: Final = 1
+DONE: Final = 2
+
+#: Pieces of a message shorter than this are gathered in one bytearray, so that a message that arrives byte by byte
+#: takes no more memory than one that arrives whole.
+_SMALL_PIECE = 4096
+
+_utf8_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Encoder:
+    """Encodes messages into frames for the peers of a server.
+
+    While it is given the same `bytes` object again, it returns the same frame, so that a message published to many
+    is encoded once. One encoder therefore serves all the connections whose frames are alike.
+    """
+
+    __slots__ = ("_deflate", "frame", "opcode", "payload")
+
+    #: Payloads from this length on are sent as they are, behind a frame header of their own, rather than copied
+    #: into one frame with it.
+    LARGE = 16384
+
+    def __init__(self, deflate: Deflate | None = None) -> None:
+        self._deflate = deflate
+        self.opcode = -1
+        self.payload: bytes = b""
+        self.frame: bytes = b""
+
+    def encode(self, opcode: int, payload: bytes) -> bytes:
+        """Return the frame of a message."""
+        if payload is self.payload and opcode == self.opcode:
+            return self.frame
+        if self._deflate is None:
+            frame = frames.encode_header(FIN | opcode, len(payload)) + payload
+        else:
+            frame = frames.encode_frame(FIN | RSV1 | opcode, self._deflate.compress(payload))
+            if self._deflate.takeover:
+                return frame
+        self.opcode, self.payload, self.frame = opcode, payload, frame
+        return frame
+
+    def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
+        """Return the frame of a long message as the chunks to send in turn; `payload` is not copied."""
+        if self._deflate is None:
+            return frames.encode_header(FIN | opcode, len(payload)), payload
+        return (self.encode(opcode, payload),)
+
+
+class MaskingEncoder(Encoder):
+    """Encodes messages for the peer of a client: every frame under a fresh mask (RFC 6455 section 5.3)."""
+
+    __slots__ = ()
+
+    def encode(self, opcode: int, payload: bytes) -> bytes:
+        if self._deflate is None:
+            return frames.encode_frame(FIN | opcode, payload, masked=True)
+        return frames.encode_frame(FIN | RSV1 | opcode, self._deflate.compress(payload), masked=True)
+
+    def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
+        return (self.encode(opcode, payload),)
+
+
+class Protocol:
+    """One connection's state.
+
+    Args:
+        client: we are the client: our frames are masked and the peer's are not.
+        max_message_bytes: a longer message fails the connection with 1009; `None` for any length.
+        deflate: the codec, where permessage-deflate was negotiated.
+    """
+
+    __slots__ = (
+        "_client",
+        "_decoder",
+        "_deflate",
+        "_frame_fin",
+        "_frame_missing",
+        "_inflating",
+        "_mask",
+        "_max_message_bytes",
+        "_message_opcode",
+        "_message_size",
+        "_pieces",
+        "_rest",
+        "close_code",
+        "close_reason",
+        "failure",
+        "output",
+        "pong",
+        "state",
+    )
+
+    def __init__(
+        self, *, client: bool = False, max_message_bytes: int | None = 1 << 20, deflate: Deflate | None = None
+    ) -> None:
+        self._client = client
+        self._max_message_bytes = max_message_bytes
+        self._deflate = deflate
+        self.state = OPEN
+        self.close_code = frames.ABNORMAL
+        """The code of the peer's close frame: 1005 if it had none, 1006 while none has come (section 7.1.5)."""
+        self.close_reason = ""
+        self.failure: ProtocolError | None = None
+        """How the peer broke the rules, if it did."""
+        self.output = b""
+        """Bytes to send. Whoever sends them sets it to `b""`."""
+        self.pong = b""
+        """The newest pong in `output`: the only one that must be sent (section 5.5.3)."""
+
+        self._rest = b""  # the beginning of a header, or of a control frame, that has not ended yet
+        self._frame_missing = 0  # payload bytes still to come of the data frame that has begun
+        self._frame_fin = False
+        self._mask = b""  # that frame's mask, turned to the next byte to come
+        self._message_opcode = 0  # of the message that has begun, 0 if none has
+        self._message_size = 0
+        self._pieces: list[bytes | bytearray] = []
+        self._inflating = False
+        self._decoder: codecs.IncrementalDecoder | None = None
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def close(self, code: int = frames.NORMAL, reason: str = "") -> None:
+        """Put a close frame into `output`, unless one was sent already (section 5.5.1).
+
+        Raises:
+            ValueError: `code` may not be sent.
+        """
+        payload = frames.encode_close_payload(code, reason)
+        if self.state == OPEN:
+            self.output += self._control(CLOSE, payload)
+            self.state = CLOSING
+
+    def ping(self, payload: bytes = b"") -> None:
+        """Put a ping into `output` (section 5.5.2)."""
+        if self.state == OPEN:
+            self.output += self._control(PING, payload)
+
+    def _control(self, opcode: int, payload: bytes) -> bytes:
+        return frames.encode_frame(FIN | opcode, payload, masked=self._client)
+
+    # -- receiving -----------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes | bytearray, end: int | None = None) -> list[tuple[int, bytes]]:
+        """Take the bytes `data[:end]`, and return the messages that they complete.
+
+        Returns:
+            (opcode, payload) for each, `opcode` being `TEXT` or `BINARY`; the payload of a text is valid UTF-8.
+        """
+        messages: list[tuple[int, bytes]] = []
+        try:
+            self._parse(data, len(data) if end is None else end, messages)
+        except ProtocolError as error:
+            self._fail(error)
+        return messages
+
+    def _parse(self, data: bytes | bytearray, end: int, messages: list[tuple[int, bytes]]) -> None:
+        if self._rest:
+            data = self._rest + data[:end]
+            end = len(data)
+            self._rest = b""
+        position = 0
+        if self._frame_missing:
+            position = self._take_payload(data, 0, end, messages)
+        plain = not self._client  # the way of almost every frame: a whole, short, unfragmented message to a server
+        while position < end and self.state != DONE:
+            if plain and not self._message_opcode and end - position > 6:
+                first, size = data[position], data[position + 1] - frames.MASKED
+                start = position + 6
+                if (first == 0x82 or first == 0x81) and 0 <= size < 126 and start + size <= end:
+                    self._check_size(size)
+                    position = start + size
+                    payload = apply_mask(data[start:position], data[start - 4 : start])
+                    if first == 0x81:
+                        _check_text(payload)
+                    messages.append((first & 0x0F, payload))
+                    continue
+            position = self._take_frame(data, position, end, messages)
+
+    def _take_frame(self, data: bytes | bytearray, position: int, end: int, messages: list[tuple[int, bytes]]) -> int:
+        """Take the frame that begins at `position`, or what there is of it; return where to go on."""
+        header = frames.parse_header(data, position, end)
+        if header is None:
+            self._rest = bytes(data[position:end])
+            return end
+        frames.check_header(
+            header,
+            from_client=not self._client,
+            in_message=bool(self._message_opcode),
+            compression=self._deflate is not None,
+        )
+        start = position + header.size
+        opcode = header.first & frames.OPCODE_BITS
+        if opcode >= CLOSE:
+            stop = start + header.length
+            if stop > end:
+                self._rest = bytes(data[position:end])
+                return end
+            payload = bytes(data[start:stop])
+            self._take_control(opcode, apply_mask(payload, header.mask) if header.mask else payload)
+            return stop
+        if opcode != CONTINUATION:
+            self._message_opcode = opcode
+            self._inflating = bool(header.first & RSV1)
+            if opcode == TEXT:
+                self._decoder = _utf8_decoder()
+        self._check_size((0 if self._inflating else self._message_size) + header.length)
+        self._frame_missing = header.length
+        self._frame_fin = bool(header.first & FIN)
+        self._mask = header.mask
+        return self._take_payload(data, start, end, messages)
+
+    def _take_control(self, opcode: int, payload: bytes) -> None:
+        if opcode == PING:
+            # 5.5.2: "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response, unless it
+            # already received a Close frame." Once we have sent ours, the peer has its answer: we send no more.
+            if self.state == OPEN:
+                self.pong = self._control(frames.PONG, payload)
+                self.output += self.pong
+        elif opcode == CLOSE:
+            self.close_code, self.close_reason = frames.parse_close_payload(payload)
+            if self.state == OPEN:
+                # 5.5.1: "When sending a Close frame in response, the endpoint typically echos the status code"
+                self.output += self._control(CLOSE, payload[:2])
+            self.state = DONE
+
+    def _take_payload(self, data: bytes | bytearray, start: int, end: int, messages: list[tuple[int, bytes]]) -> int:
+        """Take what `data[start:end]` holds of the data frame that has begun; return where to go on."""
+        stop = min(start + self._frame_missing, end)
+        size = stop - start
+        self._frame_missing -= size
+        if size:
+            with memoryview(data)[start:stop] as view:
+                piece = apply_mask(view, self._mask) if self._mask else bytes(view)
+            turn = size & 3
+            self._mask = self._mask[turn:] + self._mask[:turn]
+            self._keep(self._deflate.inflate(piece, self._room()) if self._deflate and self._inflating else piece)
+        if not self._frame_missing and self._frame_fin:
+            messages.append(self._finish_message())
+        return stop
+
+    def _keep(self, piece: bytes) -> None:
+        """Add a piece to the message that has begun, its text checked as early as its bytes allow."""
+        self._message_size += len(piece)
+        if self._decoder is not None:
+            try:
+                self._decoder.decode(piece)
+            except UnicodeDecodeError:
+                raise _invalid_text() from None
+        pieces = self._pieces
+        if not pieces or len(piece) >= _SMALL_PIECE:
+            pieces.append(piece)
+        elif isinstance(pieces[-1], bytearray):
+            pieces[-1] += piece
+        else:
+            pieces.append(bytearray(piece))
+
+    def _finish_message(self) -> tuple[int, bytes]:
+        if self._deflate and self._inflating:
+            self._keep(self._deflate.finish(self._room()))
+        if self._decoder is not None:
+            try:
+                self._decoder.decode(b"", True)
+            except UnicodeDecodeError:
+                raise _invalid_text() from None
+            self._decoder = None
+        pieces = self._pieces
+        payload = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        message = self._message_opcode, payload
+        self._pieces = []
+        self._message_opcode = self._message_size = 0
+        return message
+
+    def _check_size(self, size: int) -> None:
+        if self._max_message_bytes is not None and size > self._max_message_bytes:
+            raise ProtocolError(frames.TOO_BIG, f"message longer than {self._max_message_bytes} bytes")
+
+    def _room(self) -> int | None:
+        """How many bytes the message that has begun may still grow by."""
+        return None if self._max_message_bytes is None else self._max_message_bytes - self._message_size
+
+    def _fail(self, error: ProtocolError) -> None:
+        """Section 7.1.7, _Fail the WebSocket Connection_: say why, take nothing more, hold nothing more."""
+        self.failure = error
+        if self.state == OPEN:
+            self.output += self._control(CLOSE, frames.encode_close_payload(error.code, error.reason))
+        self.state = DONE
+        self._pieces = []
+        self._rest = b""
+        self._decoder = None
+
+
+def _check_text(payload: bytes) -> None:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        raise _invalid_text() from None
+
+
+def _invalid_text() -> ProtocolError:
+    # 8.1: "When an endpoint is to interpret a byte stream as UTF-8 but finds that the byte stream is not, in fact,
+    # a valid UTF-8 stream, that endpoint MUST _Fail the WebSocket Connection_."
+    return ProtocolError(frames.INVALID_DATA, "text is not valid UTF-8")

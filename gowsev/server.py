@@ -1,0 +1,431 @@
+"""Listeners, and the way of a socket from `accept` to its upgrade. The only importer of pywsgi and geventwebsocket.
+
+Each accepted socket gets a greenlet, in which pywsgi reads HTTP requests. A request for an upgrade is answered by
+`handshake.negotiate` and its socket handed to the `Host`, after which the greenlet ends; any other goes to the WSGI
+application. All of this, the TLS handshake included, is bounded by `handshake_timeout`.
+
+What a `Host` is, the context says; nothing of it is known here but that it admits requests and takes sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import socket
+import ssl
+import stat
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from urllib.parse import unquote_to_bytes
+
+import gevent
+import gevent.socket
+import gevent.ssl
+from gevent.pywsgi import WSGIServer
+from geventwebsocket.handler import WebSocketHandler
+from websockets.exceptions import WebSocketException
+
+from gowsev.connection import take_over
+from gowsev.handshake import Handshake, Headers, HTTPRequest, Request, Response, negotiate, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gowsev.options import Options
+
+__all__ = ["Address", "Certificate", "Host", "Listener", "listen", "parse_port"]
+
+logger = logging.getLogger("gowsev")
+
+#: RFC 9112 leaves the limits on a request's head to the server. pywsgi itself bounds the request line.
+_MAX_HEAD_BYTES = 1 << 16
+_MAX_HEAD_LINES = 100
+
+_PORT = re.compile(r"(?:(?P<host>\[[^\]]*\]|[^:\[\]]*):)?(?P<port>[0-9]{1,5})")
+
+
+class Host(Protocol):
+    """Who receives the connections of a listener."""
+
+    options: Options
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
+
+    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+        """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
+
+    def refused(self) -> None:
+        """Count a refused upgrade."""
+
+
+# -- addresses ---------------------------------------------------------------------------------------------------
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    """Empty for all interfaces, IPv6 and IPv4; a path where `family` says so."""
+    port: int
+    family: int
+
+    def __str__(self) -> str:
+        if self.family == socket.AF_UNIX:
+            return f"unix:{self.host}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_port(port: str | int) -> Address:
+    """Understand the argument of `ListenAndServe`.
+
+    Raises:
+        TypeError: it is neither str nor int.
+        ValueError: it names no address.
+    """
+    wanted = "a port like '9000', ':9000', 9000, '127.0.0.1:9000', '[::1]:9000' or 'unix:/path'"
+    if isinstance(port, bool) or not isinstance(port, str | int):
+        raise TypeError(f"port must be {wanted}, not {port!r}")
+    if isinstance(port, str) and port.startswith("unix:"):
+        if not port[5:] or "\0" in port:
+            raise ValueError(f"port must be {wanted}, not {port!r}")
+        return Address(port[5:], 0, socket.AF_UNIX)
+    match = _PORT.fullmatch(str(port))
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError(f"port must be {wanted}, not {port!r}")
+    host = (match["host"] or "").strip("[]")
+    return Address(host, int(match["port"]), socket.AF_INET6 if ":" in host or not host else socket.AF_INET)
+
+
+def listen(address: Address, options: Options) -> Any:
+    """Open a listening socket.
+
+    Raises:
+        OSError: it cannot be; the text names the address.
+    """
+    sock = None
+    try:
+        sock = _bind(address, options)
+        sock.listen(options.backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error
+    return sock
+
+
+def _bind(address: Address, options: Options) -> Any:
+    if address.family == socket.AF_UNIX:
+        _remove_stale(address.host)
+        sock = gevent.socket.socket(socket.AF_UNIX)
+        where: Any = address.host
+    elif not address.host and not _has_ipv6():
+        sock = gevent.socket.socket(socket.AF_INET)
+        where = ("", address.port)
+    else:
+        where = (address.host, address.port)
+        family = address.family
+        if family == socket.AF_INET:  # a name may have an IPv6 address only
+            family, _, _, _, where = gevent.socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0]
+        sock = gevent.socket.socket(family)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address.host else 0)
+    try:
+        if address.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _has_ipv6() -> bool:
+    try:
+        gevent.socket.socket(socket.AF_INET6).close()
+    except OSError:  # a kernel without IPv6: all interfaces are then all IPv4 ones
+        return False
+    return True
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the unix socket that a dead process left at `path`."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:  # the ordinary case: the path is free
+        return
+    with gevent.socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            os.unlink(path)
+
+
+class Certificate:
+    """A certificate and its key, read again whenever their files change.
+
+    Raises:
+        OSError: a file cannot be read, or is no certificate (`ssl.SSLError` is one); the text names both.
+    """
+
+    def __init__(self, cert_file: str, key_file: str) -> None:
+        self._files = (os.fspath(cert_file), os.fspath(key_file))
+        try:
+            self._read_at = self._modified()
+            self._context = self._load()
+        except ssl.SSLError as error:
+            raise ssl.SSLError(
+                error.errno, f"no certificate with its key in {self._named()}: {error.strerror}"
+            ) from error
+        except OSError as error:
+            raise OSError(error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}") from error
+
+    def context(self) -> Any:
+        """Return the TLS context of the files as they are now; the last good one if they cannot be read."""
+        try:
+            modified = self._modified()
+            if modified != self._read_at:
+                self._read_at = modified
+                self._context = self._load()
+                logger.info("read the renewed certificate in %s", self._named())
+        except OSError as error:
+            # Half-written or vanished files: whoever renews them may not be done. Clients go on getting the last
+            # certificate that could be read, and the next change of the files is looked at again.
+            if self._read_at is not None:
+                self._read_at = None
+                logger.error("cannot read the certificate in %s, going on with the last one: %s", self._named(), error)
+        return self._context
+
+    def _modified(self) -> tuple[tuple[int, int], ...] | None:
+        return tuple((status.st_mtime_ns, status.st_ino) for status in map(os.stat, self._files))
+
+    def _load(self) -> Any:
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(*self._files, password=_no_password)
+        return context
+
+    def _named(self) -> str:
+        return " and ".join(map(repr, self._files))
+
+
+def _no_password() -> str:
+    raise ssl.SSLError(0, "the key is encrypted; gowsev cannot ask for its password")
+
+
+# -- listeners ---------------------------------------------------------------------------------------------------
+
+
+class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
+    """One listening socket and the greenlets of what it accepted.
+
+    Args:
+        sock: what `listen` returned.
+        address: what it listens on.
+        host: who gets its connections.
+        certificate: for TLS; `None` for plain.
+    """
+
+    def __init__(self, sock: Any, address: Address, host: Host, certificate: Certificate | None = None) -> None:
+        self.host = host
+        self.certificate = certificate
+        self._path = address.host if address.family == socket.AF_UNIX else None
+        environ = {
+            # Given here, since pywsgi would look the name up in the DNS.
+            "SERVER_NAME": "localhost" if self._path else address.host or socket.gethostname(),
+            "wsgi.url_scheme": "https" if certificate else "http",
+        }
+        application = host.options.http_app or _upgrade_required
+        super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ)
+
+    def handle(self, sock: Any, address: Any) -> None:
+        timeout = gevent.Timeout.start_new(self.host.options.handshake_timeout)
+        try:
+            # Bounds each wait of an application's own reading and writing too.
+            sock.settimeout(self.host.options.handshake_timeout)
+            if self.certificate is not None:
+                context = self.certificate.context()
+                sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                sock.do_handshake()
+            handler = Upgrader(sock, address, self)
+            handler.timeout = timeout
+            handler.handle()
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            logger.info("no request from %s within %s s", _shown(address), expired.seconds)
+            sock.close()
+        except OSError as error:
+            # What the peer's end of the network does is no error of ours, and other connections go on.
+            logger.info("lost %s before its request: %s", _shown(address), error)
+            sock.close()
+        finally:
+            timeout.close()
+
+    def close(self) -> None:
+        super().close()
+        if self._path is not None:
+            path, self._path = self._path, None
+            try:
+                os.unlink(path)
+            except OSError as error:  # somebody else has removed it: that was to be done
+                logger.debug("could not remove the socket %r: %s", path, error)
+
+
+def _upgrade_required(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
+    body = b"This is a WebSocket server; open it with a WebSocket client.\n"
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+    ]
+    start_response("426 Upgrade Required", headers)
+    return [body]
+
+
+class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has no types
+    """One accepted socket: HTTP requests, until one of them asks for an upgrade."""
+
+    timeout: Any
+    """Runs while a request is awaited or being upgraded."""
+    websocket: Handshake
+
+    def MessageClass(self, rfile: Any, seekable: int) -> Any:
+        return super().MessageClass(_BoundedHead(rfile), seekable)
+
+    def read_request(self, raw_requestline: str) -> bool:
+        try:
+            return bool(super().read_request(raw_requestline))
+        except ValueError:
+            raise
+        except Exception as error:
+            # pywsgi prints a traceback for everything but ValueError, even for a connection that was reset.
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    def handle_one_response(self) -> None:
+        if not self._asks_for_websocket():
+            # The application may take as long as it likes; the next request may not.
+            self.timeout.cancel()
+            super().handle_one_response()
+            self.timeout.start()
+        else:
+            super().handle_one_response()
+
+    def _asks_for_websocket(self) -> bool:
+        return "websocket" in (self.headers.get("Upgrade") or "").lower()
+
+    # -- called by WebSocketHandler.run_application --------------------------------------------------------------
+
+    def upgrade_websocket(self) -> Iterable[bytes] | None:
+        """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
+        if not self._asks_for_websocket():
+            return None
+        host: Host = self.server.host
+        headers = Headers((name.strip(), value.strip()) for name, value in self.headers.items())
+        http_request = HTTPRequest(self.path, headers, self.command, self.request_version)
+        self._request = self._describe(headers)
+        try:
+            handshake = negotiate(http_request, host.options)
+        except WebSocketException as error:
+            handshake = Handshake(refusal(400, f"{error}\n"), None, None)
+        response = handshake.response
+        if response.status_code == 101:
+            response = host.admit(self._request) or response
+        if response.status_code == 101:
+            self.websocket = handshake
+            # WebSocketHandler prepares the response to be an upgrade if it finds this; the value is nobody's.
+            self.environ["wsgi.websocket"] = handshake
+            body = None
+        else:
+            host.refused()
+            logger.info(
+                "refused %s, which asked for %r: %d %r",
+                _shown(self.client_address), self.path, response.status_code, bytes(response.body[:200]),
+            )  # fmt: skip
+            self.close_connection = True
+            body = [bytes(response.body)]
+        self.start_response(f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items()))
+        return body
+
+    def run_websocket(self) -> None:
+        """Hand the socket over. The response 101 has been sent, and this greenlet ends."""
+        self.timeout.cancel()
+        sock, self.socket = self.socket, None
+        tls = self.server.certificate is not None
+        # A frame sent in the same segment as the request was read with it.
+        sock.settimeout(0.0)
+        try:
+            leftover = self.rfile.read1(1 << 16) or b""
+        except OSError:  # with TLS, where a plain socket's file returns None: there is nothing
+            leftover = b""
+        handshake = self.__dict__.pop("websocket")
+        self.server.host.welcome(sock if tls else take_over(sock), tls, self._request, handshake, leftover)
+
+    def _describe(self, headers: Headers) -> Request:
+        path, _, query = self.path.partition("?")
+        return Request(
+            path=unquote_to_bytes(path).decode("utf-8", "replace"),
+            query=query,
+            headers=headers,
+            peer=_host_and_port(self.client_address),
+            local=_host_and_port(self.socket.getsockname()),
+            tls=self.server.certificate is not None,
+        )
+
+    # -- what pywsgi would print ---------------------------------------------------------------------------------
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        logger.info("bad request from %s: %r", _shown(self.client_address), msg % args if args else msg)
+
+    def log_request(self) -> None:
+        logger.debug("%r", self.format_request())
+
+    @property
+    def logger(self) -> logging.Logger:
+        return logger
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        self.close_connection = True
+        if v is self.timeout:
+            logger.info("no answer for %s within %s s", _shown(self.client_address), v.seconds)
+            self._send_error_response_if_possible(503)
+        elif not issubclass(t, gevent.GreenletExit):
+            logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
+            self._send_error_response_if_possible(500)
+
+
+class _BoundedHead:
+    """The file that a request's header lines are read from, with a bound on all of them together."""
+
+    def __init__(self, rfile: Any) -> None:
+        self._rfile = rfile
+        self._bytes = _MAX_HEAD_BYTES
+        self._lines = _MAX_HEAD_LINES
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._rfile.readline(min(limit, self._bytes + 1))
+        self._bytes -= len(line)
+        self._lines -= 1
+        if self._bytes < 0 or self._lines < 0:
+            raise ValueError(f"more than {_MAX_HEAD_BYTES} bytes or {_MAX_HEAD_LINES} lines of headers")
+        # RFC 9112 section 5.2: a server "MUST either reject the message [...] or replace each received obs-fold"
+        if line[:1] in (b" ", b"\t"):
+            raise ValueError("folded header line")
+        return line
+
+
+def _host_and_port(address: Any) -> tuple[str, int]:
+    """A socket's address as `Request` has it; IPv4 through an IPv6 socket looks like IPv4."""
+    if isinstance(address, tuple):
+        return str(address[0]).removeprefix("::ffff:"), int(address[1])
+    return os.fsdecode(address or ""), 0
+
+
+def _shown(address: Any) -> str:
+    host, port = _host_and_port(address)
+    return f"{host}:{port}" if port else "a unix socket"

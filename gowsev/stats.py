@@ -1,0 +1,35 @@
+"""`Stats`: a snapshot of what a context has counted. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Stats"]
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of a context, since it was made where nothing else is said; bytes are those on the socket."""
+
+    connections: int = 0
+    """Open now."""
+    accepted: int = 0
+    """Connections that clients opened."""
+    added: int = 0
+    """Connections that `AddConn` brought."""
+    closed: int = 0
+    """Connections whose `ConnClosed` was called."""
+    rejected: int = 0
+    """Upgrade requests that were refused."""
+    messages_received: int = 0
+    messages_sent: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    refused_writes: int = 0
+    """Writes refused because too much already waited for a slow peer."""
+    callback_errors: int = 0
+    """Callbacks that raised."""
+    queued_events: int = 0
+    """Events that wait for the loop now."""
+    outbox_bytes: int = 0
+    """Bytes that wait for peers now."""

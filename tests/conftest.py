@@ -1,0 +1,247 @@
+"""What the tests share: contexts that run in a greenlet, raw clients, and waiting for a condition.
+
+The tests run in one thread, unpatched: a test is the main greenlet, the loops under test are others, and clients
+either use gevent's sockets or, where nobody here wrote them, run in a real thread (`in_thread`).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from dataclasses import dataclass, field
+
+import gevent
+import gevent.socket
+import gevent.ssl
+import pytest
+import trustme
+
+import gowsev
+from gowsev import frames
+
+#: Generous: these machines are slow at times, and a test that waits so long has failed anyway.
+PATIENCE = 30.0
+
+
+def wait_until(condition, patience=PATIENCE):
+    """Let greenlets run until `condition()` is true, and return what it returned; fail after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"still not true after {patience} s: {condition}")
+        gevent.sleep(0.002)
+    return result
+
+
+def in_thread(function, *args):
+    """Run blocking code, such as another library's client, in a real thread; return its result."""
+    return gevent.get_hub().threadpool.spawn(function, *args).get(timeout=PATIENCE * 2)
+
+
+class Recorder(gowsev.Handler):
+    """A handler that notes each callback, and answers as `answer(context, id, message)` does."""
+
+    def __init__(self, answer=None):
+        self.events = []
+        self.answer = answer
+
+    def ConnAccepted(self, context, id):
+        self.events.append(("accepted", id))
+
+    def ConnClosed(self, context, id):
+        conn = context.Conn(id)
+        self.events.append(("closed", id, conn.close_code, conn.close_reason))
+
+    def MessageReceived(self, context, id, message):
+        self.events.append(("message", id, message))
+        if self.answer is not None:
+            self.answer(context, id, message)
+
+    def EventLoopTimeout(self, context):
+        self.events.append(("timeout",))
+
+    def of(self, kind):
+        return [event for event in self.events if event[0] == kind]
+
+    @property
+    def messages(self):
+        return [event[2] for event in self.of("message")]
+
+    @property
+    def closed(self):
+        return self.of("closed")
+
+
+def echo(context, id, message):
+    context.Write(id, message)
+
+
+@dataclass
+class Server:
+    """A context whose loop runs in a greenlet of its own."""
+
+    context: gowsev.Context
+    handler: object
+    host: str
+    port: int
+    loop: gevent.Greenlet
+    clients: list = field(default_factory=list)
+
+    @property
+    def url(self):
+        return f"ws://{self.host}:{self.port}/"
+
+    def client(self, **kwargs):
+        """Open a raw client connection, its handshake done."""
+        client = RawClient(self.host, self.port, **kwargs)
+        self.clients.append(client)
+        return client
+
+
+@pytest.fixture
+def serve():
+    """A factory of running servers: `serve(handler=None, **options)`; all are shut down after the test."""
+    servers = []
+
+    def start(handler=None, *, port="127.0.0.1:0", certificate=None, **options):
+        handler = handler if handler is not None else Recorder(echo)
+        context = gowsev.MakeContext(handler, gowsev.Options(**options))
+        if certificate is None:
+            host, number = context.ListenAndServe(port)
+        else:
+            host, number = context.ListenAndServeTLS(port, *certificate)
+        server = Server(context, handler, host, number, gevent.spawn(context.EventLoop))
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        for client in server.clients:
+            client.close()
+        server.context.Shutdown(5)
+        server.loop.join(PATIENCE)
+        assert server.loop.ready(), "the loop did not end after Shutdown"
+
+
+@pytest.fixture(scope="session")
+def authority():
+    """A certificate authority of our own."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(authority, tmp_path_factory):
+    """The files of a certificate for localhost and 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("certificate")
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    return str(cert), str(key)
+
+
+@pytest.fixture(scope="session")
+def client_tls(authority):
+    """A client's TLS context that trusts the authority."""
+    context = gevent.ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+class RawClient:
+    """A WebSocket client down to the byte, on a gevent socket; what it sends is what the test says."""
+
+    def __init__(self, host, port, *, headers=(), path="/", tls=None, handshake=True, behind=b""):
+        if host.startswith("/"):
+            self.sock = gevent.socket.socket(gevent.socket.AF_UNIX)
+            self.sock.connect(host)
+        else:
+            self.sock = gevent.socket.create_connection((host, port))
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
+        self.sock.settimeout(PATIENCE)
+        self.buffer = b""
+        self.response = b""
+        if handshake:
+            self.send(self.request(path, headers) + behind)
+            self.response = self.read_head()
+            assert self.response.startswith(b"HTTP/1.1 101 "), self.response
+
+    @staticmethod
+    def request(path="/", headers=()):
+        lines = [
+            f"GET {path} HTTP/1.1",
+            "Host: localhost",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)).decode(),
+            "Sec-WebSocket-Version: 13",
+            *(f"{name}: {value}" for name, value in headers),
+        ]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+    def send(self, data):
+        self.sock.sendall(data)
+
+    def send_frame(self, opcode, payload=b"", *, fin=True, masked=True):
+        self.send(frames.encode_frame((0x80 if fin else 0) | opcode, payload, masked=masked))
+
+    def send_binary(self, payload):
+        self.send_frame(frames.BINARY, payload)
+
+    def send_text(self, text):
+        self.send_frame(frames.TEXT, text.encode())
+
+    def send_close(self, code=1000, reason=""):
+        self.send_frame(frames.CLOSE, frames.encode_close_payload(code, reason))
+
+    def _fill(self):
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise EOFError(f"the server closed the connection; unread: {self.buffer!r}")
+        self.buffer += data
+
+    def read_head(self):
+        """Read up to the empty line that ends an HTTP head."""
+        while b"\r\n\r\n" not in self.buffer:
+            self._fill()
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        return head + b"\r\n\r\n"
+
+    def read_frame(self):
+        """Return (opcode, payload) of the next frame, which must be whole and unmasked."""
+        while True:
+            header = frames.parse_header(self.buffer, 0, len(self.buffer))
+            if header is not None and len(self.buffer) >= header.size + header.length:
+                break
+            self._fill()
+        assert not header.masked
+        assert header.first & 0xF0 == 0x80, "a fragment, or a reserved bit"
+        end = header.size + header.length
+        payload, self.buffer = self.buffer[header.size : end], self.buffer[end:]
+        return header.first & 0x0F, payload
+
+    def read_close(self):
+        """Read frames until a close frame; return its code and reason."""
+        while True:
+            opcode, payload = self.read_frame()
+            if opcode == frames.CLOSE:
+                return frames.parse_close_payload(payload)
+
+    def read_to_end(self):
+        """Read until the server closes the connection, and return all of it."""
+        try:
+            while True:
+                self._fill()
+        except (EOFError, ConnectionResetError):
+            data, self.buffer = self.buffer, b""
+            return data
+
+    def reset(self):
+        """Close with a TCP RST."""
+        self.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.close()
+
+    def close(self):
+        self.sock.close()
