@@ -206,6 +206,8 @@ class Connection:
         """Send a close frame behind what waits, unless one was sent; the rest follows within `close_timeout`.
 
         Args:
+            code: one that may be sent.
+            reason: for the peer.
             timeout: seconds that bound it in place of `close_timeout`, where shorter.
         """
         if self._watcher is None:

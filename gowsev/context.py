@@ -90,7 +90,7 @@ class Context:
             raise TypeError(f"handler {handler!r} must have the methods {', '.join(_METHODS)}; missing: {missing}")
         if options is not None and not isinstance(options, Options):
             raise TypeError(f"options must be gowsev.Options or None, not {options!r}")
-        self.options: Final = options or Options()
+        self.options = options or Options()
         self._handler = handler
         self._text_received = getattr(handler, "TextReceived", None)
         self._conn_requested = getattr(handler, "ConnRequested", None)
@@ -131,6 +131,7 @@ class Context:
         """Listen as `ListenAndServe` does, with TLS 1.2 or newer.
 
         Args:
+            port: as for `ListenAndServe`.
             certFile: a PEM file with the certificate and those that lead to its authority.
             keyFile: a PEM file with its key. Both are read again when they change.
 
@@ -259,6 +260,7 @@ class Context:
         in Go; neither does a second call.
 
         Args:
+            id: the connection's.
             code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
             reason: for the peer; what exceeds 123 bytes of UTF-8 is cut off.
 
@@ -277,7 +279,7 @@ class Context:
 
     # -- calls and timers ----------------------------------------------------------------------------------------
 
-    def Post(self, callback: Callable[[Context, Unpack[Args]], object], *args: Unpack[Args]) -> None:
+    def Post(self, callback: Callable[[Context, Unpack[Args]], object], *args: *Args) -> None:
         """Let the loop run `callback(context, *args)` as one of its events. Safe from any thread; never blocks.
 
         Calls posted by one thread run in the order of posting.
@@ -292,7 +294,7 @@ class Context:
         self._mailbox.post((CALL, callback, args))
 
     def AfterFunc(
-        self, delay: float, callback: Callable[[Context, Unpack[Args]], object], *args: Unpack[Args]
+        self, delay: float | timedelta, callback: Callable[[Context, Unpack[Args]], object], *args: *Args
     ) -> Timer:
         """Let the loop run `callback(context, *args)` once, `delay` seconds from now.
 
@@ -417,7 +419,7 @@ class Context:
                     self._handler.EventLoopTimeout(self)
                 return
             kind, subject, payload = event
-            if kind == BINARY or kind == TEXT:
+            if kind in (BINARY, TEXT):
                 connection = subject
                 subject.credit.refund(len(payload))
                 if kind == BINARY or self._text_received is None:
@@ -432,7 +434,7 @@ class Context:
             elif kind == CALL:
                 subject(self, *payload)
             elif kind == REQUESTED:
-                payload.set(self._judge(subject))
+                self._judge(subject, payload)
         except _LEAVING:
             raise
         except BaseException:
@@ -458,20 +460,25 @@ class Context:
             self._stats.closed += 1
             _count(self._stats, connection)
 
-    def _judge(self, request: Request) -> Reject | None:
-        """Ask the handler about an upgrade."""
+    def _judge(self, request: Request, answer: AsyncResult) -> None:
+        """Ask the handler about an upgrade, unless whoever wants to know is gone."""
+        if answer.ready() or self._conn_requested is None:
+            return
+        response: Response | None = refusal(500, "The server failed to decide.\n")
         try:
             verdict = self._conn_requested(self, request)
             if verdict is not None and not isinstance(verdict, Reject):
                 raise TypeError(f"ConnRequested must return None or a Reject, not {verdict!r}")
-        except _LEAVING:
-            raise
-        return verdict
+            response = refusal(verdict.status, verdict.reason, verdict.headers) if verdict else None
+        finally:
+            answer.set(response)
 
     def _finish_if_drained(self) -> None:
         if not self._connections and not self._keepalive.connections and not self._finished:
             self._finished = True
             self._mailbox.close()
+            for listener in self._listeners:
+                listener.pool.kill(block=False)
 
     def _last_one_gone(self) -> None:
         if self._shutting_down:
@@ -492,9 +499,11 @@ class Context:
         if self._conn_requested is not None:
             answer = AsyncResult()
             self._mailbox.put((REQUESTED, request, answer))
-            verdict = answer.get()
-            if verdict is not None:
-                return refusal(verdict.status, verdict.reason, verdict.headers)
+            try:
+                response: Response | None = answer.get()
+            finally:
+                answer.set(None)  # nobody waits any more
+            return response
         return None
 
     def refused(self) -> None:

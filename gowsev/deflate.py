@@ -60,6 +60,7 @@ class Deflate:
         """Inflate a piece of a message.
 
         Args:
+            piece: the next bytes of the message's payload, as they were sent.
             limit: the most bytes that may come out; `None` for any number.
 
         Raises:

@@ -85,7 +85,8 @@ class DialledConn(Conn):
         """Send a message; blocks the calling greenlet until the kernel has taken it.
 
         Args:
-            type: `TextMessage`, whose `data` is a str or valid UTF-8, or `BinaryMessage`, whose data is bytes.
+            type: `TextMessage` or `BinaryMessage`.
+            data: for a text message a str or its UTF-8; for a binary one bytes, a bytearray or a memoryview.
 
         Raises:
             TypeError, ValueError: `type` or `data` is none of these.
@@ -100,7 +101,7 @@ class DialledConn(Conn):
         elif isinstance(data, bytes | bytearray | memoryview):
             payload = bytes(data)
             if type == TextMessage:
-                payload.decode()  # RFC 6455 section 5.6: "text data encoded as UTF-8"; UnicodeDecodeError is a ValueError
+                payload.decode()  # 5.6: "text data encoded as UTF-8"; UnicodeDecodeError is a ValueError
         else:
             raise TypeError(f"data of message type {type} must not be {data!r}")
         outbox = self._connection.outbox

@@ -76,7 +76,10 @@ class ConnectionClosed(GowsevError):
 
 
 class DialError(GowsevError, OSError):
-    """`Dial` failed; the text says at which step. `status` is the HTTP status where the server sent one, else `None`."""
+    """`Dial` failed; the text says at which step.
+
+    `status` is the HTTP status with which the server refused, or `None`.
+    """
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)

@@ -84,6 +84,7 @@ def encode_frame(first: int, payload: bytes, masked: bool = False) -> bytes:
 
     Args:
         first: the first byte: FIN, reserved bits and opcode.
+        payload: what is to be sent, before masking.
         masked: mask with a fresh key from the system's random source, as a client must (RFC 6455 section 5.3).
     """
     header = encode_header(first, len(payload), masked)
@@ -122,6 +123,7 @@ def check_header(header: Header, *, from_client: bool, in_message: bool, compres
     """Check one header against the state of its connection.
 
     Args:
+        header: what `parse_header` returned.
         from_client: the peer is the client of the connection.
         in_message: a fragmented message has begun and not ended.
         compression: permessage-deflate was negotiated.

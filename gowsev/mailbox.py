@@ -52,7 +52,7 @@ class Mailbox:
         if self._async is not None:
             self._async.send()
 
-    def get(self, timeout: float | None) -> Any | None:
+    def get(self, timeout: float | None) -> Any:
         """Return the next event; `None` when none came for `timeout` seconds (`None`: wait for ever).
 
         Blocks the calling greenlet only. With a timeout of 0 the sockets are still looked at once.

@@ -22,6 +22,7 @@ from urllib.parse import unquote_to_bytes
 import gevent
 import gevent.socket
 import gevent.ssl
+from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
 from websockets.exceptions import WebSocketException
@@ -42,13 +43,17 @@ logger = logging.getLogger("gowsev")
 _MAX_HEAD_BYTES = 1 << 16
 _MAX_HEAD_LINES = 100
 
+#: Seconds until accepting is tried again after it failed.
+_ACCEPT_AGAIN = 0.25
+
 _PORT = re.compile(r"(?:(?P<host>\[[^\]]*\]|[^:\[\]]*):)?(?P<port>[0-9]{1,5})")
 
 
 class Host(Protocol):
     """Who receives the connections of a listener."""
 
-    options: Options
+    @property
+    def options(self) -> Options: ...
 
     def admit(self, request: Request) -> Response | None:
         """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
@@ -239,7 +244,9 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             "wsgi.url_scheme": "https" if certificate else "http",
         }
         application = host.options.http_app or _upgrade_required
-        super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ)
+        # A pool, so that `stop` knows the greenlets that are still at a request.
+        super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ, spawn=Pool())
+        self._exhausted = False
 
     def handle(self, sock: Any, address: Any) -> None:
         timeout = gevent.Timeout.start_new(self.host.options.handshake_timeout)
@@ -265,6 +272,27 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         finally:
             timeout.close()
 
+    def do_read(self) -> Any:
+        """Accept one connection. Runs in the hub."""
+        try:
+            accepted = super().do_read()
+        except OSError as error:
+            if error.errno in self.fatal_errors:
+                raise
+            # No more file descriptors, as a rule. The connections wait in the backlog and are looked at again
+            # soon; that is said once, and from a greenlet, since a logging handler may block and the hub must not.
+            if not self._exhausted:
+                self._exhausted = True
+                gevent.spawn(logger.error, "cannot accept connections, trying again until it works: %s", error)
+            self.stop_accepting()
+            self._timer = self.loop.timer(_ACCEPT_AGAIN)
+            self._timer.start(self._start_accepting_if_started)
+            return None
+        if self._exhausted and accepted:
+            self._exhausted = False
+            gevent.spawn(logger.info, "accepting connections again")
+        return accepted
+
     def close(self) -> None:
         super().close()
         if self._path is not None:
@@ -275,7 +303,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
                 logger.debug("could not remove the socket %r: %s", path, error)
 
 
-def _upgrade_required(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+def _upgrade_required(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
     body = b"This is a WebSocket server; open it with a WebSocket client.\n"
     headers = [
@@ -293,6 +321,7 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
 
     timeout: Any
     """Runs while a request is awaited or being upgraded."""
+    socket: Any
     websocket: Handshake
 
     def MessageClass(self, rfile: Any, seekable: int) -> Any:
@@ -394,6 +423,8 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
         if v is self.timeout:
             logger.info("no answer for %s within %s s", _shown(self.client_address), v.seconds)
             self._send_error_response_if_possible(503)
+        elif issubclass(t, OSError) and self._asks_for_websocket():
+            logger.info("lost %s during its upgrade: %s", _shown(self.client_address), v)
         elif not issubclass(t, gevent.GreenletExit):
             logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
             self._send_error_response_if_possible(500)
