@@ -163,8 +163,7 @@ class Connection:
         if leftover:
             self._received(leftover, len(leftover))
         if self.tls:
-            # Bytes that TLS has decrypted already don't make the socket readable.
-            gevent.get_hub().loop.run_callback(self._readable)
+            self._read_pending()
 
     def move(self, mailbox: Mailbox, batch: Batch, keepalive: Keepalive) -> None:
         """Let another mailbox have what has been read and what will be, and another clock watch over it."""
@@ -223,20 +222,19 @@ class Connection:
         protocol = self.protocol
         output = protocol.output
         if output:
-            protocol.output = b""
+            chunk = bytes(output)
+            output.clear()
             if protocol.state == OPEN and self.outbox.congested:
                 # 5.5.3: only the newest ping must be answered, so that a peer that pings and never reads cannot
                 # make us hold more.
                 self.outbox.late = protocol.pong
             else:
-                self.outbox.append(output)
+                self.outbox.append(chunk)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
         """The reader."""
-        if self._watcher is None:  # called once more by what was under way when the socket was closed
-            return
         try:
             size = self._recv_into(self._scratch)
         except _WOULD_BLOCK:
@@ -244,12 +242,27 @@ class Connection:
         except OSError as error:
             self._lost(error)
             return
-        if size:
-            self._received(self._scratch, size)
-            if self.tls and not self.credit.exhausted and self._watcher is not None and self._sock.pending():
-                gevent.get_hub().loop.run_callback(self._readable)
-        else:
+        if not size:
             self.abort("" if self.closing else "ended without a close frame")
+            return
+        try:
+            self._received(self._scratch, size)
+        except BaseException as error:
+            # No fault of the peer's: no memory, a signal, a mistake here. It goes to the hub, which shows it; but
+            # what the socket still holds must not bring it about again and again.
+            self.abort(f"{type(error).__name__} in the reader: {error}")
+            raise
+        if self.tls:
+            self._read_pending()
+
+    def _read_pending(self) -> None:
+        """Let the reader run again soon if TLS holds bytes that it has decrypted: they don't make a socket readable."""
+        if self._watcher is not None and self._watcher.active and self._sock.pending():
+            gevent.get_hub().loop.run_callback(self._readable_again)
+
+    def _readable_again(self) -> None:
+        if self._watcher is not None and self._watcher.active:
+            self._readable()
 
     def _received(self, data: bytes | bytearray, size: int) -> None:
         self.last_heard = self.keepalive.now
@@ -262,8 +275,7 @@ class Connection:
                 put((opcode, self, payload))
                 total += len(payload)
             self.messages_received += len(messages)
-            if self.credit.spend(len(messages), total):
-                self._watcher.stop()
+            self.credit.spend(len(messages), total)
         protocol = self.protocol
         if protocol.output:
             self._answer()
@@ -272,14 +284,25 @@ class Connection:
                 self.end = str(protocol.failure)
             self._begin_closing()
             self._report()
+        if (self.credit.exhausted or protocol.more) and self._watcher is not None:
+            self._watcher.stop()
+            if not self.credit.exhausted:
+                # The rest of what has been received, once others have had their turn.
+                gevent.get_hub().loop.run_callback(self._resume)
 
     def _resume(self) -> None:
-        """Read again, after the loop has delivered enough."""
-        if self._watcher is not None:
-            self.last_heard = self.keepalive.now
+        """Go on after a pause: with the rest of what has been received, then with what has come since."""
+        if self._watcher is None or self.credit.exhausted:
+            return
+        self.last_heard = self.keepalive.now
+        if self.protocol.more:
+            self._received(b"", 0)
+            if self._watcher is None or self.credit.exhausted or self.protocol.more:
+                return
+        if not self._watcher.active:
             self._watcher.start(self._readable)
-            if self.tls:
-                gevent.get_hub().loop.run_callback(self._readable)
+        if self.tls:
+            self._read_pending()
 
     # -- ending --------------------------------------------------------------------------------------------------
 
@@ -356,6 +379,6 @@ class Connection:
             self._pinged_at = None
         elif options.ping_timeout is not None and now - self._pinged_at >= options.ping_timeout:
             # The hub itself may have been busy for so long: what has come meanwhile counts.
-            self._readable()
+            self._readable_again()
             if self.last_heard < self._pinged_at:
                 self.abort(f"silent for {now - self.last_heard:.1f} s, a ping included")

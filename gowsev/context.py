@@ -51,10 +51,8 @@ ACCEPTED: Final = 0x10
 REQUESTED: Final = 0x11
 CALL: Final = 0x12
 
-#: The loop flushes after so many events in a row, and looks at the sockets after so many flushes, even while there is
-#: no end of events.
+#: The loop flushes after so many events in a row, even while there is no end of them.
 _EVENTS_A_FLUSH = 64
-_FLUSHES_A_POLL = 16
 
 #: These always leave the loop.
 _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
@@ -148,10 +146,8 @@ class Context:
         listener = Listener(sock, address, self, certificate)
         listener.start()
         self._listeners.append(listener)
-        bound = sock.getsockname() if address.port == 0 and not address.host.startswith("/") else None
-        if isinstance(bound, tuple):
-            return str(bound[0]), int(bound[1])
-        return address.host, address.port
+        bound = sock.getsockname()
+        return (str(bound[0]), int(bound[1])) if isinstance(bound, tuple) else (address.host, 0)
 
     def AddConn(self, conn: object) -> int:
         """Take an outside connection into the loop: its messages and its end come like those of any other.
@@ -364,8 +360,6 @@ class Context:
                 events += 1
                 if not events % _EVENTS_A_FLUSH:
                     self._batch.flush()
-                    if not events % (_EVENTS_A_FLUSH * _FLUSHES_A_POLL):
-                        self._mailbox.poll_sockets()
         finally:
             self._leave(outer)
 

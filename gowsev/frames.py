@@ -10,9 +10,12 @@ import os
 import struct
 from typing import NamedTuple
 
-from websockets.utils import apply_mask
-
 from gowsev.errors import ProtocolError
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # pragma: no cover - a `websockets` built without its C extension: 20 times slower, else alike
+    from websockets.utils import apply_mask
 
 __all__ = [
     "BINARY",

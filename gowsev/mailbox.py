@@ -25,6 +25,10 @@ __all__ = ["Credit", "Mailbox"]
 #: greenlet that waits with no timer or watcher that could ever wake it, but another thread may still post.
 _LONGEST_WAIT = 3600.0
 
+#: After so many events that were there at once, the sockets are looked at: without that, callbacks that keep posting
+#: would keep every reader from running.
+_MOST_IN_A_ROW = 1024
+
 #: A sleep of no length that still lets the hub look at its sockets once; `sleep(0)` only runs its callbacks.
 _ONE_POLL = 1e-9
 
@@ -32,12 +36,13 @@ _ONE_POLL = 1e-9
 class Mailbox:
     """A queue of events with one consumer."""
 
-    __slots__ = ("__weakref__", "_async", "_posted", "_queue", "put")
+    __slots__ = ("__weakref__", "_async", "_in_a_row", "_posted", "_queue", "put")
 
     def __init__(self) -> None:
         self._queue = SimpleQueue()
         self._posted: deque[Any] = deque()
         self._async: Any = None
+        self._in_a_row = 0
         self.put: Callable[[Any], None] = self._queue.put
         """Add an event; never blocks. From the loop's thread only."""
 
@@ -60,10 +65,12 @@ class Mailbox:
         queue = self._queue
         if self._posted:
             self._take_posts()
-        if queue.empty():
+        self._in_a_row += 1
+        if self._in_a_row == _MOST_IN_A_ROW or queue.empty():
+            self._in_a_row = 0
             if self._async is None:
                 self._watch_posts()
-            if timeout == 0:
+            if timeout == 0 or not queue.empty():
                 gevent.sleep(_ONE_POLL)
                 self._take_posts()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -77,10 +84,6 @@ class Mailbox:
                     timeout = deadline - time.monotonic()
                     if timeout <= 0:
                         return None
-
-    def poll_sockets(self) -> None:
-        """Let the hub, and with it every reader, run once."""
-        gevent.sleep(_ONE_POLL)
 
     def close(self) -> None:
         """Stop listening for posts; call it in the loop's thread."""

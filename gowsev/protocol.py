@@ -12,8 +12,12 @@ found in `failure`, with the close frame that says so already in `output`, and f
 Messages that arrive in CLOSING, after our close frame and before the peer's, are still returned: the peer sent them
 in good faith, and RFC 6455 section 1.4 promises that nothing sent before a close frame is lost.
 
-Invariants: memory held is at most `max_message_bytes` plus one control frame; the same bytes give the same
-messages, output and failure, whether they come whole or one at a time.
+One call of `receive` does a bounded amount of work: a peer can pack 40,000 frames, or many a message that inflates
+to a thousand times its size, into one receive buffer. Where it stops early, `more` says so, and a further call goes
+on with the bytes that were left.
+
+Invariants: memory held is at most `max_message_bytes`, one control frame, and the bytes of the last call where `more`
+is set; the same bytes give the same messages, output and failure, whether they come whole or one at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +39,10 @@ DONE: Final = 2
 #: Pieces of a message shorter than this are gathered in one bytearray, so that a message that arrives byte by byte
 #: takes no more memory than one that arrives whole.
 _SMALL_PIECE = 4096
+
+#: One call of `receive` takes at most so many frames, and stops once it has returned so many bytes.
+_TURN_FRAMES = 256
+_TURN_BYTES = 1 << 20
 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -114,9 +122,11 @@ class Protocol:
         "_message_size",
         "_pieces",
         "_rest",
+        "_turn_bytes",
         "close_code",
         "close_reason",
         "failure",
+        "more",
         "output",
         "pong",
         "state",
@@ -134,12 +144,15 @@ class Protocol:
         self.close_reason = ""
         self.failure: ProtocolError | None = None
         """How the peer broke the rules, if it did."""
-        self.output = b""
-        """Bytes to send. Whoever sends them sets it to `b""`."""
+        self.output = bytearray()
+        """Bytes to send. Whoever sends them clears it."""
+        self.more = False
+        """Whether the last `receive` left bytes behind that may hold further messages: call it again."""
         self.pong = b""
         """The newest pong in `output`: the only one that must be sent (section 5.5.3)."""
 
-        self._rest = b""  # the beginning of a header, or of a control frame, that has not ended yet
+        self._rest = b""  # bytes that wait: the beginning of a header or control frame, or what `more` is about
+        self._turn_bytes = 0
         self._frame_missing = 0  # payload bytes still to come of the data frame that has begun
         self._frame_fin = False
         self._mask = b""  # that frame's mask, turned to the next byte to come
@@ -179,6 +192,7 @@ class Protocol:
             (opcode, payload) for each, `opcode` being `TEXT` or `BINARY`; the payload of a text is valid UTF-8.
         """
         messages: list[tuple[int, bytes]] = []
+        self.more = False
         try:
             self._parse(data, len(data) if end is None else end, messages)
         except ProtocolError as error:
@@ -194,7 +208,10 @@ class Protocol:
         if self._frame_missing:
             position = self._take_payload(data, 0, end, messages)
         plain = not self._client  # the way of almost every frame: a whole, short, unfragmented message to a server
-        while position < end and self.state != DONE:
+        self._turn_bytes = 0
+        for _ in range(_TURN_FRAMES):
+            if position >= end or self.state == DONE:
+                return
             if plain and not self._message_opcode and end - position > 6:
                 first, size = data[position], data[position + 1] - frames.MASKED
                 start = position + 6
@@ -207,6 +224,11 @@ class Protocol:
                     messages.append((first & 0x0F, payload))
                     continue
             position = self._take_frame(data, position, end, messages)
+            if self._turn_bytes > _TURN_BYTES:
+                break
+        if position < end and self.state != DONE:
+            self._rest = bytes(data[position:end])
+            self.more = True
 
     def _take_frame(self, data: bytes | bytearray, position: int, end: int, messages: list[tuple[int, bytes]]) -> int:
         """Take the frame that begins at `position`, or what there is of it; return where to go on."""
@@ -298,6 +320,7 @@ class Protocol:
         pieces = self._pieces
         payload = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         message = self._message_opcode, payload
+        self._turn_bytes += len(payload)
         self._pieces = []
         self._message_opcode = self._message_size = 0
         return message
