@@ -11,8 +11,6 @@ run in the driving greenlet only, of which there is one at most. Only this modul
 from __future__ import annotations
 
 import logging
-import math
-from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
 from weakref import finalize
@@ -28,7 +26,7 @@ from gowsev.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close
 from gowsev.handshake import Handshake, Reject, Request, Response, refusal
 from gowsev.keepalive import Keepalive
 from gowsev.mailbox import Mailbox
-from gowsev.options import Options
+from gowsev.options import Options, as_seconds
 from gowsev.outbox import Batch
 from gowsev.protocol import Encoder, Protocol
 from gowsev.server import Certificate, Listener, listen, parse_port
@@ -37,6 +35,7 @@ from gowsev.timer import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import timedelta
 
     from gowsev.deflate import Deflate
 
@@ -301,7 +300,7 @@ class Context:
             TypeError, ValueError: `delay` is no number of seconds of at least 0, or `callback` not callable.
         """
         _check_callable(callback)
-        seconds = _seconds("delay", delay)
+        seconds = as_seconds("delay", delay)
         if seconds is None:
             raise TypeError("delay must be a number of seconds, not None")
         return Timer(seconds, lambda timer: self._mailbox.put((CALL, timer.run, (callback, args))))
@@ -323,7 +322,7 @@ class Context:
             TypeError: it is none of these.
             ValueError: it is negative, infinite or no number.
         """
-        self._timeout = _seconds("timeout", timeout)
+        self._timeout = as_seconds("timeout", timeout)
 
     def EventLoopIteration(self) -> bool:
         """Wait for one event, and handle it with at most one callback.
@@ -376,7 +375,7 @@ class Context:
         Raises:
             TypeError, ValueError: `timeout` is no number of seconds of at least 0.
         """
-        seconds = _seconds("timeout", timeout)
+        seconds = as_seconds("timeout", timeout)
         if not self._shutting_down:
             self._shutting_down = True
             for listener in self._listeners:
@@ -557,15 +556,3 @@ def _as_bytes(message: object) -> bytes:
 def _check_callable(callback: object) -> None:
     if not callable(callback):
         raise TypeError(f"callback must be callable, not {callback!r}")
-
-
-def _seconds(name: str, value: float | timedelta | None) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, a timedelta or None, not {value!r}")
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be at least 0 and finite, not {value!r}")
-    return float(value)

@@ -29,6 +29,10 @@ __all__ = ["Deflate", "client_factories", "negotiated", "server_factories"]
 #: RFC 7692 section 7.2.1: what a sender strips from the end of a message, and a receiver appends.
 _TAIL = b"\x00\x00\xff\xff"
 
+#: Section 7.2.3.4 lets a message hold final blocks, each of which ends zlib's stream and needs a new inflater. Two
+#: bytes make one, so that a message of nothing else would be more work than its bytes are worth.
+_MOST_FINAL_BLOCKS = 256
+
 
 class Deflate:
     """The codec of one connection.
@@ -37,7 +41,15 @@ class Deflate:
     inflater exists only while a message is being read.
     """
 
-    __slots__ = ("_compressor", "_inflate_bits", "_inflater", "inflate_takeover", "takeover", "window_bits")
+    __slots__ = (
+        "_compressor",
+        "_final_blocks",
+        "_inflate_bits",
+        "_inflater",
+        "inflate_takeover",
+        "takeover",
+        "window_bits",
+    )
 
     def __init__(
         self, *, takeover: bool = False, window_bits: int = 15, inflate_takeover: bool = False, inflate_bits: int = 15
@@ -47,6 +59,7 @@ class Deflate:
         self.inflate_takeover = inflate_takeover
         self._inflate_bits = inflate_bits
         self._inflater: zlib._Decompress | None = None
+        self._final_blocks = 0
         self._compressor: zlib._Compress | None = None
 
     def compress(self, payload: bytes) -> bytes:
@@ -66,20 +79,30 @@ class Deflate:
         Raises:
             ProtocolError: 1009 when more than `limit` would come out, 1007 when the data is no DEFLATE stream.
         """
-        inflater = self._inflater
-        if inflater is None or inflater.eof:
-            inflater = self._inflater = zlib.decompressobj(wbits=-self._inflate_bits)
-        try:
-            inflated = inflater.decompress(piece, 0 if limit is None else limit + 1)
-        except zlib.error as error:
-            raise ProtocolError(INVALID_DATA, f"invalid compressed data: {error}") from None
-        if limit is not None and len(inflated) > limit:
-            raise ProtocolError(TOO_BIG, "compressed message too long")
+        inflated = b""
+        while piece:
+            if self._inflater is None:
+                self._inflater = zlib.decompressobj(wbits=-self._inflate_bits)
+            inflater = self._inflater
+            try:
+                inflated += inflater.decompress(piece, 0 if limit is None else limit + 1 - len(inflated))
+            except zlib.error as error:
+                raise ProtocolError(INVALID_DATA, f"invalid compressed data: {error}") from None
+            if limit is not None and len(inflated) > limit:
+                raise ProtocolError(TOO_BIG, "compressed message too long")
+            piece = inflater.unused_data
+            if inflater.eof:
+                self._inflater = None
+                self._final_blocks += 1
+                if self._final_blocks > _MOST_FINAL_BLOCKS:
+                    raise ProtocolError(INVALID_DATA, f"more than {_MOST_FINAL_BLOCKS} final blocks in a message")
         return inflated
 
     def finish(self, limit: int | None) -> bytes:
         """Return what is left of the message whose last piece has been inflated."""
-        inflated = self.inflate(_TAIL, limit)
+        # Behind a final block nothing is left, and a new inflater would take the tail for the beginning of a block.
+        inflated = self.inflate(_TAIL, limit) if self._inflater is not None else b""
+        self._final_blocks = 0
         if not self.inflate_takeover:
             self._inflater = None
         return inflated

@@ -44,6 +44,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 # RFC 9110 sections 5.6.2 and 5.5.
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+#: A response's framing, which is not the program's business.
+_OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -76,7 +78,8 @@ class Reject:
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: the status is out of range, or a header holds what may not stand in one (RFC 9110 section 5).
+        ValueError: the status is out of range, `reason` cannot be encoded, or a header holds what may not stand in
+            one (RFC 9110 section 5), or says how long the response is or what becomes of its connection.
     """
 
     __slots__ = ("headers", "reason", "status")
@@ -91,8 +94,12 @@ class Reject:
         if not isinstance(reason, str):
             raise TypeError(f"reason must be str, not {reason!r}")
         self.status = int(status)
+        reason.encode()
         self.reason = reason
         self.headers = header_pairs(headers)
+        for name, _ in self.headers:
+            if name.lower() in _OURS:
+                raise ValueError(f"header {name} is made by the server itself")
 
     def __repr__(self) -> str:
         return f"Reject({self.status}, {self.reason!r}, {self.headers!r})"
@@ -105,7 +112,10 @@ def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tupl
         TypeError: they are no mapping and no pairs of str.
         ValueError: one holds what may not stand in a header (RFC 9110 section 5), such as the end of its line.
     """
-    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    if isinstance(headers, Headers):
+        pairs = tuple(headers.raw_items())
+    else:
+        pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise TypeError(f"headers must be a mapping or pairs of str, not {pair!r}")
@@ -152,9 +162,10 @@ def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> 
         phrase = "Refused"  # a status that only its sender knows, like 499, has no standard phrase
     body = text.encode()
     fields = Headers([("Connection", "close"), ("Content-Length", str(len(body)))])
-    fields["Content-Type"] = "text/plain; charset=utf-8"
     for name, value in headers:
         fields[name] = value
+    if "Content-Type" not in fields:
+        fields["Content-Type"] = "text/plain; charset=utf-8"
     return Response(status, phrase, fields, body)
 
 

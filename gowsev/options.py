@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-__all__ = ["Options"]
+__all__ = ["Options", "as_seconds"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,10 @@ class Options:
         _whole_numbers(self, ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes"))
         _whole_numbers(self, ("backlog",), optional=False)
         for name in ("handshake_timeout", "ping_interval", "ping_timeout", "close_timeout"):
-            _set(self, name, _seconds(name, getattr(self, name)))
+            value = as_seconds(name, getattr(self, name))
+            if value == 0:
+                raise ValueError(f"{name} must be above 0; None turns it off")
+            _set(self, name, value)
         _one_of("slow_consumer", self.slow_consumer, ("close", "drop"))
         _one_of("compression", self.compression, (None, "deflate"))
         _set(self, "subprotocols", _strings("subprotocols", self.subprotocols))
@@ -91,14 +95,26 @@ def _whole_numbers(options: Options, names: Iterable[str], optional: bool = True
             raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
-def _seconds(name: str, value: Any) -> float | None:
+def as_seconds(name: str, value: float | timedelta | None) -> float | None:
+    """Return a time as seconds; `None` stays `None`.
+
+    Raises:
+        TypeError: `value` is no number, no `timedelta` and not `None`; the text names it, and `name`.
+        ValueError: it is negative, infinite or no number.
+    """
     if value is None:
         return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be seconds as a number above 0, or None, not {value!r}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be seconds as a finite number above 0, or None, not {value!r}")
-    return float(value)
+        raise TypeError(f"{name} must be a number of seconds, a timedelta or None, not {value!r}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not (seconds >= 0 and math.isfinite(seconds)):
+        raise ValueError(f"{name} must be a finite number of seconds of at least 0, not {value!r}")
+    return seconds
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

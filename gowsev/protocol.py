@@ -17,7 +17,8 @@ to a thousand times its size, into one receive buffer. Where it stops early, `mo
 on with the bytes that were left.
 
 Invariants: memory held is at most `max_message_bytes`, one control frame, and the bytes of the last call where `more`
-is set; the same bytes give the same messages, output and failure, whether they come whole or one at a time.
+is set; the same bytes give the same messages, output and failure, whether they come whole or one at a time. (Only
+which failure it is may differ, where one piece of a compressed text has several.)
 """
 
 from __future__ import annotations
@@ -193,6 +194,8 @@ class Protocol:
         """
         messages: list[tuple[int, bytes]] = []
         self.more = False
+        if self.state == DONE:
+            return messages
         try:
             self._parse(data, len(data) if end is None else end, messages)
         except ProtocolError as error:
@@ -257,7 +260,8 @@ class Protocol:
             self._inflating = bool(header.first & RSV1)
             if opcode == TEXT:
                 self._decoder = _utf8_decoder()
-        self._check_size((0 if self._inflating else self._message_size) + header.length)
+        if not self._inflating:  # how long a compressed message becomes is watched while it is inflated
+            self._check_size(self._message_size + header.length)
         self._frame_missing = header.length
         self._frame_fin = bool(header.first & FIN)
         self._mask = header.mask
@@ -340,7 +344,6 @@ class Protocol:
             self.output += self._control(CLOSE, frames.encode_close_payload(error.code, error.reason))
         self.state = DONE
         self._pieces = []
-        self._rest = b""
         self._decoder = None
 
 

@@ -1,0 +1,30 @@
+"""The client under test: runs every case that the fuzzing server at URL has, through `gowsev.Dial`.
+
+usage: echo_client.py URL
+"""
+
+import sys
+
+import gowsev
+
+OPTIONS = gowsev.Options(max_message_bytes=64 << 20, compression="deflate", close_timeout=2.0)
+
+
+def run_case(url):
+    try:
+        with gowsev.Dial(url, options=OPTIONS) as conn:
+            while True:
+                conn.WriteMessage(*conn.ReadMessage())
+    except gowsev.ConnectionClosed:
+        return  # how every case ends
+
+
+def main(url):
+    with gowsev.Dial(f"{url}/getCaseCount") as conn:
+        count = int(conn.ReadMessage()[1])
+    for case in range(1, count + 1):
+        run_case(f"{url}/runCase?case={case}&agent=gowsev")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,66 @@
+"""Run the Autobahn test suite against gowsev: as server over plain TCP and TLS, and as client.
+
+usage: run.py [--quick] [server|tls|client ...]
+
+The suite is installed from the package index into a virtual environment of its own on the first run (about 30 s).
+`--quick` leaves out sections 9, 12 and 13 (performance and compression), which take most of the time. Exits with 1 if
+a case failed or the connection was not closed cleanly, or with the wrong code.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import trustme
+
+HERE = Path(__file__).parent
+#: Verdicts that the suite itself calls a matter of timing are reported as NON-STRICT, and don't count here.
+FAILING = "FAILED,UNCLEAN,UNIMPLEMENTED,WRONG CODE"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="leave out sections 9, 12 and 13")
+    parser.add_argument("what", nargs="*", help="server, tls, client; all three by default")
+    arguments = parser.parse_args()
+    what = arguments.what or ["server", "tls", "client"]
+    if unknown := set(what) - {"server", "tls", "client"}:
+        parser.error(f"not one of server, tls, client: {', '.join(sorted(unknown))}")
+    environ = {"AUTOBAHN_FAIL_ON": FAILING, **os.environ}
+    if arguments.quick:
+        environ["AUTOBAHN_EXCLUDE"] = "9.*,12.*,13.*"
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        server, urls = start_server(Path(folder))
+        try:
+            for side in what:
+                if side == "client":
+                    command = ["bash", HERE / "autobahn_client.sh", "--", sys.executable, HERE / "echo_client.py", "{URL}"]
+                else:
+                    command = ["bash", HERE / "autobahn.sh", urls[side]]
+                print(f"== as {side}", flush=True)
+                if subprocess.run(command, env=environ, check=False).returncode:
+                    failed.append(side)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(30)
+    print(f"failed: {', '.join(failed)}" if failed else f"passed: {', '.join(what)}")
+    return bool(failed)
+
+
+def start_server(folder):
+    issued = trustme.CA().issue_cert("localhost", "127.0.0.1")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    server = subprocess.Popen([sys.executable, HERE / "echo_server.py", cert, key], stdout=subprocess.PIPE, text=True)
+    plain, tls = server.stdout.readline().split()
+    return server, {"server": plain, "tls": tls}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
