@@ -79,6 +79,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_bytes_taken",
         "_closing_deadline",
         "_options",
         "_pinged_at",
@@ -145,6 +146,7 @@ class Connection:
         self._reported = False
         self._shut = False
         self._pinged_at: float | None = None
+        self._bytes_taken = 0
         self._closing_deadline = math.inf
         hub = gevent.get_hub()
         scratch = _scratches.get(hub)
@@ -369,6 +371,11 @@ class Connection:
                 self.abort("no close frame came in time")
         elif options.ping_interval is None or self.credit.exhausted:
             return
+        elif self.outbox.congested and self.outbox.bytes_sent != self._bytes_taken:
+            # Far behind, but reading: that is life too, and a ping would not get through.
+            self._bytes_taken = self.outbox.bytes_sent
+            self.last_heard = now
+            self._pinged_at = None
         elif self._pinged_at is None:
             if now - self.last_heard >= options.ping_interval:
                 self._pinged_at = now

@@ -75,8 +75,8 @@ def MakeContext(handler: Any, options: Options | None = None) -> Context:
 class Context:
     """An event loop for WebSocket connections. Made by `MakeContext`.
 
-    Its methods may be called from any greenlet of the thread that drives the loop, and from callbacks; `Post` from
-    any thread. None of them blocks, but for the two that drive the loop.
+    It belongs to the thread that makes it: its methods may be called from any greenlet of that thread, callbacks
+    included, and `Post` from any thread. None of them blocks, but for the two that drive the loop.
     """
 
     def __init__(self, handler: Any, options: Options | None = None) -> None:
@@ -90,18 +90,20 @@ class Context:
         self.options = options or Options()
         self._handler = handler
         self._text_received = getattr(handler, "TextReceived", None)
-        self._conn_requested = getattr(handler, "ConnRequested", None)
+        self._conn_requested: Any = getattr(handler, "ConnRequested", None)
         self._timeout: float | None = 60.0
         self._ids = count(1)
         self._connections: dict[int, Connection] = {}
         self._mailbox = Mailbox()
         self._batch = Batch()
-        self._keepalive = Keepalive(self.options, self._last_one_gone)
+        self._keepalive = Keepalive(self.options, self._finish_if_drained)
         self._encoders: dict[int | None, Encoder] = {}
         self._listeners: list[Listener] = []
         self._driver: Any = None
+        self._hub = gevent.get_hub()
         self._stats = Stats()
         self._shutting_down = False
+        self._finishing = False
         self._finished = False
         finalize(self, self._mailbox.close)
 
@@ -334,7 +336,7 @@ class Context:
             Whether the loop goes on; `False` after a `Shutdown` has ended.
 
         Raises:
-            RuntimeError: another greenlet is driving this loop.
+            RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
         """
         outer = self._enter()
         try:
@@ -348,7 +350,7 @@ class Context:
         """Handle events until a `Shutdown` has ended.
 
         Raises:
-            RuntimeError: another greenlet is driving this loop.
+            RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
         """
         outer = self._enter()
         try:
@@ -379,13 +381,15 @@ class Context:
         if not self._shutting_down:
             self._shutting_down = True
             for listener in self._listeners:
-                listener.stop(0)
+                listener.close()
         for connection in tuple(self._keepalive.connections):
             connection.close(GOING_AWAY, "shutting down", seconds)
-        self._mailbox.put((CALL, _nothing, ()))  # the loop looks at whether it is over after each event
+        self._finish_if_drained()
 
     def _enter(self) -> bool:
         """Make the calling greenlet the driver; return whether it is one already, in a callback."""
+        if gevent.get_hub() is not self._hub:
+            raise RuntimeError("a context belongs to the thread that made it; only Post may be called from another")
         greenlet = gevent.getcurrent()
         if self._driver is greenlet:
             return True
@@ -426,7 +430,7 @@ class Context:
                 self._closed(subject)
             elif kind == CALL:
                 subject(self, *payload)
-            elif kind == REQUESTED:
+            else:  # REQUESTED
                 self._judge(subject, payload)
         except _LEAVING:
             raise
@@ -455,7 +459,7 @@ class Context:
 
     def _judge(self, request: Request, answer: AsyncResult) -> None:
         """Ask the handler about an upgrade, unless whoever wants to know is gone."""
-        if answer.ready() or self._conn_requested is None:
+        if answer.ready():
             return
         response: Response | None = refusal(500, "The server failed to decide.\n")
         try:
@@ -466,16 +470,23 @@ class Context:
         finally:
             answer.set(response)
 
-    def _finish_if_drained(self) -> None:
-        if not self._connections and not self._keepalive.connections and not self._finished:
+    def _drained(self) -> bool:
+        return self._shutting_down and not self._connections and not self._keepalive.connections
+
+    def _finish(self, _context: Context) -> None:
+        """End the loop; the callback of an event, so that what was posted before it is done first."""
+        self._finishing = False
+        if self._drained():
             self._finished = True
             self._mailbox.close()
             for listener in self._listeners:
                 listener.pool.kill(block=False)
 
-    def _last_one_gone(self) -> None:
-        if self._shutting_down:
-            self._mailbox.put((CALL, _nothing, ()))
+    def _finish_if_drained(self) -> None:
+        """Let the loop end, if a shutdown has nothing more to wait for."""
+        if self._drained() and not self._finishing:
+            self._finishing = True
+            self._mailbox.put((CALL, self._finish, ()))
 
     def _check_not_shut_down(self) -> None:
         if self._shutting_down:
@@ -484,19 +495,22 @@ class Context:
     # -- what `server.Host` asks for -----------------------------------------------------------------------------
 
     def admit(self, request: Request) -> Response | None:
+        response = self._full()
+        if response is None and self._conn_requested is not None:
+            answer = AsyncResult()
+            self._mailbox.put((REQUESTED, request, answer))
+            try:
+                response = answer.get() or self._full()
+            finally:
+                answer.set(None)  # nobody waits any more
+        return response
+
+    def _full(self) -> Response | None:
         if self._shutting_down:
             return refusal(503, "The server is shutting down.\n")
         limit = self.options.max_connections
         if limit is not None and len(self._keepalive.connections) >= limit:
             return refusal(503, "The server has as many connections as it takes.\n")
-        if self._conn_requested is not None:
-            answer = AsyncResult()
-            self._mailbox.put((REQUESTED, request, answer))
-            try:
-                response: Response | None = answer.get()
-            finally:
-                answer.set(None)  # nobody waits any more
-            return response
         return None
 
     def refused(self) -> None:
@@ -523,17 +537,11 @@ class Context:
             connection.close(GOING_AWAY, "shutting down")
 
     def _encoder(self, deflate: Deflate | None) -> Encoder:
-        """Return the encoder for connections with these parameters: shared, where frames can be."""
-        if deflate is not None and deflate.takeover:
-            return Encoder(deflate)
+        """Return the encoder that connections with these parameters share: no context is taken over."""
         key = deflate.window_bits if deflate is not None else None
         if key not in self._encoders:
             self._encoders[key] = Encoder(deflate)
         return self._encoders[key]
-
-
-def _nothing(context: Context) -> None:
-    """The callback of an event that is only there to wake the loop."""
 
 
 def _count(stats: Stats, connection: Connection) -> None:

@@ -294,6 +294,12 @@ def _connect(
     else:
         sock = take_over(sock)
     ended = Event()
+    mailbox = Mailbox()
+
+    def end() -> None:
+        mailbox.close()
+        ended.set()
+
     connection = Connection(
         sock,
         request=request,
@@ -302,9 +308,9 @@ def _connect(
         protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
         encoder=MaskingEncoder(codec),
         options=options,
-        mailbox=Mailbox(),
+        mailbox=mailbox,
         batch=Batch(),
-        keepalive=Keepalive(options, ended.set),
+        keepalive=Keepalive(options, end),
     )
     connection.start(leftover)
     return DialledConn(connection, ended)

@@ -3,8 +3,8 @@
 Readers put events, the greenlet in `Context.EventLoopIteration` gets them: a gevent queue and a blocking get with
 timeout. What an event means is the business of whoever puts and gets it.
 
-Invariants: events come out in the order in which they were put, whichever way. `put` may be called from any
-greenlet, the hub included, of the loop's thread; `post` from any thread.
+Invariants: events that were put come out in the order of putting, and events that one thread posted in the order of
+its posting. `put` may be called from any greenlet, the hub included, of the loop's thread; `post` from any thread.
 """
 
 from __future__ import annotations
@@ -29,8 +29,16 @@ _LONGEST_WAIT = 3600.0
 #: would keep every reader from running.
 _MOST_IN_A_ROW = 1024
 
-#: A sleep of no length that still lets the hub look at its sockets once; `sleep(0)` only runs its callbacks.
-_ONE_POLL = 1e-9
+#: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
+_NO_TIME = 1e-9
+
+
+def _poll_sockets() -> None:
+    """Let the hub look at its sockets once, and every reader that has something run."""
+    # The timer of this sleep is due in the very round in which the sockets are looked at, but may come before them;
+    # the second one, which only runs the hub's callbacks, lets that round end. By itself it would not begin one.
+    gevent.sleep(_NO_TIME)
+    gevent.sleep(0)
 
 
 class Mailbox:
@@ -54,8 +62,9 @@ class Mailbox:
         self._posted.append(event)
         # The order of these two lines and of those in `_watch_posts` makes sure that one of the two threads sees
         # what the other did: no posted event is left behind.
-        if self._async is not None:
-            self._async.send()
+        watcher = self._async
+        if watcher is not None:
+            watcher.send()
 
     def get(self, timeout: float | None) -> Any:
         """Return the next event; `None` when none came for `timeout` seconds (`None`: wait for ever).
@@ -71,7 +80,7 @@ class Mailbox:
             if self._async is None:
                 self._watch_posts()
             if timeout == 0 or not queue.empty():
-                gevent.sleep(_ONE_POLL)
+                _poll_sockets()
                 self._take_posts()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 import time
 from dataclasses import dataclass, field
 
@@ -144,7 +145,8 @@ def certificate(authority, tmp_path_factory):
 @pytest.fixture(scope="session")
 def client_tls(authority):
     """A client's TLS context that trusts the authority."""
-    context = gevent.ssl.create_default_context()
+    # gevent's class: `create_default_context` makes the standard library's, whose sockets would block every greenlet.
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(context)
     return context
 
