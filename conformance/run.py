@@ -39,7 +39,14 @@ def main():
         try:
             for side in what:
                 if side == "client":
-                    command = ["bash", HERE / "autobahn_client.sh", "--", sys.executable, HERE / "echo_client.py", "{URL}"]
+                    command = [
+                        "bash",
+                        HERE / "autobahn_client.sh",
+                        "--",
+                        sys.executable,
+                        HERE / "echo_client.py",
+                        "{URL}",
+                    ]
                 else:
                     command = ["bash", HERE / "autobahn.sh", urls[side]]
                 print(f"== as {side}", flush=True)

@@ -230,8 +230,10 @@ def _parse(url: str) -> WebSocketURI:
     if not isinstance(url, str):
         raise TypeError(f"url must be str, not {url!r}")
     try:
-        return parse_uri(url)
-    except InvalidURI as error:
+        uri = parse_uri(url)
+        uri.host.encode("idna")
+        return uri
+    except (InvalidURI, UnicodeError) as error:
         raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {url!r}: {error}") from None
 
 

@@ -139,6 +139,10 @@ class Handshake(NamedTuple):
 def negotiate(request: HTTPRequest, options: Options) -> Handshake:
     """Answer an upgrade request."""
     headers = request.headers
+    # RFC 9112 section 3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
+    # that lacks a Host header field and to any request message that contains more than one".
+    if len(headers.get_all("Host")) != 1:
+        return Handshake(refusal(400, "An upgrade request must have one Host header.\n"), None, None)
     if "Transfer-Encoding" in headers or not set(headers.get_all("Content-Length")) <= {"0"}:
         return Handshake(refusal(400, "An upgrade request must not have a body.\n"), None, None)
     protocol = ServerProtocol(

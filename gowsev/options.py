@@ -15,6 +15,10 @@ from typing import Any
 __all__ = ["Options", "as_seconds"]
 
 
+#: What fits into the system call.
+_MOST_BACKLOG = (1 << 31) - 1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """Settings of a `Context`, or of a `Dial`.
@@ -62,6 +66,8 @@ class Options:
     def __post_init__(self) -> None:
         _whole_numbers(self, ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes"))
         _whole_numbers(self, ("backlog",), optional=False)
+        if self.backlog > _MOST_BACKLOG:
+            raise ValueError(f"backlog must be at most {_MOST_BACKLOG}, not {self.backlog!r}")
         for name in ("handshake_timeout", "ping_interval", "ping_timeout", "close_timeout"):
             value = as_seconds(name, getattr(self, name))
             if value == 0:

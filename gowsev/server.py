@@ -22,6 +22,7 @@ from urllib.parse import unquote_to_bytes
 import gevent
 import gevent.socket
 import gevent.ssl
+from gevent import monkey
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
@@ -45,6 +46,12 @@ _MAX_HEAD_LINES = 100
 
 #: Seconds until accepting is tried again after it failed.
 _ACCEPT_AGAIN = 0.25
+
+# RFC 9112 section 5: "field-line = field-name ":" OWS field-value OWS"; 5.1: no white space before the colon; 5.2: a
+# server "MUST either reject the message [...] or replace each received obs-fold". Empty, it ends the head; without its
+# end, the stream ended inside the head (section 8).
+_HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
+_ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 _PORT = re.compile(r"(?:(?P<host>\[[^\]]*\]|[^:\[\]]*):)?(?P<port>[0-9]{1,5})")
 
@@ -100,6 +107,10 @@ def parse_port(port: str | int) -> Address:
     if match is None or int(match["port"]) > 65535:
         raise ValueError(f"port must be {wanted}, not {port!r}")
     host = (match["host"] or "").strip("[]")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"port must be {wanted}, not {port!r}: {error}") from None
     return Address(host, int(match["port"]), socket.AF_INET6 if ":" in host or not host else socket.AF_INET)
 
 
@@ -140,8 +151,8 @@ def _bind(address: Address, options: Options) -> Any:
     try:
         if address.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if options.reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if options.reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(where)
     except BaseException:
         sock.close()
@@ -164,7 +175,9 @@ def _remove_stale(path: str) -> None:
             return
     except FileNotFoundError:  # the ordinary case: the path is free
         return
-    with gevent.socket.socket(socket.AF_UNIX) as probe:
+    # A plain socket: gevent's would wait for room in the backlog of a live one.
+    with monkey.get_original("socket", "socket")(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         if probe.connect_ex(path) == errno.ECONNREFUSED:
             os.unlink(path)
 
@@ -178,8 +191,9 @@ class Certificate:
 
     def __init__(self, cert_file: str, key_file: str) -> None:
         self._files = (os.fspath(cert_file), os.fspath(key_file))
+        self._failing = False
         try:
-            self._read_at = self._modified()
+            self._seen = self._modified()
             self._context = self._load()
         except ssl.SSLError as error:
             raise ssl.SSLError(
@@ -191,16 +205,18 @@ class Certificate:
     def context(self) -> Any:
         """Return the TLS context of the files as they are now; the last good one if they cannot be read."""
         try:
-            modified = self._modified()
-            if modified != self._read_at:
-                self._read_at = modified
+            seen = self._modified()
+            if seen != self._seen:
+                self._seen = seen
                 self._context = self._load()
+                self._failing = False
                 logger.info("read the renewed certificate in %s", self._named())
         except OSError as error:
             # Half-written or vanished files: whoever renews them may not be done. Clients go on getting the last
-            # certificate that could be read, and the next change of the files is looked at again.
-            if self._read_at is not None:
-                self._read_at = None
+            # certificate that could be read, and the files are read again when they change.
+            self._seen = None if isinstance(error, FileNotFoundError) else self._seen
+            if not self._failing:
+                self._failing = True
                 logger.error("cannot read the certificate in %s, going on with the last one: %s", self._named(), error)
         return self._context
 
@@ -322,6 +338,7 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
     timeout: Any
     """Runs while a request is awaited or being upgraded."""
     socket: Any
+    path: Any
     websocket: Handshake
 
     def MessageClass(self, rfile: Any, seekable: int) -> Any:
@@ -329,21 +346,31 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
 
     def read_request(self, raw_requestline: str) -> bool:
         try:
-            return bool(super().read_request(raw_requestline))
+            complete = bool(super().read_request(raw_requestline))
         except ValueError:
             raise
         except Exception as error:
             # pywsgi prints a traceback for everything but ValueError, even for a connection that was reset.
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        # RFC 9112 section 3.2.2: "a server MUST accept the absolute-form in requests"
+        absolute = _ABSOLUTE_FORM.match(self.path)
+        if absolute:
+            self.path = self.path[absolute.end() :]
+            if not self.path.startswith("/"):
+                self.path = "/" + self.path
+        return complete
 
-    def handle_one_response(self) -> None:
-        if not self._asks_for_websocket():
-            # The application may take as long as it likes; the next request may not.
-            self.timeout.cancel()
-            super().handle_one_response()
+    def run_application(self) -> None:
+        if self._asks_for_websocket():
+            super().run_application()
+            return
+        # The application may take as long as it likes; the rest of the request that it did not read, and the next
+        # request, may not.
+        self.timeout.cancel()
+        try:
+            super().run_application()
+        finally:
             self.timeout.start()
-        else:
-            super().handle_one_response()
 
     def _asks_for_websocket(self) -> bool:
         return "websocket" in (self.headers.get("Upgrade") or "").lower()
@@ -355,13 +382,14 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
         if not self._asks_for_websocket():
             return None
         host: Host = self.server.host
-        headers = Headers((name.strip(), value.strip()) for name, value in self.headers.items())
-        http_request = HTTPRequest(self.path, headers, self.command, self.request_version)
-        self._request = self._describe(headers)
         try:
+            headers = Headers((name.strip(), value.strip()) for name, value in self.headers.items())
+            self._request = self._describe(headers)
+            http_request = HTTPRequest(self.path, headers, self.command, self.request_version)
             handshake = negotiate(http_request, host.options)
         except WebSocketException as error:
-            handshake = Handshake(refusal(400, f"{error}\n"), None, None)
+            logger.debug("headers from %s that cannot be: %r", _shown(self.client_address), error)
+            handshake = Handshake(refusal(400, "Invalid header.\n"), None, None)
         response = handshake.response
         if response.status_code == 101:
             response = host.admit(self._request) or response
@@ -378,7 +406,7 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
             )  # fmt: skip
             self.close_connection = True
             body = [bytes(response.body)]
-        self.start_response(f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items()))
+        self.start_response(*_start(response))
         return body
 
     def run_websocket(self) -> None:
@@ -396,10 +424,10 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
         self.server.host.welcome(sock if tls else take_over(sock), tls, self._request, handshake, leftover)
 
     def _describe(self, headers: Headers) -> Request:
-        path, _, query = self.path.partition("?")
+        path, _, query = self.path.encode("latin-1").partition(b"?")
         return Request(
             path=unquote_to_bytes(path).decode("utf-8", "replace"),
-            query=query,
+            query=query.decode("utf-8", "replace"),
             headers=headers,
             peer=_host_and_port(self.client_address),
             local=_host_and_port(self.socket.getsockname()),
@@ -422,12 +450,28 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
         self.close_connection = True
         if v is self.timeout:
             logger.info("no answer for %s within %s s", _shown(self.client_address), v.seconds)
-            self._send_error_response_if_possible(503)
-        elif issubclass(t, OSError) and self._asks_for_websocket():
-            logger.info("lost %s during its upgrade: %s", _shown(self.client_address), v)
+            self._refuse(refusal(503, "The server took too long.\n"))
+        elif issubclass(t, OSError) and (self._asks_for_websocket() or "socket error" in str(self.status)):
+            # `status` is pywsgi's note that it was the response that could not be sent.
+            logger.info("lost %s during its response: %s", _shown(self.client_address), v)
         elif not issubclass(t, gevent.GreenletExit):
             logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
             self._send_error_response_if_possible(500)
+
+    def _send_error_response_if_possible(self, error_code: int) -> None:
+        # pywsgi looks at whether bytes were sent; gevent-websocket asserts that no headers were.
+        if not self.headers_sent:
+            super()._send_error_response_if_possible(error_code)
+
+    def _refuse(self, response: Response) -> None:
+        if not self.headers_sent:
+            self.start_response(*_start(response))
+            self.write(bytes(response.body))
+
+
+def _start(response: Response) -> tuple[str, list[tuple[str, str]]]:
+    """Return the arguments of WSGI's `start_response`."""
+    return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
 
 
 class _BoundedHead:
@@ -444,9 +488,8 @@ class _BoundedHead:
         self._lines -= 1
         if self._bytes < 0 or self._lines < 0:
             raise ValueError(f"more than {_MAX_HEAD_BYTES} bytes or {_MAX_HEAD_LINES} lines of headers")
-        # RFC 9112 section 5.2: a server "MUST either reject the message [...] or replace each received obs-fold"
-        if line[:1] in (b" ", b"\t"):
-            raise ValueError("folded header line")
+        if not _HEADER_LINE.fullmatch(line):
+            raise ValueError(f"no header line: {line[:100]!r}")
         return line
 
 

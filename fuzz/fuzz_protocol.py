@@ -1,0 +1,101 @@
+"""Coverage-guided fuzzing of the frame parser and the protocol, with atheris.
+
+usage: fuzz_protocol.py [libFuzzer options] [CORPUS]      e.g.  -runs=1000000 -max_len=512
+
+The first bytes of an input choose the role, the limits, the extension and how the rest is cut; the rest is what the
+peer sends. What must hold for every input:
+
+1. Nothing is raised. (`ProtocolError` never leaves `receive`.)
+2. Whole, in two parts, or one byte at a time, the same messages, output and failure come out. (Which failure it is may
+   differ in one case that the protocol's docstring names.)
+3. A message is never longer than the limit, and a text is valid UTF-8.
+4. What is held is bounded: the pieces of the message that has begun are no more than the limit, and `_rest` is no more
+   than one control frame, or the bytes of the last call where `more` says so.
+5. After the end (a close frame, a failure) nothing comes out any more.
+6. A close frame is sent at most once, and is the last thing sent.
+"""
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["gowsev"]):
+    from gowsev import frames
+    from gowsev.deflate import Deflate
+    from gowsev.protocol import DONE, Protocol
+
+LIMITS = (0, 1, 125, 1000)
+_MOST_CONTROL_FRAME = 14 + 125
+
+
+def feed(protocol, parts, limit):
+    """Give the parts to a protocol; return the messages, with the invariants of each step checked."""
+    messages = []
+    for part in parts:
+        was_done = protocol.state == DONE
+        got = list(protocol.receive(part))
+        held = len(part)
+        while protocol.more:
+            got += protocol.receive(b"")
+        assert not (was_done and got), "a message after the end"
+        messages += got
+        assert sum(map(len, protocol._pieces)) <= limit, "held more than the limit"
+        assert len(protocol._rest) <= _MOST_CONTROL_FRAME, f"held {len(protocol._rest)} of {held} bytes"
+    for opcode, payload in messages:
+        assert len(payload) <= limit, "a message longer than the limit"
+        if opcode == frames.TEXT:
+            payload.decode()
+        else:
+            assert opcode == frames.BINARY
+    return messages
+
+
+def sent(protocol):
+    """Return what the protocol sent, as (opcode, payload) pairs: masking keys are random."""
+    output, found, position = bytes(protocol.output), [], 0
+    while position < len(output):
+        header = frames.parse_header(output, position, len(output))
+        start = position + header.size
+        position = start + header.length
+        payload = output[start:position]
+        found.append((header.first & 0x0F, frames.apply_mask(payload, header.mask) if header.mask else payload))
+    closes = [index for index, (opcode, _) in enumerate(found) if opcode == frames.CLOSE]
+    assert closes in ([], [len(found) - 1]), "a close frame that is not the last"
+    return found
+
+
+def run(data):
+    if len(data) < 3:
+        return
+    choice, cut, data = data[0], data[1] | data[2] << 8, data[3:]
+    limit = LIMITS[choice & 3]
+    client = bool(choice & 4)
+    compressed = bool(choice & 8)
+    closing = bool(choice & 16)
+    takeover = bool(choice & 32)
+    cut = cut % (len(data) + 1)
+    outcomes = []
+    for parts in ([data], [data[:cut], data[cut:]], [data[i : i + 1] for i in range(len(data))]):
+        deflate = Deflate(inflate_takeover=takeover) if compressed else None
+        protocol = Protocol(client=client, max_message_bytes=limit, deflate=deflate)
+        if closing:
+            protocol.close(1001, "")
+        messages = feed(protocol, parts, limit)
+        assert not feed(protocol, [b"\x82\x00", b"\x82\x80abcd"] if protocol.state == DONE else [], limit)
+        found = sent(protocol)
+        failed = protocol.failure is not None
+        if failed and compressed:
+            found = [frame for frame in found if frame[0] != frames.CLOSE]
+        else:
+            failed = str(protocol.failure)
+        outcomes.append((messages, found, failed, protocol.state, protocol.close_code, protocol.close_reason))
+    assert outcomes[0] == outcomes[1] == outcomes[2], outcomes
+
+
+def main():
+    atheris.Setup(sys.argv, run)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
