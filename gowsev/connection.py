@@ -226,6 +226,8 @@ class Connection:
         if output:
             chunk = bytes(output)
             output.clear()
+            if self._watcher is None:
+                return
             if protocol.state == OPEN and self.outbox.congested:
                 # 5.5.3: only the newest ping must be answered, so that a peer that pings and never reads cannot
                 # make us hold more.
@@ -286,21 +288,25 @@ class Connection:
                 self.end = str(protocol.failure)
             self._begin_closing()
             self._report()
-        if (self.credit.exhausted or protocol.more) and self._watcher is not None:
-            self._watcher.stop()
+        if self.credit.exhausted or protocol.more:
+            if self._watcher is not None:
+                self._watcher.stop()
             if not self.credit.exhausted:
                 # The rest of what has been received, once others have had their turn.
                 gevent.get_hub().loop.run_callback(self._resume)
 
     def _resume(self) -> None:
-        """Go on after a pause: with the rest of what has been received, then with what has come since."""
-        if self._watcher is None or self.credit.exhausted:
+        """Go on after a pause: with the rest of what has been received, then with what has come since, or the end."""
+        if self.credit.exhausted:
             return
         self.last_heard = self.keepalive.now
         if self.protocol.more:
             self._received(b"", 0)
-            if self._watcher is None or self.credit.exhausted or self.protocol.more:
+            if self.credit.exhausted or self.protocol.more:
                 return
+        if self._watcher is None:
+            self._report()
+            return
         if not self._watcher.active:
             self._watcher.start(self._readable)
         if self.tls:
@@ -335,8 +341,8 @@ class Connection:
             self._lost(error)
 
     def _report(self) -> None:
-        """Put the last event of this connection; its messages are all in the mailbox."""
-        if not self._reported:
+        """Put the last event of this connection, once all its messages are in the mailbox."""
+        if not self._reported and not self.protocol.more:
             self._reported = True
             self.mailbox.put((CLOSED, self, None))
             if self.credit.exhausted:
@@ -357,7 +363,7 @@ class Connection:
         self.closing = True
         if not self._reported:
             self.end = self.end or why
-        self._report()
+        self._report()  # or `_resume` does, when the rest of what has been read has found room in the mailbox
         self.outbox.flush()
         self.outbox.close()
         self._sock.close()

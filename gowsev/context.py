@@ -486,7 +486,7 @@ class Context:
         """Let the loop end, if a shutdown has nothing more to wait for."""
         if self._drained() and not self._finishing:
             self._finishing = True
-            self._mailbox.put((CALL, self._finish, ()))
+            self._mailbox.post((CALL, self._finish, ()))
 
     def _check_not_shut_down(self) -> None:
         if self._shutting_down:

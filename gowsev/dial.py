@@ -6,7 +6,6 @@ same `Connection` that a server's is, with a mailbox of its own until a context 
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import gevent
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from websockets.typing import Origin, Subprotocol
 
 __all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "adopt"]
-
-logger = logging.getLogger("gowsev")
 
 # As gorilla/websocket names them; their values are the opcodes of RFC 6455 section 5.2.
 TextMessage = TEXT
