@@ -1,0 +1,35 @@
+"""`Stats`: plain counters, all of them 0 to begin with."""
+
+import dataclasses
+
+import pytest
+
+from gowsev.stats import Stats
+
+
+def test_counters_begin_at_zero():
+    assert set(dataclasses.asdict(Stats()).values()) == {0}
+    assert list(dataclasses.asdict(Stats())) == [
+        "connections",
+        "accepted",
+        "added",
+        "closed",
+        "rejected",
+        "messages_received",
+        "messages_sent",
+        "bytes_received",
+        "bytes_sent",
+        "refused_writes",
+        "callback_errors",
+        "queued_events",
+        "outbox_bytes",
+    ]
+
+
+def test_a_misspelt_counter_is_an_error():
+    with pytest.raises(AttributeError):
+        Stats().message_sent = 1
+
+
+def test_snapshots_compare_by_value():
+    assert Stats(accepted=2) == Stats(accepted=2) != Stats(accepted=3)
