@@ -337,8 +337,9 @@ class Connection:
             pass
         try:
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            self._lost(error)
+        except OSError:
+            # The peer was faster: both close frames are there, and it has closed the socket.
+            self.abort("")
 
     def _report(self) -> None:
         """Put the last event of this connection, once all its messages are in the mailbox."""

@@ -6,6 +6,9 @@ same `Connection` that a server's is, with a mailbox of its own until a context 
 
 from __future__ import annotations
 
+import re
+import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import gevent
@@ -13,26 +16,25 @@ import gevent.socket
 import gevent.ssl
 from gevent.event import Event
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus, InvalidURI
-from websockets.http11 import Response
+from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from gowsev import deflate
 from gowsev.conn import Conn
 from gowsev.connection import CLOSED, Connection, take_over
 from gowsev.errors import ConnectionClosed, DialError
-from gowsev.frames import BINARY, TEXT, encode_close_payload
+from gowsev.frames import ABNORMAL, BINARY, TEXT, encode_close_payload
 from gowsev.handshake import Headers, Request, header_pairs
 from gowsev.keepalive import Keepalive
 from gowsev.mailbox import Mailbox
-from gowsev.options import Options
+from gowsev.options import Options, as_seconds, as_tokens
 from gowsev.outbox import Batch
 from gowsev.protocol import MaskingEncoder, Protocol
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from websockets.http11 import Response
     from websockets.typing import Origin, Subprotocol
 
 __all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "adopt"]
@@ -41,8 +43,10 @@ __all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "adopt"]
 TextMessage = TEXT
 BinaryMessage = BINARY
 
-#: The response's head must fit; a proxy's error page behind it is read no further than `ClientProtocol` does.
 _MAX_HEAD_BYTES = 1 << 16
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<code>[1-5][0-9][0-9])(?: [^\r\n]*)?(?=\r\n|\Z)")
+_USER_INFO = re.compile(r"//[^/?#]*@")
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 
 
 class DialledConn(Conn):
@@ -51,12 +55,11 @@ class DialledConn(Conn):
     `Context.AddConn` hands it to a loop; from then on it is the loop's, and these methods raise `RuntimeError`.
     """
 
-    __slots__ = ("_drained", "_ended", "_owned")
+    __slots__ = ("_ended", "_owned")
 
     def __init__(self, connection: Connection, ended: Event) -> None:
         super().__init__(connection)
         self._ended = ended
-        self._drained = Event()
         self._owned = False
 
     def ReadMessage(self) -> tuple[int, bytes | str]:
@@ -102,29 +105,31 @@ class DialledConn(Conn):
         else:
             raise TypeError(f"data of message type {type} must not be {data!r}")
         outbox = self._connection.outbox
+        outbox.wait()  # another greenlet's message comes first
         error = self._connection.write(type, payload)
-        if error is not None:
+        outbox.wait()
+        if error is not None or outbox.discarded:
             raise self._closed() from error
-        if outbox.size:
-            self._drained.clear()
-            outbox.drained = self._drained.set
-            gevent.wait([self._drained, self._ended], count=1)
-            outbox.drained = None
-            if not self._drained.is_set():
-                raise self._closed()
 
     def Close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection: send a close frame, and wait for the end, for at most `Options.close_timeout` seconds.
 
-        Messages that come meanwhile can still be read. Closing a closed connection does nothing.
+        Messages that were not read yet are thrown away. Closing a closed connection does nothing.
+
+        Args:
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
+            reason: for the peer; what exceeds 123 bytes of UTF-8 is cut off.
 
         Raises:
-            ValueError: `code` may not be sent (RFC 6455 section 7.4).
+            ValueError: `code` may not be sent.
             RuntimeError: the connection belongs to a context.
         """
         self._check_mine("Close")
         encode_close_payload(code, reason)
         self._connection.close(code, reason)
+        with suppress(ConnectionClosed):
+            while True:  # the peer's close frame stands behind the messages that it sent before
+                self.ReadMessage()
         self._ended.wait()
 
     def __enter__(self) -> DialledConn:
@@ -136,7 +141,8 @@ class DialledConn(Conn):
 
     def _closed(self) -> ConnectionClosed:
         protocol = self._connection.protocol
-        return ConnectionClosed(protocol.close_code, protocol.close_reason or self._connection.end)
+        code = protocol.close_code
+        return ConnectionClosed(code, self._connection.end if code == ABNORMAL else protocol.close_reason)
 
     def _check_mine(self, method: str) -> None:
         if self._owned:
@@ -172,7 +178,7 @@ def Dial(
 
     Args:
         url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
-        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for any time.
+        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for as long as it takes.
         headers: more headers for the request.
         origin: the request's `Origin`.
         subprotocols: those offered, in order of preference.
@@ -180,58 +186,76 @@ def Dial(
         options: limits and intervals, as for a context.
 
     Raises:
-        ValueError: `url` is no WebSocket URL, or a header cannot be sent.
+        ValueError: `url` is no WebSocket URL, or a header or subprotocol cannot be sent.
         TypeError: an argument has the wrong type.
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
+    uri, shown = _parse(url)
     options = _checked("options", options, Options) or Options()
-    uri = _parse(url)
+    seconds = as_seconds("timeout", timeout)
+    offered = as_tokens("subprotocols", subprotocols)
     pairs = header_pairs(headers or ())
+    if origin is not None:
+        header_pairs([("Origin", origin)])
+    _checked("ssl_context", ssl_context, ssl.SSLContext)
+    client = ClientProtocol(
+        uri,
+        origin=cast("Origin | None", origin),
+        extensions=deflate.client_factories() if options.compression else None,
+        subprotocols=cast("Sequence[Subprotocol]", offered) or None,
+    )
     sock: Any = None
     step = "connecting"
-    limit = gevent.Timeout(timeout)
+    limit = gevent.Timeout(seconds)
     try:
         with limit:
             sock = gevent.socket.create_connection((uri.host, uri.port))
+            request = _describe(sock, uri)
             if uri.secure:
                 step = "in the TLS handshake"
-                sock = _start_tls(sock, uri.host, ssl_context)
+                sock = _prepare_tls(sock, uri.host, ssl_context)
+                sock.do_handshake()
             step = "in the opening handshake"
-            client = ClientProtocol(
-                uri,
-                origin=cast("Origin | None", origin),
-                extensions=deflate.client_factories() if options.compression else None,
-                subprotocols=[cast("Subprotocol", name) for name in subprotocols] or None,
-            )
-            response, leftover = _shake_hands(sock, client, pairs)
+            leftover = _shake_hands(sock, client, pairs, request)
     except gevent.Timeout as expired:
         _close(sock)
         if expired is not limit:
             raise
-        raise DialError(f"dial {url}: timed out after {timeout} s {step}") from None
-    except (OSError, EOFError) as error:
+        raise DialError(f"dial {shown}: timed out after {timeout} s {step}") from None
+    except _Refused as refused:
         _close(sock)
-        raise DialError(f"dial {url}: {error} ({step})") from error
+        raise DialError(f"dial {shown}: {refused}", refused.status) from refused.__cause__
+    except OSError as error:
+        _close(sock)
+        raise DialError(f"dial {shown}: {error} ({step})") from error
     except BaseException:
         _close(sock)
         raise
-    if client.handshake_exc is not None:
-        _close(sock)
-        status = response.status_code if isinstance(client.handshake_exc, InvalidStatus) and response else None
-        raise DialError(f"dial {url}: {client.handshake_exc}", status) from client.handshake_exc
-    assert response is not None
-    return _connect(sock, uri, client, response, leftover, options)
+    return _connect(sock, client, request, leftover, options)
 
 
-def _parse(url: str) -> WebSocketURI:
+class _Refused(Exception):
+    """The server did not open a WebSocket connection."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def _parse(url: str) -> tuple[WebSocketURI, str]:
+    """Return the parts of a URL, and how to show it: without user and password, which have no place in a log."""
     if not isinstance(url, str):
         raise TypeError(f"url must be str, not {url!r}")
+    shown = _USER_INFO.sub("//", url, count=1)
     try:
         uri = parse_uri(url)
         uri.host.encode("idna")
-        return uri
-    except (InvalidURI, UnicodeError) as error:
-        raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {url!r}: {error}") from None
+        if _UNPRINTABLE.search(url):
+            raise ValueError("a blank or control character must be percent-encoded")
+    except (InvalidURI, ValueError) as error:
+        why = "" if isinstance(error, InvalidURI) else f": {error}"
+        raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {shown!r}{why}") from None
+    return uri, shown
 
 
 def _checked(name: str, value: Any, kind: type) -> Any:
@@ -240,55 +264,62 @@ def _checked(name: str, value: Any, kind: type) -> Any:
     return value
 
 
-def _start_tls(sock: Any, host: str, context: ssl.SSLContext | None) -> Any:
-    context = context or gevent.ssl.create_default_context()
-    # The cooperative socket, whichever `ssl` the context was made with.
-    return gevent.ssl.SSLSocket(sock=sock, server_hostname=host, _context=context)
-
-
-def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]]) -> tuple[Response | None, bytes]:
-    """Send the request; return the response, and what came behind it."""
-    request = client.connect()
-    for name, value in pairs:
-        request.headers[name] = value
-    client.send_request(request)
-    sock.sendall(b"".join(client.data_to_send()))
-    head = b""
-    while b"\r\n\r\n" not in head and len(head) < _MAX_HEAD_BYTES:
-        data = sock.recv(1 << 16)
-        if not data:
-            raise EOFError("the server closed the connection without a response")
-        head += data
-    leftover = b""
-    if head.startswith(b"HTTP/1.1 101"):
-        # What follows is frames, and those are not for `ClientProtocol`.
-        head, _, leftover = head.partition(b"\r\n\r\n")
-        head += b"\r\n\r\n"
-    client.receive_data(head)
-    while True:
-        events = client.events_received()
-        if events or client.handshake_exc is not None:
-            return next((event for event in events if isinstance(event, Response)), None), leftover
-        data = sock.recv(1 << 16)
-        if data:
-            client.receive_data(data)
-        else:
-            client.receive_eof()
-
-
-def _connect(
-    sock: Any, uri: WebSocketURI, client: ClientProtocol, response: Response, leftover: bytes, options: Options
-) -> DialledConn:
-    request = Request(
+def _describe(sock: Any, uri: WebSocketURI) -> Request:
+    """Describe the connection to come; the response's headers are added when they are there."""
+    return Request(
         path=uri.path or "/",
         query=uri.query,
-        headers=Headers(response.headers.raw_items()),
+        headers=Headers(),
         peer=sock.getpeername()[:2],
         local=sock.getsockname()[:2],
         tls=uri.secure,
     )
+
+
+def _prepare_tls(sock: Any, host: str, context: ssl.SSLContext | None) -> Any:
+    # gevent's cooperative socket, whichever `ssl` the context was made with.
+    context = context or ssl.create_default_context()
+    return gevent.ssl.SSLSocket(sock=sock, server_hostname=host, _context=context, do_handshake_on_connect=False)
+
+
+def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]], request: Request) -> bytes:
+    """Send the handshake, check the answer and note its headers in `request`; return what came behind it.
+
+    Raises:
+        _Refused: the answer is no, or none.
+        OSError: the connection broke.
+    """
+    upgrade = client.connect()
+    for name, value in pairs:
+        upgrade.headers[name] = value
+    client.send_request(upgrade)
+    sock.sendall(b"".join(client.data_to_send()))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = sock.recv(1 << 16)
+        if not data:
+            raise _Refused("the server closed the connection without a response")
+        head += data
+        if len(head) > _MAX_HEAD_BYTES:
+            raise _Refused(f"the server's response has no end within {_MAX_HEAD_BYTES} bytes")
+    head, _, leftover = head.partition(b"\r\n\r\n")
+    status = _STATUS_LINE.match(head)
+    if status is None:
+        raise _Refused(f"the server's response is no HTTP: {head[:100]!r}")
+    if status["code"] != b"101":
+        # Its body is not for us, and may never end.
+        raise _Refused(f"the server answered {status[0][9:].decode('latin-1').strip()}", int(status["code"]))
+    client.receive_data(head + b"\r\n\r\n")
+    if client.handshake_exc is not None:
+        raise _Refused(str(client.handshake_exc)) from client.handshake_exc
+    for event in client.events_received():
+        request.headers.update(cast("Response", event).headers)
+    return leftover
+
+
+def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:
     codec = deflate.negotiated(client.extensions)
-    if uri.secure:
+    if request.tls:
         sock.settimeout(0.0)
     else:
         sock = take_over(sock)
@@ -303,7 +334,7 @@ def _connect(
         sock,
         request=request,
         subprotocol=client.subprotocol,
-        tls=uri.secure,
+        tls=request.tls,
         protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
         encoder=MaskingEncoder(codec),
         options=options,

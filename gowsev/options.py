@@ -7,13 +7,16 @@ internet without reading anything. This module knows nothing of the rest of the 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-__all__ = ["Options", "as_seconds"]
+__all__ = ["Options", "as_seconds", "as_tokens"]
 
+
+_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 
 #: What fits into the system call.
 _MOST_BACKLOG = (1 << 31) - 1
@@ -75,7 +78,7 @@ class Options:
             _set(self, name, value)
         _one_of("slow_consumer", self.slow_consumer, ("close", "drop"))
         _one_of("compression", self.compression, (None, "deflate"))
-        _set(self, "subprotocols", _strings("subprotocols", self.subprotocols))
+        _set(self, "subprotocols", as_tokens("subprotocols", self.subprotocols))
         if self.allowed_origins is not None:
             _set(self, "allowed_origins", _strings("allowed_origins", self.allowed_origins))
         if self.http_app is not None and not callable(self.http_app):
@@ -126,6 +129,20 @@ def as_seconds(name: str, value: float | timedelta | None) -> float | None:
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def as_tokens(name: str, value: object) -> tuple[str, ...]:
+    """Return several names as a tuple.
+
+    Raises:
+        TypeError: `value` is not several str.
+        ValueError: one is no token (RFC 9110 section 5.6.2), as a subprotocol's name must be.
+    """
+    tokens = _strings(name, value)
+    for token in tokens:
+        if not _TOKEN.fullmatch(token):
+            raise ValueError(f"{name} must hold names without blanks or separators, not {token!r}")
+    return tokens
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

@@ -73,7 +73,19 @@ class Outbox:
         lost: called with the error when the socket turns out to be broken.
     """
 
-    __slots__ = ("_chunks", "_lost", "_sock", "_tls", "_writer", "batch", "bytes_sent", "drained", "late", "size")
+    __slots__ = (
+        "_chunks",
+        "_lost",
+        "_sock",
+        "_tls",
+        "_writer",
+        "batch",
+        "bytes_sent",
+        "discarded",
+        "drained",
+        "late",
+        "size",
+    )
 
     def __init__(self, sock: Any, tls: bool, batch: Batch, lost: Callable[[OSError], None]) -> None:
         self._sock = sock
@@ -86,6 +98,8 @@ class Outbox:
         self._writer: Any = None
         self.size = 0
         self.bytes_sent = 0
+        self.discarded = False
+        """Whether `close` threw away bytes that had been appended."""
         self.late = b""
         """Sent once nothing else waits; a later value replaces an earlier one."""
 
@@ -121,8 +135,14 @@ class Outbox:
         if self._chunks and self._writer is None and self._offer():
             self._writer = gevent.spawn(self._write_rest)
 
+    def wait(self) -> None:
+        """Block the calling greenlet until nothing waits any more: it is sent, or thrown away."""
+        while self._writer is not None:
+            self._writer.join()
+
     def close(self) -> None:
         """Forget what waits, and end the writer."""
+        self.discarded = self.size > 0
         self._chunks = []
         self.size = 0
         self.late = b""

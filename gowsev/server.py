@@ -266,6 +266,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
 
     def handle(self, sock: Any, address: Any) -> None:
         timeout = gevent.Timeout.start_new(self.host.options.handshake_timeout)
+        handler = None
         try:
             # Bounds each wait of an application's own reading and writing too.
             sock.settimeout(self.host.options.handshake_timeout)
@@ -280,13 +281,13 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             if expired is not timeout:
                 raise
             logger.info("no request from %s within %s s", _shown(address), expired.seconds)
-            sock.close()
         except OSError as error:
             # What the peer's end of the network does is no error of ours, and other connections go on.
             logger.info("lost %s before its request: %s", _shown(address), error)
-            sock.close()
         finally:
             timeout.close()
+            if handler is None or not handler.handed_over:
+                sock.close()
 
     def do_read(self) -> Any:
         """Accept one connection. Runs in the hub."""
@@ -340,6 +341,7 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
     socket: Any
     path: Any
     websocket: Handshake
+    handed_over = False
 
     def MessageClass(self, rfile: Any, seekable: int) -> Any:
         return super().MessageClass(_BoundedHead(rfile), seekable)
@@ -421,6 +423,7 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
         except OSError:  # with TLS, where a plain socket's file returns None: there is nothing
             leftover = b""
         handshake = self.__dict__.pop("websocket")
+        self.handed_over = True
         self.server.host.welcome(sock if tls else take_over(sock), tls, self._request, handshake, leftover)
 
     def _describe(self, headers: Headers) -> Request:
