@@ -140,9 +140,12 @@ class ServerProcess:
 # -- the clients -----------------------------------------------------------------------------------------------------
 
 
-def open_raw(address):
+def open_raw(address, receive_buffer=None):
     """Open a plain connection, its handshake done; return its socket."""
-    sock = gevent.socket.create_connection(address)
+    sock = gevent.socket.socket()
+    if receive_buffer is not None:
+        sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, receive_buffer)
+    sock.connect(address)
     key = base64.b64encode(os.urandom(16))
     sock.sendall(
         b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -364,7 +364,9 @@ class Connection:
         self.closing = True
         if not self._reported:
             self.end = self.end or why
-        self._report()  # or `_resume` does, when the rest of what has been read has found room in the mailbox
+        if self.protocol.more and not self.credit.exhausted:
+            gevent.get_hub().loop.run_callback(self._resume)  # which reports, when the rest has been taken
+        self._report()
         self.outbox.flush()
         self.outbox.close()
         self._sock.close()

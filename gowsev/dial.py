@@ -308,7 +308,7 @@ def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, s
         raise _Refused(f"the server's response is no HTTP: {head[:100]!r}")
     if status["code"] != b"101":
         # Its body is not for us, and may never end.
-        raise _Refused(f"the server answered {status[0][9:].decode('latin-1').strip()}", int(status["code"]))
+        raise _Refused(f"the server answered HTTP {status[0][9:].decode('latin-1').strip()}", int(status["code"]))
     client.receive_data(head + b"\r\n\r\n")
     if client.handshake_exc is not None:
         raise _Refused(str(client.handshake_exc)) from client.handshake_exc

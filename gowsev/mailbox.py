@@ -72,21 +72,24 @@ class Mailbox:
         Blocks the calling greenlet only. With a timeout of 0 the sockets are still looked at once.
         """
         queue = self._queue
-        if self._posted:
-            self._take_posts()
-        self._in_a_row += 1
-        if self._in_a_row == _MOST_IN_A_ROW or queue.empty():
-            self._in_a_row = 0
-            if self._async is None:
-                self._watch_posts()
-            if timeout == 0 or not queue.empty():
-                _poll_sockets()
-                self._take_posts()
+        if self._in_a_row < _MOST_IN_A_ROW and not queue.empty():
+            self._in_a_row += 1
+            return queue.get_nowait()
+        self._in_a_row = 0
+        return self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> Any:
+        """Let the hub have its turn, for as long as there is no event."""
+        if self._async is None:
+            self._watch_posts()
+        self._take_posts()
+        if timeout == 0 or not self._queue.empty():
+            _poll_sockets()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             wait = _LONGEST_WAIT if timeout is None else min(timeout, _LONGEST_WAIT)
             try:
-                return queue.get(timeout=wait) if wait > 0 else queue.get_nowait()
+                return self._queue.get(timeout=wait) if wait > 0 else self._queue.get_nowait()
             except Empty:
                 # Not an error: the wait is over. The caller learns it from the result.
                 if deadline is not None:
