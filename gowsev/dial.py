@@ -300,7 +300,7 @@ def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, s
         if not data:
             raise _Refused("the server closed the connection without a response")
         head += data
-        if len(head) > _MAX_HEAD_BYTES:
+        if len(head) > _MAX_HEAD_BYTES and b"\r\n\r\n" not in head:
             raise _Refused(f"the server's response has no end within {_MAX_HEAD_BYTES} bytes")
     head, _, leftover = head.partition(b"\r\n\r\n")
     status = _STATUS_LINE.match(head)

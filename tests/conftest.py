@@ -247,3 +247,20 @@ class RawClient:
 
     def close(self):
         self.sock.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A factory of programs, which are killed after the test if it has not ended them."""
+    from programs import Program  # which needs what is above
+
+    programs = []
+
+    def start(script, *args, **environ):
+        programs.append(Program(tmp_path / f"output-{len(programs)}", script, *args, **environ))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.process.kill()
+        program.process.wait()

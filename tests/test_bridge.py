@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE
-from test_subscribe_publish import run, websockets_client  # noqa: F401  # `run` is a fixture
+from programs import websockets_client
 from websockets.exceptions import ConnectionClosed
 
 FOLDER = Path(__file__).parent.parent / "examples" / "bridge"
@@ -27,7 +27,7 @@ def free_port():
 
 
 @pytest.fixture
-def start_ticker(run):  # noqa: F811
+def start_ticker(run):
     """A factory of tickers, which tick often."""
 
     def start(port=0):
@@ -39,7 +39,7 @@ def start_ticker(run):  # noqa: F811
 
 
 @pytest.fixture
-def start_bridge(run):  # noqa: F811
+def start_bridge(run):
     """A factory of bridges, which dial again soon."""
 
     def start(url, *args):
@@ -190,7 +190,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("script", "arguments", "said"), MISTAKES)
-def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(run, script, arguments, said):  # noqa: F811
+def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(run, script, arguments, said):
     port = [] if "--port" in arguments or "--host" in arguments else ["--port", 0]
     program = run(script, *port, *arguments)
     assert program.process.wait(PATIENCE) == 2
@@ -199,7 +199,7 @@ def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(run, sc
 
 
 @pytest.mark.parametrize("script", [BRIDGE, TICKER])
-def test_a_port_in_use_is_one_clear_line_and_exit_code_2(run, script):  # noqa: F811
+def test_a_port_in_use_is_one_clear_line_and_exit_code_2(run, script):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         program = run(script, *HERE, "--port", number)
@@ -211,7 +211,7 @@ def test_a_port_in_use_is_one_clear_line_and_exit_code_2(run, script):  # noqa: 
     ("script", "options"),
     [(BRIDGE, ("url", "--host", "--port", "--max-delay", "--report")), (TICKER, ("--host", "--port", "--interval"))],
 )
-def test_help_lists_the_options(run, script, options):  # noqa: F811
+def test_help_lists_the_options(run, script, options):
     program = run(script, "--help", COLUMNS="200", NO_COLOR="1")
     assert program.process.wait(PATIENCE) == 0
     for option in options:

@@ -5,14 +5,13 @@ Debian's package `chromium`; skipped where it is missing.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from conftest import wait_until
+from test_subscribe_publish import relay
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -56,14 +55,6 @@ main().catch((error) => saw.push(String(error))).finally(() =>
 </script>"""
 
 
-def relay_service():
-    path = Path(__file__).parents[1] / "examples" / "subscribe_publish" / "relay.py"
-    spec = importlib.util.spec_from_file_location("relay", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Service()
-
-
 def test_a_page_subscribes_publishes_and_closes(serve, tmp_path):
     reports = []
 
@@ -73,7 +64,7 @@ def test_a_page_subscribes_publishes_and_closes(serve, tmp_path):
         start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
         return [PAGE]
 
-    service = relay_service()
+    service = relay.Service()
     server = serve(service, http_app=pages)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]

@@ -6,7 +6,6 @@ The clients of the program are other people's: websockets and websocket-client.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import signal
@@ -23,10 +22,11 @@ import websocket
 from conftest import PATIENCE, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import websockets_client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "subscribe_publish" / "relay.py"
+SOURCES = {"relay.py", "localhost_certificate.py"}
 
 OK = (2, b"OK")
 INVALID = (2, b"Invalid message")
@@ -35,11 +35,16 @@ INVALID = (2, b"Invalid message")
 def load_relay():
     spec = importlib.util.spec_from_file_location("relay", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(EXAMPLE.parent))  # as for a script, whose own directory comes first
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLE.parent))
     return module
 
 
 relay = load_relay()
+certificates = sys.modules["localhost_certificate"]
 
 
 # -- the grammar -----------------------------------------------------------------------------------------------------
@@ -306,67 +311,19 @@ def test_the_two_maps_always_agree(steps):
 # -- the program -----------------------------------------------------------------------------------------------------
 
 
-class Program:
-    """A program that runs in a process of its own; what it prints goes to a file."""
-
-    def __init__(self, output, script, *args, **environ):
-        self._output = output
-        with output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, script, *map(str, args)],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=output.parent,
-                env=os.environ | environ,
-            )
-
-    @property
-    def output(self):
-        return self._output.read_text()
-
-    def wait_for(self, pattern):
-        """Wait until `pattern` is found in the output; return the match."""
-
-        def found():
-            # Looked at before the output is read: what it printed last counts.
-            ended = self.process.poll()
-            match = re.search(pattern, self.output, re.MULTILINE)
-            assert match or ended is None, f"it ended with {ended} and never printed {pattern!r}:\n{self.output}"
-            return match
-
-        return wait_until(found)
-
-    def url(self, scheme="ws"):
-        return self.wait_for(rf"Listening on .*?({scheme}://\S+:\d+/)$")[1]
-
-    def end(self, number=signal.SIGTERM):
-        """Send a signal; return the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A factory of programs, which are killed after the test if it has not ended them."""
-    programs = []
-
-    def start(script, *args, **environ):
-        programs.append(Program(tmp_path / f"output-{len(programs)}", script, *args, **environ))
-        return programs[-1]
-
-    yield start
-    for program in programs:
-        program.process.kill()
-        program.process.wait()
-
-
 @pytest.fixture
 def copy(tmp_path):
     """The example by itself in a directory of its own, where it may leave its certificate."""
     folder = tmp_path / "example"
     folder.mkdir()
-    return Path(shutil.copy(EXAMPLE, folder))
+    for name in SOURCES:
+        shutil.copy(EXAMPLE.with_name(name), folder)
+    return folder / "relay.py"
+
+
+def files_beside(copy):
+    """What is in the example's directory besides its sources."""
+    return {path.name for path in copy.parent.iterdir()} - SOURCES - {"__pycache__"}
 
 
 def trusting(cert):
@@ -375,10 +332,6 @@ def trusting(cert):
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     assert context.check_hostname
     return context
-
-
-def websockets_client(url, **kwargs):
-    return connect(url, proxy=None, open_timeout=PATIENCE, **kwargs)
 
 
 @contextmanager
@@ -455,7 +408,7 @@ def test_the_certificate_of_the_first_start_is_kept(run, copy):
         assert files == (kept or files)
         kept = files
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert {path.name for path in copy.parent.glob("*.*")} == {"relay.py", cert.name, key.name}
+    assert files_beside(copy) == {cert.name, key.name}
 
 
 @pytest.fixture
@@ -489,7 +442,7 @@ def test_with_neither_it_says_so_in_one_line_and_goes_on_without_tls(run, copy, 
     assert re.search(r"No TLS: .*cryptography or the command openssl\. .*--cert", said[0])
     assert "wss://" not in program.output
     assert "Traceback" not in program.output
-    assert [path.name for path in copy.parent.iterdir()] == ["relay.py"]
+    assert files_beside(copy) == set()
 
 
 def test_an_openssl_that_fails_is_quoted_and_leaves_nothing_behind(run, copy, without_cryptography, tmp_path):
@@ -500,14 +453,14 @@ def test_an_openssl_that_fails_is_quoted_and_leaves_nothing_behind(run, copy, wi
     program.wait_for(r"No TLS: .*no entropy today\.")
     program.url()
     assert program.end() == 0
-    assert [path.name for path in copy.parent.iterdir()] == ["relay.py"]
+    assert files_beside(copy) == set()
 
 
 def test_a_directory_that_takes_no_files_means_no_certificate(tmp_path):
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(relay.NoCertificate, match=r"cannot make a certificate in .*file: "):
-        relay.ensure_certificate(file / "cert.pem", file / "key.pem")
+    with pytest.raises(certificates.NoCertificate, match=r"cannot make a certificate in .*file: "):
+        certificates.ensure_certificate(file / "cert.pem", file / "key.pem")
 
 
 def test_a_certificate_of_ones_own(run, copy, certificate, client_tls):
@@ -519,7 +472,7 @@ def test_a_certificate_of_ones_own(run, copy, certificate, client_tls):
         client.send("unsubscribe-all")
         assert client.recv() == b"OK"
     assert program.end() == 0
-    assert [path.name for path in copy.parent.iterdir()] == ["relay.py"]
+    assert files_beside(copy) == set()
 
 
 @pytest.mark.parametrize("option", ["--port", "--tls-port"])
@@ -574,7 +527,7 @@ def test_a_host_limits_where_it_listens(run, copy):
         assert client.recv() == b"OK"
     assert "wss" not in program.output
     assert program.end() == 0
-    assert [path.name for path in copy.parent.iterdir()] == ["relay.py"]
+    assert files_beside(copy) == set()
 
 
 @pytest.mark.parametrize(
@@ -618,7 +571,8 @@ def test_payloads_are_logged_escaped_and_only_when_asked_for(run, copy):
 
 def test_importing_it_configures_no_logging_and_starts_nothing(tmp_path):
     lines = [
-        "import logging, importlib.util, gevent",
+        "import logging, importlib.util, sys, gevent",
+        f"sys.path.insert(0, {str(EXAMPLE.parent)!r})",
         f"spec = importlib.util.spec_from_file_location('relay', {str(EXAMPLE)!r})",
         "spec.loader.exec_module(importlib.util.module_from_spec(spec))",
         "assert not logging.getLogger().handlers",
