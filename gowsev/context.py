@@ -18,6 +18,8 @@ from weakref import finalize
 import gevent
 from gevent.event import AsyncResult
 
+from gowsev.address import listen, parse_port
+from gowsev.certificate import Certificate
 from gowsev.conn import Conn
 from gowsev.connection import CLOSED, Connection
 from gowsev.dial import adopt
@@ -29,7 +31,7 @@ from gowsev.mailbox import Mailbox
 from gowsev.options import Options, as_seconds
 from gowsev.outbox import Batch
 from gowsev.protocol import Encoder, Protocol
-from gowsev.server import Certificate, Listener, listen, parse_port
+from gowsev.server import Listener
 from gowsev.stats import Stats
 from gowsev.timer import Timer
 

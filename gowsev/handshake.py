@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from websockets.datastructures import Headers
+from websockets.headers import parse_extension
 from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
@@ -137,7 +138,11 @@ class Handshake(NamedTuple):
 
 
 def negotiate(request: HTTPRequest, options: Options) -> Handshake:
-    """Answer an upgrade request."""
+    """Answer an upgrade request.
+
+    Raises:
+        websockets.exceptions.InvalidHandshake: a header cannot be understood.
+    """
     headers = request.headers
     # RFC 9112 section 3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
     # that lacks a Host header field and to any request message that contains more than one".
@@ -145,6 +150,11 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         return Handshake(refusal(400, "An upgrade request must have one Host header.\n"), None, None)
     if "Transfer-Encoding" in headers or not set(headers.get_all("Content-Length")) <= {"0"}:
         return Handshake(refusal(400, "An upgrade request must not have a body.\n"), None, None)
+    if options.compression is None:
+        # Which then does not look at them. RFC 6455 section 9.1: a header that does not conform to the grammar fails
+        # the handshake.
+        for value in headers.get_all("Sec-WebSocket-Extensions"):
+            parse_extension(value)
     protocol = ServerProtocol(
         origins=_acceptable_origins(headers, options),
         extensions=deflate.server_factories() if options.compression == "deflate" else None,

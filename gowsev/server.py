@@ -9,25 +9,23 @@ What a `Host` is, the context says; nothing of it is known here but that it admi
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
 import socket
-import ssl
-import stat
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import gevent
 import gevent.socket
 import gevent.ssl
-from gevent import monkey
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
 from websockets.exceptions import WebSocketException
 
+from gowsev.address import Address
+from gowsev.certificate import Certificate
 from gowsev.connection import take_over
 from gowsev.handshake import Handshake, Headers, HTTPRequest, Request, Response, negotiate, refusal
 
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
     from gowsev.options import Options
 
-__all__ = ["Address", "Certificate", "Host", "Listener", "listen", "parse_port"]
+__all__ = ["Host", "Listener", "Upgrader"]
 
 logger = logging.getLogger("gowsev")
 
@@ -53,8 +51,6 @@ _ACCEPT_AGAIN = 0.25
 _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
 _ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
-_PORT = re.compile(r"(?:(?P<host>\[[^\]]*\]|[^:\[\]]*):)?(?P<port>[0-9]{1,5})")
-
 
 class Host(Protocol):
     """Who receives the connections of a listener."""
@@ -70,174 +66,6 @@ class Host(Protocol):
 
     def refused(self) -> None:
         """Count a refused upgrade."""
-
-
-# -- addresses ---------------------------------------------------------------------------------------------------
-
-
-class Address(NamedTuple):
-    """Where to listen."""
-
-    host: str
-    """Empty for all interfaces, IPv6 and IPv4; a path where `family` says so."""
-    port: int
-    family: int
-
-    def __str__(self) -> str:
-        if self.family == socket.AF_UNIX:
-            return f"unix:{self.host}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_port(port: str | int) -> Address:
-    """Understand the argument of `ListenAndServe`.
-
-    Raises:
-        TypeError: it is neither str nor int.
-        ValueError: it names no address.
-    """
-    wanted = "a port like '9000', ':9000', 9000, '127.0.0.1:9000', '[::1]:9000' or 'unix:/path'"
-    if isinstance(port, bool) or not isinstance(port, str | int):
-        raise TypeError(f"port must be {wanted}, not {port!r}")
-    if isinstance(port, str) and port.startswith("unix:"):
-        if not port[5:] or "\0" in port:
-            raise ValueError(f"port must be {wanted}, not {port!r}")
-        return Address(port[5:], 0, socket.AF_UNIX)
-    match = _PORT.fullmatch(str(port))
-    if match is None or int(match["port"]) > 65535:
-        raise ValueError(f"port must be {wanted}, not {port!r}")
-    host = (match["host"] or "").strip("[]")
-    try:
-        host.encode("idna")
-    except UnicodeError as error:
-        raise ValueError(f"port must be {wanted}, not {port!r}: {error}") from None
-    return Address(host, int(match["port"]), socket.AF_INET6 if ":" in host or not host else socket.AF_INET)
-
-
-def listen(address: Address, options: Options) -> Any:
-    """Open a listening socket.
-
-    Raises:
-        OSError: it cannot be; the text names the address.
-    """
-    sock = None
-    try:
-        sock = _bind(address, options)
-        sock.listen(options.backlog)
-        sock.setblocking(False)
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror or error}") from error
-    return sock
-
-
-def _bind(address: Address, options: Options) -> Any:
-    if address.family == socket.AF_UNIX:
-        _remove_stale(address.host)
-        sock = gevent.socket.socket(socket.AF_UNIX)
-        where: Any = address.host
-    elif not address.host and not _has_ipv6():
-        sock = gevent.socket.socket(socket.AF_INET)
-        where = ("", address.port)
-    else:
-        where = (address.host, address.port)
-        family = address.family
-        if family == socket.AF_INET:  # a name may have an IPv6 address only
-            family, _, _, _, where = gevent.socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0]
-        sock = gevent.socket.socket(family)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if address.host else 0)
-    try:
-        if address.family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if options.reuse_port:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(where)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _has_ipv6() -> bool:
-    try:
-        gevent.socket.socket(socket.AF_INET6).close()
-    except OSError:  # a kernel without IPv6: all interfaces are then all IPv4 ones
-        return False
-    return True
-
-
-def _remove_stale(path: str) -> None:
-    """Remove the unix socket that a dead process left at `path`."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-    except FileNotFoundError:  # the ordinary case: the path is free
-        return
-    # A plain socket: gevent's would wait for room in the backlog of a live one.
-    with monkey.get_original("socket", "socket")(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        if probe.connect_ex(path) == errno.ECONNREFUSED:
-            os.unlink(path)
-
-
-class Certificate:
-    """A certificate and its key, read again whenever their files change.
-
-    Raises:
-        OSError: a file cannot be read, or is no certificate (`ssl.SSLError` is one); the text names both.
-    """
-
-    def __init__(self, cert_file: str, key_file: str) -> None:
-        self._files = (os.fspath(cert_file), os.fspath(key_file))
-        self._failing = False
-        try:
-            self._seen = self._modified()
-            self._context = self._load()
-        except ssl.SSLError as error:
-            raise ssl.SSLError(
-                error.errno, f"no certificate with its key in {self._named()}: {error.strerror}"
-            ) from error
-        except OSError as error:
-            raise OSError(error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}") from error
-
-    def context(self) -> Any:
-        """Return the TLS context of the files as they are now; the last good one if they cannot be read."""
-        try:
-            seen = self._modified()
-            if seen != self._seen:
-                self._seen = seen
-                self._context = self._load()
-                self._failing = False
-                logger.info("read the renewed certificate in %s", self._named())
-        except OSError as error:
-            # Half-written or vanished files: whoever renews them may not be done. Clients go on getting the last
-            # certificate that could be read, and the files are read again when they change.
-            self._seen = None if isinstance(error, FileNotFoundError) else self._seen
-            if not self._failing:
-                self._failing = True
-                logger.error("cannot read the certificate in %s, going on with the last one: %s", self._named(), error)
-        return self._context
-
-    def _modified(self) -> tuple[tuple[int, int], ...] | None:
-        return tuple((status.st_mtime_ns, status.st_ino) for status in map(os.stat, self._files))
-
-    def _load(self) -> Any:
-        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(*self._files, password=_no_password)
-        return context
-
-    def _named(self) -> str:
-        return " and ".join(map(repr, self._files))
-
-
-def _no_password() -> str:
-    raise ssl.SSLError(0, "the key is encrypted; gowsev cannot ask for its password")
-
-
-# -- listeners ---------------------------------------------------------------------------------------------------
 
 
 class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types

@@ -7,6 +7,9 @@ either use gevent's sockets or, where nobody here wrote them, run in a real thre
 from __future__ import annotations
 
 import base64
+import contextlib
+import gc
+import logging
 import os
 import ssl
 import time
@@ -76,6 +79,23 @@ class Recorder(gowsev.Handler):
 
 def echo(context, id, message):
     context.Write(id, message)
+
+
+class Conns(Recorder):
+    """Keeps the `Conn` of each connection accepted."""
+
+    def __init__(self):
+        super().__init__(echo)
+        self.conns = []
+
+    def ConnAccepted(self, context, id):
+        super().ConnAccepted(context, id)
+        self.conns.append(context.Conn(id))
+
+
+def echoes(client, payload=b"still there"):
+    client.send_binary(payload)
+    return client.read_frame() == (frames.BINARY, payload)
 
 
 @dataclass
@@ -264,3 +284,36 @@ def run(tmp_path):
     for program in programs:
         program.process.kill()
         program.process.wait()
+
+
+def open_sockets():
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the directory
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return {link for link in links if link.startswith("socket:")}
+
+
+def greenlets():
+    # By `type`, since `isinstance` asks a weak proxy for what it stands for.
+    return sum(issubclass(type(item), gevent.Greenlet) and not item.dead for item in gc.get_objects())
+
+
+@pytest.fixture
+def clean(capfd, caplog):
+    """What holds for a test that makes no mess; `caplog.clear()` takes out what a test expected in the log."""
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG, "gowsev")
+    before = open_sockets()
+    yield
+    wait_until(lambda: open_sockets() <= before)
+    assert capfd.readouterr().err == ""
+    records = caplog.get_records("call")
+    assert [record for record in records if record.levelno > logging.INFO or record.exc_info] == []
+    assert [record.getMessage() for record in records if not record.getMessage().isprintable()] == []
+
+
+@pytest.fixture
+def informed(caplog):
+    """A function that returns what gowsev logged so far at INFO or above."""
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "gowsev" and r.levelno >= logging.INFO]

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "options", "version", "stats"},
     {"frames"},
     {"deflate", "protocol", "handshake"},
-    {"outbox", "mailbox", "keepalive", "timer"},
+    {"outbox", "mailbox", "keepalive", "timer", "address", "certificate"},
     {"connection"},
     {"conn", "server", "dial"},
     {"handler"},
@@ -44,8 +44,8 @@ OUTSIDE = {
     "time",
 }
 
-#: The only ones that may log: the loop and, where no connection is there yet, the listeners and `Dial`.
-LOGGING = {"context", "server", "dial"}
+#: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
+LOGGING = {"context", "server", "certificate"}
 
 
 def is_type_checking(node):

@@ -1,0 +1,69 @@
+"""`Certificate`: the certificate and key of a TLS listener, read again whenever their files change."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from typing import Any
+
+import gevent.ssl
+
+__all__ = ["Certificate"]
+
+logger = logging.getLogger("gowsev")
+
+
+class Certificate:
+    """A certificate and its key, read again whenever their files change.
+
+    Raises:
+        OSError: a file cannot be read, or is no certificate (`ssl.SSLError` is one); the text names both.
+    """
+
+    def __init__(self, cert_file: str, key_file: str) -> None:
+        self._files = (os.fspath(cert_file), os.fspath(key_file))
+        self._failing = False
+        try:
+            self._seen = self._modified()
+            self._context = self._load()
+        except ssl.SSLError as error:
+            raise ssl.SSLError(
+                error.errno, f"no certificate with its key in {self._named()}: {error.strerror}"
+            ) from error
+        except OSError as error:
+            raise OSError(error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}") from error
+
+    def context(self) -> Any:
+        """Return the TLS context of the files as they are now; the last good one if they cannot be read."""
+        try:
+            seen = self._modified()
+            if seen != self._seen:
+                self._seen = seen
+                self._context = self._load()
+                self._failing = False
+                logger.info("read the renewed certificate in %s", self._named())
+        except OSError as error:
+            # Half-written or vanished files: whoever renews them may not be done. Clients go on getting the last
+            # certificate that could be read, and the files are read again when they change.
+            self._seen = None if isinstance(error, FileNotFoundError) else self._seen
+            if not self._failing:
+                self._failing = True
+                logger.error("cannot read the certificate in %s, going on with the last one: %s", self._named(), error)
+        return self._context
+
+    def _modified(self) -> tuple[tuple[int, int], ...] | None:
+        return tuple((status.st_mtime_ns, status.st_ino) for status in map(os.stat, self._files))
+
+    def _load(self) -> Any:
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(*self._files, password=_no_password)
+        return context
+
+    def _named(self) -> str:
+        return " and ".join(map(repr, self._files))
+
+
+def _no_password() -> str:
+    raise ssl.SSLError(0, "the key is encrypted; gowsev cannot ask for its password")
