@@ -1,0 +1,1381 @@
+"""`Context`: every method and error of the public surface. What it promises as a whole is in `test_promises.py`."""
+
+from __future__ import annotations
+
+import array
+import gc
+import logging
+import math
+import threading
+import time
+import zlib
+from datetime import timedelta
+from decimal import Decimal
+from types import SimpleNamespace
+from weakref import ref
+
+import gevent
+import gevent.event
+import gevent.socket
+import pytest
+from conftest import PATIENCE, RawClient, Recorder, Server, echo, in_thread, wait_until
+
+import gowsev
+from gowsev import frames, protocol
+from gowsev import server as server_module
+from gowsev.deflate import Deflate
+from gowsev.errors import ConnClosing, GowsevError, IdNotFound
+from gowsev.frames import BINARY, CLOSE, TEXT
+
+
+@pytest.fixture(autouse=True)
+def _hub_is_quiet(capfd):
+    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def idle():
+    """A factory of servers whose loop runs only where a test drives it."""
+    servers = []
+
+    def start(handler=None, *, listen=True, **options):
+        context = gowsev.MakeContext(handler or Recorder(echo), gowsev.Options(**options))
+        address = context.ListenAndServe("127.0.0.1:0") if listen else ("", 0)
+        servers.append(Server(context, context._handler, *address, None))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        for client in server.clients:
+            client.close()
+        server.context.Shutdown(0)
+        server.context.SetTimeout(PATIENCE)
+        while server.context.EventLoopIteration():
+            pass
+        assert server.context.Stats().connections == 0
+        assert not server.context._keepalive.connections
+
+
+def connect(server, count=1, **kwargs):
+    """Open clients whose `ConnAccepted` has been called; return them and their ids."""
+    before = len(server.handler.of("accepted"))
+    clients = [server.client(**kwargs) for _ in range(count)]
+    if server.loop is None:
+        for _ in range(count):
+            server.context.EventLoopIteration()
+    wait_until(lambda: len(server.handler.of("accepted")) == before + count)
+    return clients, [event[1] for event in server.handler.of("accepted")[before:]]
+
+
+def received_at_once(client):
+    """Return what lies in a client's socket, without letting any other greenlet run."""
+    client.sock.settimeout(0)
+    try:
+        return client.sock.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+    finally:
+        client.sock.settimeout(PATIENCE)
+
+
+# -- making one --------------------------------------------------------------------------------------------------
+
+CALLBACKS = ["ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived"]
+
+
+def methods(*names):
+    return {name: lambda *args: None for name in names}
+
+
+@pytest.mark.parametrize("missing", CALLBACKS)
+def test_a_handler_that_lacks_a_method_is_refused_at_once_and_the_error_names_it(missing):
+    names = [name for name in CALLBACKS if name != missing]
+    with pytest.raises(TypeError, match=rf"missing: \['{missing}'\]"):
+        gowsev.MakeContext(SimpleNamespace(**methods(*names)))
+    with pytest.raises(TypeError, match=rf"missing: \['{missing}'\]"):
+        gowsev.MakeContext(SimpleNamespace(**methods(*names), **{missing: "not callable"}))
+
+
+def test_everything_that_is_missing_is_named():
+    with pytest.raises(TypeError) as raised:
+        gowsev.MakeContext(None)
+    assert all(name in str(raised.value).partition("missing")[2] for name in CALLBACKS)
+
+
+def test_a_class_in_place_of_an_object_is_refused_and_the_error_says_what_to_do():
+    with pytest.raises(TypeError, match="not the class Recorder: call it"):
+        gowsev.MakeContext(Recorder)
+    with pytest.raises(TypeError, match="missing"):
+        gowsev.MakeContext(int)
+
+
+def test_any_object_with_the_four_methods_will_do():
+    calls = []
+    handler = SimpleNamespace(**methods(*CALLBACKS))
+    handler.EventLoopTimeout = calls.append
+    context = gowsev.MakeContext(handler)
+    context.SetTimeout(0)
+    assert context.EventLoopIteration() is True
+    assert calls == [context]
+
+
+@pytest.mark.parametrize("options", [{}, "options", 1, gowsev.Options])
+def test_options_must_be_options(options):
+    with pytest.raises(TypeError, match=r"options must be gowsev\.Options"):
+        gowsev.MakeContext(Recorder(), options)
+
+
+def test_options_are_readable():
+    options = gowsev.Options(backlog=5)
+    assert gowsev.MakeContext(Recorder(), options).options is options
+    assert gowsev.MakeContext(Recorder()).options == gowsev.Options()
+
+
+def test_a_context_that_nobody_holds_any_more_is_gone_and_listens_for_no_posts():
+    context = gowsev.MakeContext(Recorder())
+    context.SetTimeout(0)
+    context.EventLoopIteration()
+    mailbox, gone = context._mailbox, ref(context)
+    assert mailbox._async is not None
+    del context
+    gc.collect()
+    assert gone() is None
+    assert mailbox._async is None
+
+
+# -- listening ---------------------------------------------------------------------------------------------------
+
+
+def test_it_may_listen_on_many_ports_plain_and_with_tls(serve, certificate, client_tls, tmp_path):
+    server = serve()
+    path = str(tmp_path / "socket")
+    assert server.port > 0
+    assert server.host == "127.0.0.1"
+    second = server.context.ListenAndServe("127.0.0.1:0")
+    assert second[1] != server.port
+    tls = server.context.ListenAndServeTLS("127.0.0.1:0", *certificate)
+    assert server.context.ListenAndServe(f"unix:{path}") == (path, 0)
+    for client in (
+        server.client(),
+        RawClient(*second),
+        RawClient(*tls, tls=client_tls),
+        RawClient(path, 0),
+    ):
+        client.send_binary(b"hello")
+        assert client.read_frame() == (BINARY, b"hello")
+        client.close()
+
+
+def test_listening_errors_come_at_once(serve, tmp_path):
+    server = serve()
+    with pytest.raises(OSError, match=f"127.0.0.1:{server.port}"):
+        server.context.ListenAndServe(f"127.0.0.1:{server.port}")
+    with pytest.raises(ValueError, match="nowhere"):
+        server.context.ListenAndServe("nowhere")
+    with pytest.raises(ValueError, match="nowhere"):
+        server.context.ListenAndServeTLS("nowhere", "no file", "no file")
+    with pytest.raises(OSError, match=r"absent\.pem"):
+        server.context.ListenAndServeTLS("127.0.0.1:0", str(tmp_path / "absent.pem"), str(tmp_path / "absent.pem"))
+
+
+# -- the timeout -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [(0, 0.0), (0.25, 0.25), (3, 3.0), (timedelta(milliseconds=1500), 1.5), (timedelta(0), 0.0), (None, None)],
+)
+def test_the_timeout_is_seconds(given, seconds):
+    context = gowsev.MakeContext(Recorder())
+    assert context.GetTimeout() == 60.0
+    assert context.SetTimeout(given) is None
+    assert context.GetTimeout() == seconds
+    assert type(context.GetTimeout()) is type(seconds)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (-1, ValueError),
+        (-0.001, ValueError),
+        (timedelta(seconds=-1), ValueError),
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        (10**400, ValueError),
+        ("1", TypeError),
+        (b"1", TypeError),
+        (True, TypeError),
+        (Decimal(1), TypeError),
+        ([1], TypeError),
+    ],
+)
+def test_what_is_no_timeout_is_refused_and_changes_nothing(given, error):
+    context = gowsev.MakeContext(Recorder())
+    for refuse in (context.SetTimeout, context.Shutdown, lambda delay: context.AfterFunc(delay, print)):
+        with pytest.raises(error):
+            refuse(given)
+    assert context.GetTimeout() == 60.0
+    context.Post(lambda context: None)
+    assert context.EventLoopIteration() is True, "a refused Shutdown is none"
+
+
+def test_the_timeout_callback_comes_once_for_each_wait_without_an_event(idle):
+    server = idle(listen=False)
+    server.context.SetTimeout(0.02)
+    before = time.monotonic()
+    assert server.context.EventLoopIteration() is True
+    assert time.monotonic() - before >= 0.015
+    assert server.context.EventLoopIteration() is True
+    assert server.handler.events == [("timeout",)] * 2
+
+
+def test_in_event_loop_it_may_be_changed_and_used_to_leave(idle):
+    class Three(Recorder):
+        def EventLoopTimeout(self, context):
+            super().EventLoopTimeout(context)
+            context.SetTimeout(0.001)
+            if len(self.events) == 3:
+                context.Shutdown(0)
+
+    server = idle(Three(), listen=False)
+    server.context.SetTimeout(timedelta(milliseconds=5))
+    server.context.EventLoop()
+    assert server.handler.events == [("timeout",)] * 3
+
+
+def test_a_timeout_of_0_polls_and_what_has_arrived_is_delivered(idle):
+    server = idle()
+    (client,), _ = connect(server)
+    server.context.SetTimeout(0)
+    client.send_binary(b"hello")  # no greenlet has run since
+    server.context.EventLoopIteration()
+    assert server.handler.messages == [b"hello"]
+    assert not server.handler.of("timeout")
+    server.context.EventLoopIteration()
+    assert server.handler.of("timeout") == [("timeout",)]
+
+
+def test_polling_alone_lets_clients_connect_and_talk(idle):
+    """A script with its own `while` and nothing else."""
+    server = idle()
+    server.context.SetTimeout(0)
+
+    def talk():
+        client = RawClient(server.host, server.port)
+        client.send_binary(b"hello")
+        assert client.read_frame() == (BINARY, b"hello")
+        client.send_close()
+        assert client.read_close() == (1000, "")
+        client.close()
+
+    talking = gevent.spawn(talk)
+    deadline = time.monotonic() + PATIENCE
+    while not (talking.ready() and server.handler.closed) and time.monotonic() < deadline:
+        server.context.EventLoopIteration()
+    assert talking.successful()
+    assert server.handler.closed
+
+
+@pytest.mark.parametrize("kind", ["pool", "plain"])
+def test_a_timeout_of_none_waits_for_ever_and_a_post_from_a_thread_ends_it(idle, kind):
+    server = idle(listen=False)
+    server.context.SetTimeout(None)
+    calls = []
+
+    def post():
+        server.context.Post(lambda *args: calls.append(args), 1, 2)
+
+    start = {
+        "pool": lambda: gevent.get_hub().threadpool.spawn(post),
+        "plain": lambda: threading.Thread(target=post, daemon=True).start(),
+    }[kind]
+    gevent.spawn_later(0.01, start)
+    with gevent.Timeout(PATIENCE):
+        server.context.EventLoopIteration()
+    assert calls == [(server.context, 1, 2)]
+
+
+# -- an iteration ------------------------------------------------------------------------------------------------
+
+
+def test_an_iteration_handles_one_event_with_at_most_one_callback(idle):
+    server = idle()
+    (client,), (id,) = connect(server)
+    for number in range(5):
+        client.send_binary(b"%d" % number)
+    client.send_close()
+    wait_until(lambda: server.context.Stats().queued_events == 6)
+    for count in range(2, 8):
+        assert server.context.EventLoopIteration() is True
+        assert len(server.handler.events) == count
+    assert server.handler.events[-1] == ("closed", id, 1000, "")
+
+
+def test_what_an_iteration_wrote_has_left_when_it_returns(idle):
+    held = []
+
+    def answer(context, id, message):
+        context.Write(id, message)
+        context.WriteText(id, "text")
+        context.Broadcast([id], b"all")
+        held.append(context.Conn(id).bytes_sent)
+
+    server = idle(Recorder(answer))
+    (client,), _ = connect(server)
+    client.send_binary(b"hello")
+    wait_until(lambda: server.context.Stats().queued_events)
+    server.context.EventLoopIteration()
+    assert held == [0], "gathered, to leave together"
+    assert received_at_once(client) == b"\x82\x05hello" + b"\x81\x04text" + b"\x82\x03all"
+
+
+def test_what_the_last_iteration_wrote_has_left_though_it_raised(idle):
+    def answer(context, id, message):
+        context.Write(id, message)
+        raise KeyError("after the write")
+
+    server = idle(Recorder(answer), raise_errors=True)
+    (client,), _ = connect(server)
+    client.send_binary(b"hello")
+    wait_until(lambda: server.context.Stats().queued_events)
+    with pytest.raises(KeyError):
+        server.context.EventLoopIteration()
+    assert received_at_once(client) == b"\x82\x05hello"
+
+
+def test_a_lone_message_of_a_callback_that_then_blocks_does_not_wait_for_its_end(serve):
+    done = gevent.event.Event()
+    waited = []
+
+    def answer(context, id, message):
+        context.Write(id, message)
+        waited.append(done.wait(PATIENCE))
+
+    server = serve(Recorder(answer))
+    client = server.client()
+    client.send_binary(b"hello")
+    assert client.read_frame() == (BINARY, b"hello")
+    assert waited == []
+    done.set()
+    wait_until(lambda: waited == [True])
+
+
+def test_what_is_written_outside_the_loop_leaves_at_once(idle):
+    server = idle()
+    (client,), (id,) = connect(server)
+    server.context.Write(id, b"one")
+    assert received_at_once(client) == b"\x82\x03one"
+    server.context.WriteText(id, "two")
+    assert received_at_once(client) == b"\x81\x03two"
+    server.context.Broadcast([id], b"three")
+    assert received_at_once(client) == b"\x82\x05three"
+    server.context.Close(id)
+    assert received_at_once(client) == b"\x88\x02\x03\xe8"
+
+
+def test_events_without_end_hold_no_message_back_and_keep_nobody_out(serve):
+    server = serve()
+    spins = []
+
+    def spin(context):
+        spins.append(None)
+        if server.clients == [] or server.context.Stats().messages_sent < 3:
+            context.Post(spin)
+
+    server.context.Post(spin)
+    client = server.client()
+    for number in range(3):
+        client.send_binary(b"%d" % number)
+        assert client.read_frame() == (BINARY, b"%d" % number)
+    assert len(spins) > 3
+
+
+def test_a_callback_that_raises_closes_its_connection_with_1011(serve, caplog):
+    def answer(context, id, message):
+        raise KeyError("which")
+
+    server = serve(Recorder(answer))
+    client = server.client()
+    client.send_binary(b"hello")
+    assert client.read_close() == (1011, "internal error")
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.name == "gowsev"
+    assert record.getMessage() == "a callback raised; closing connection 1"
+    assert record.exc_info[0] is KeyError
+
+
+def test_only_one_greenlet_may_drive_but_its_callbacks_may_drive_on(serve):
+    results = []
+
+    def answer(context, id, message):
+        if message == b"nest":
+            results.append(context.EventLoopIteration())
+
+    server = serve(Recorder(answer))
+    client = server.client()
+    wait_until(lambda: server.handler.events)
+    for drive in (server.context.EventLoop, server.context.EventLoopIteration):
+        with pytest.raises(RuntimeError, match="driven by <Greenlet"):
+            drive()
+    client.send_binary(b"nest")
+    client.send_binary(b"inner")
+    wait_until(lambda: results)
+    assert results == [True]
+    assert server.handler.messages == [b"nest", b"inner"]
+
+
+# -- two contexts ------------------------------------------------------------------------------------------------
+
+
+def test_contexts_do_not_know_of_each_other(serve):
+    def shout(context, id, message):
+        context.Write(id, message.upper())
+
+    first, second = serve(), serve(Recorder(shout))
+    clients = [first.client(), second.client(), first.client(), second.client()]
+    for number, client in enumerate(clients):
+        client.send_binary(b"m%d" % number)
+    assert [client.read_frame()[1] for client in clients] == [b"m0", b"M1", b"m2", b"M3"]
+    assert sorted(first.handler.of("accepted")) == sorted(second.handler.of("accepted"))
+    assert sorted(first.handler.messages) == [b"m0", b"m2"]
+    assert sorted(second.handler.messages) == [b"m1", b"m3"]
+
+    first.context.Shutdown(PATIENCE)
+    assert clients[0].read_close() == (1001, "shutting down")
+    clients[0].close()
+    clients[2].close()
+    first.loop.join(PATIENCE)
+    clients[1].send_binary(b"still here")
+    assert clients[1].read_frame() == (BINARY, b"STILL HERE")
+
+
+def test_a_context_belongs_to_the_thread_that_made_it(idle):
+    server = idle(listen=False)
+
+    def error_of(drive):
+        with pytest.raises(RuntimeError) as raised:
+            drive()
+        return str(raised.value)
+
+    for drive in (server.context.EventLoop, server.context.EventLoopIteration):
+        assert "belongs to the thread that made it" in in_thread(error_of, drive)
+    server.context.Post(lambda context: None)
+    assert server.context.EventLoopIteration() is True
+
+
+def test_a_context_made_in_another_thread_runs_there():
+    def run():
+        calls = []
+        context = gowsev.MakeContext(Recorder())
+        for number in range(3):
+            context.Post(lambda context, number: calls.append(number), number)
+        context.Post(lambda context: context.Shutdown())
+        context.EventLoop()
+        return calls
+
+    assert in_thread(run) == [0, 1, 2]
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
+
+
+class Bytes(bytes):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("message", "payload"),
+    [
+        (b"bytes", b"bytes"),
+        (b"", b""),
+        (Bytes(b"subclass"), b"subclass"),
+        (bytearray(b"bytearray"), b"bytearray"),
+        (memoryview(b"memoryview"), b"memoryview"),
+        (memoryview(b"a.b.c")[::2], b"abc"),
+        (memoryview(array.array("H", [0x4141, 0x4242])), b"AABB"),
+        (bytes(100_000), bytes(100_000)),
+        (bytearray(100_000), bytes(100_000)),
+    ],
+)
+def test_write_sends_a_binary_message(serve, message, payload):
+    server = serve()
+    (client,), (id,) = connect(server)
+    assert server.context.Write(id, message) is None
+    assert client.read_frame() == (BINARY, payload)
+    assert server.context.Broadcast([id], message) == []
+    assert client.read_frame() == (BINARY, payload)
+
+
+def test_a_buffer_may_be_used_again_as_soon_as_write_has_returned(idle):
+    buffer = bytearray(b"first")
+
+    def answer(context, id, message):
+        context.Write(id, buffer)
+        buffer[:] = b"later"
+        context.Write(id, memoryview(buffer))
+        buffer[:] = b"never"
+
+    server = idle(Recorder(answer))
+    (client,), _ = connect(server)
+    client.send_binary(b"go")
+    wait_until(lambda: server.context.Stats().queued_events)
+    server.context.EventLoopIteration()
+    assert [client.read_frame()[1] for _ in range(2)] == [b"first", b"later"]
+
+
+@pytest.mark.parametrize("message", ["text", 5, None, ["bytes"], object()])
+def test_write_takes_nothing_but_bytes_even_for_an_unknown_id(serve, message):
+    server = serve()
+    (client,), (id,) = connect(server)
+    for some_id in (id, 12345):
+        with pytest.raises(TypeError, match="message must be bytes, bytearray or memoryview, not "):
+            server.context.Write(some_id, message)
+    server.context.Write(id, b"unharmed")
+    assert client.read_frame() == (BINARY, b"unharmed")
+
+
+def test_write_of_a_str_says_which_method_sends_text(idle):
+    with pytest.raises(TypeError, match="WriteText"):
+        idle(listen=False).context.Write(1, "text")
+
+
+@pytest.mark.parametrize("text", ["", "plain", "häß €", "\U0001f600" * 10_000])
+def test_write_text_sends_a_text_message(serve, text):
+    server = serve()
+    (client,), (id,) = connect(server)
+    assert server.context.WriteText(id, text) is None
+    assert client.read_frame() == (TEXT, text.encode())
+    assert server.context.Broadcast([id], text) == []
+    assert client.read_frame() == (TEXT, text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [(b"bytes", TypeError), (None, TypeError), (5, TypeError), ("half \ud83d", ValueError)]
+)
+def test_write_text_takes_nothing_but_text_that_can_be_encoded(serve, text, error):
+    server = serve()
+    (client,), (id,) = connect(server)
+    for some_id in (id, 12345):
+        with pytest.raises(error):
+            server.context.WriteText(some_id, text)
+    server.context.Write(id, b"unharmed")
+    assert client.read_frame() == (BINARY, b"unharmed")
+
+
+def test_an_unknown_id_gives_go_s_error_value(idle):
+    context = idle(listen=False).context
+    for error in (context.Write(7, b"x"), context.WriteText(7, "x")):
+        assert isinstance(error, IdNotFound)
+        assert isinstance(error, GowsevError)
+        assert str(error) == "id not found"
+        assert error.id == 7
+    assert context.Broadcast([7, 8], b"x") == [7, 8]
+    assert context.Conn(7) is None
+    assert context.Close(7) is None
+
+
+def test_a_closing_connection_gives_an_error_value(serve):
+    server = serve()
+    (client,), (id,) = connect(server)
+    server.context.Close(id)
+    for error in (server.context.Write(id, b"x"), server.context.WriteText(id, "x")):
+        assert isinstance(error, ConnClosing)
+        assert str(error) == f"connection {id} is closing"
+    assert server.context.Broadcast([id], b"x") == [id]
+    assert client.read_frame() == (CLOSE, b"\x03\xe8"), "and nothing of it was sent"
+
+
+def test_messages_arrive_in_the_order_of_their_writes_whoever_wrote_them(serve):
+    """From a callback, from other greenlets, small ones and large ones."""
+    sent = []
+
+    def write(context, id, payload):
+        sent.append(payload)
+        context.Write(id, payload)
+
+    def answer(context, id, message):
+        for number in range(20):
+            write(context, id, b"callback %d" % number * (5000 if number % 5 == 0 else 1))
+            if number % 7 == 0:
+                gevent.sleep(0)
+
+    server = serve(Recorder(answer))
+    (client,), (id,) = connect(server)
+
+    def other():
+        for number in range(20):
+            write(server.context, id, b"other %d" % number * (5000 if number % 6 == 0 else 1))
+            gevent.sleep(0)
+
+    greenlets = [gevent.spawn(other) for _ in range(3)]
+    client.send_binary(b"go")
+    wait_until(lambda: len(sent) == 80)
+    assert [client.read_frame()[1] for _ in range(80)] == sent
+    gevent.joinall(greenlets, raise_error=True)
+
+
+def test_broadcast_tells_who_could_not_take_it(serve):
+    server = serve()
+    clients, ids = connect(server, 3)
+    server.context.Close(ids[1])
+    assert server.context.Broadcast((id for id in [999, *ids, 1000]), b"news") == [999, ids[1], 1000]
+    assert clients[0].read_frame() == (BINARY, b"news")
+    assert clients[2].read_frame() == (BINARY, b"news")
+    assert server.context.Broadcast([], b"news") == []
+
+
+@pytest.mark.parametrize(
+    ("message", "error"), [(5, TypeError), (None, TypeError), (["a"], TypeError), ("\udfff", ValueError)]
+)
+def test_broadcast_refuses_what_is_no_message_before_anybody_gets_it(serve, message, error):
+    server = serve()
+    (client,), ids = connect(server)
+    for some_ids in (ids, []):
+        with pytest.raises(error):
+            server.context.Broadcast(some_ids, message)
+    server.context.Write(ids[0], b"unharmed")
+    assert client.read_frame() == (BINARY, b"unharmed")
+
+
+DEFLATE = [("Sec-WebSocket-Extensions", "permessage-deflate")]
+
+
+def count_calls(monkeypatch, owner, name):
+    calls = []
+    function = getattr(owner, name)
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
+
+
+@pytest.mark.parametrize("message", [b"binary", "text", bytearray(b"buffer")])
+def test_a_broadcast_is_encoded_once(serve, message, monkeypatch):
+    server = serve()
+    clients, ids = connect(server, 5)
+    encoded = count_calls(monkeypatch, protocol.frames, "encode_header")
+    assert server.context.Broadcast(ids, message) == []
+    assert len(encoded) == 1
+    for client in clients:
+        assert client.read_frame()[1] == (message.encode() if isinstance(message, str) else message)
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_a_publish_loop_of_writes_is_compressed_once(serve, size, monkeypatch):
+    server = serve(compression="deflate")
+    clients, ids = connect(server, 5, headers=DEFLATE)
+    compressed = count_calls(monkeypatch, Deflate, "compress")
+    message = bytes(size)
+    for id in ids:
+        assert server.context.Write(id, message) is None
+    assert len(compressed) == 1
+    for client in clients:
+        assert inflate(client) == (BINARY, message)
+
+
+def inflate(client, bits=15):
+    """Read one compressed frame (RFC 7692 section 7.2.2); return its opcode and message."""
+    while (header := frames.parse_header(client.buffer, 0, len(client.buffer))) is None or len(
+        client.buffer
+    ) < header.size + header.length:
+        client._fill()
+    assert header.first & 0xF0 == 0xC0, "FIN and RSV1"
+    end = header.size + header.length
+    payload, client.buffer = client.buffer[header.size : end], client.buffer[end:]
+    return header.first & 0x0F, zlib.decompress(payload + b"\x00\x00\xff\xff\x01\x00\x00\xff\xff", -bits)
+
+
+def test_each_peer_gets_frames_as_negotiated_with_it(serve):
+    server = serve(compression="deflate")
+    small_window = [("Sec-WebSocket-Extensions", "permessage-deflate; server_max_window_bits=9")]
+    clients = [server.client(), server.client(headers=DEFLATE), server.client(headers=small_window)]
+    wait_until(lambda: len(server.handler.of("accepted")) == 3)
+    text = "".join(chr(ord("a") + number * number % 26) for number in range(3000)) * 2
+    assert server.context.Broadcast([1, 2, 3], text) == []
+    by_headers = [clients[0].read_frame(), inflate(clients[1]), inflate(clients[2], 9)]
+    assert by_headers == [(TEXT, text.encode())] * 3
+
+
+# -- Close -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999])
+def test_close_sends_any_code_that_may_be_sent(serve, code):
+    server = serve()
+    (client,), (id,) = connect(server)
+    assert server.context.Close(id, code, "because") is None
+    assert client.read_close() == (code, "because")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "error"),
+    [
+        *((code, "", ValueError) for code in (-1, 0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 70000)),
+        (True, "", TypeError),
+        ("1000", "", TypeError),
+        (1000.0, "", TypeError),
+        (None, "", TypeError),
+        (1000, b"", TypeError),
+        (1000, None, TypeError),
+    ],
+)
+def test_close_refuses_what_may_not_be_sent(serve, code, reason, error):
+    """RFC 6455 sections 7.4.1 and 7.4.2. The connection stays as it is, and an unknown id makes no difference."""
+    server = serve()
+    (client,), (id,) = connect(server)
+    for some_id in (id, 12345):
+        with pytest.raises(error):
+            server.context.Close(some_id, code, reason)
+    client.send_binary(b"still open")
+    assert client.read_frame() == (BINARY, b"still open")
+
+
+def test_a_long_reason_is_cut_at_a_character_s_edge(serve):
+    """RFC 6455 section 5.5: a control frame's payload has 125 bytes at most, and 2 of them are the code."""
+    server = serve()
+    (client,), (id,) = connect(server)
+    server.context.Close(id, 1000, "é" * 100)
+    assert client.read_close() == (1000, "é" * 61)
+
+
+def test_closing_again_and_closing_what_is_not_there_do_nothing(serve):
+    server = serve()
+    (client,), (id,) = connect(server)
+    server.context.Close(id, 4000)
+    server.context.Close(id, 4001)
+    client.send_close(4000)
+    assert client.read_frame() == (CLOSE, b"\x0f\xa0")
+    assert client.read_to_end() == b""
+    wait_until(lambda: server.handler.closed)
+    server.context.Close(id, 4002)
+    assert server.handler.closed == [("closed", id, 4000, "")]
+
+
+def test_a_close_from_its_own_callback_follows_what_the_callback_wrote(serve):
+    def answer(context, id, message):
+        context.Write(id, message)
+        context.Close(id, 4000, "that was it")
+        assert isinstance(context.Write(id, b"too late"), ConnClosing)
+
+    server = serve(Recorder(answer))
+    client = server.client()
+    client.send_binary(b"hello")
+    assert client.read_frame() == (BINARY, b"hello")
+    assert client.read_close() == (4000, "that was it")
+    client.send_close(4000)
+    assert client.read_to_end() == b""
+    wait_until(lambda: server.handler.closed)
+    assert server.context.Stats().callback_errors == 0
+
+
+# -- messages in -------------------------------------------------------------------------------------------------
+
+
+def test_a_handler_without_text_received_gets_text_as_its_bytes(serve):
+    server = serve(Recorder())
+    client = server.client()
+    client.send_text("häß")
+    client.send_binary(b"\xff")
+    wait_until(lambda: len(server.handler.messages) == 2)
+    assert server.handler.messages == ["häß".encode(), b"\xff"]
+    assert [type(message) for message in server.handler.messages] == [bytes, bytes]
+
+
+def test_a_handler_with_text_received_gets_text_there_and_bytes_in_message_received(serve):
+    class Texts(Recorder):
+        def TextReceived(self, context, id, text):
+            self.events.append(("text", id, text))
+
+    server = serve(Texts())
+    client = server.client()
+    client.send_text("häß")
+    client.send_binary(b"\xff")
+    client.send_text("")
+    wait_until(lambda: len(server.handler.events) == 4)
+    assert server.handler.events[1:] == [("text", 1, "häß"), ("message", 1, b"\xff"), ("text", 1, "")]
+
+
+# -- ConnRequested -----------------------------------------------------------------------------------------------
+
+
+class Judge(Recorder):
+    """Answers `ConnRequested` with what `verdict(context, request)` returns."""
+
+    def __init__(self, verdict):
+        super().__init__(echo)
+        self.verdict = verdict
+        self.requests = []
+
+    def ConnRequested(self, context, request):
+        self.requests.append(request)
+        return self.verdict(context, request)
+
+
+def ask(server, **kwargs):
+    """Send an upgrade request; return the client, its response not yet read."""
+    client = server.client(handshake=False)
+    client.send(client.request(**kwargs))
+    return client
+
+
+def read_response(client):
+    """Return (status line, headers, body) of a refusal."""
+    head, _, body = (client.read_head() + client.read_to_end()).partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    return lines[0], dict(line.split(": ", 1) for line in lines[1:]), body
+
+
+def test_conn_requested_accepts_with_none_and_knows_what_was_asked_for(serve):
+    server = serve(Judge(lambda context, request: None))
+    client = server.client(path="/a%20room?token=%20x", headers=[("Cookie", "id=5")])
+    client.send_binary(b"hello")
+    assert client.read_frame() == (BINARY, b"hello")
+    (request,) = server.handler.requests
+    assert (request.path, request.query) == ("/a room", "token=%20x")
+    assert request.headers["cookie"] == "id=5"
+    assert request.peer == client.sock.getsockname()
+    assert request.local == (server.host, server.port)
+    assert request.tls is False
+
+
+def test_conn_requested_refuses_with_status_text_and_headers(serve):
+    reject = gowsev.Reject(401, "Who are you?\n", [("WWW-Authenticate", "Basic"), ("X-Reason", "none")])
+    server = serve(Judge(lambda context, request: reject))
+    status, headers, body = read_response(ask(server))
+    assert status == "HTTP/1.1 401 Unauthorized"
+    assert headers["WWW-Authenticate"] == "Basic"
+    assert headers["X-Reason"] == "none"
+    assert headers["Content-Length"] == "13"
+    assert body == b"Who are you?\n"
+    assert server.context.Stats().rejected == 1
+    assert server.handler.events == [], "no ConnAccepted, no ConnClosed"
+
+
+@pytest.mark.parametrize("verdict", [True, False, 403, "no", gowsev.Reject])
+def test_a_verdict_that_is_none_of_these_is_an_error_and_lets_nobody_in(serve, verdict, caplog):
+    server = serve(Judge(lambda context, request: verdict))
+    status, _, _ = read_response(ask(server))
+    assert status == "HTTP/1.1 500 Internal Server Error"
+    assert "ConnRequested must return None or a Reject" in caplog.text
+    assert server.context.Stats().callback_errors == 1
+
+
+def test_a_judge_that_leaves_the_loop_lets_nobody_in(idle):
+    def interrupt(context, request):
+        raise KeyboardInterrupt
+
+    server = idle(Judge(interrupt))
+    client = ask(server)
+    with pytest.raises(KeyboardInterrupt):
+        server.context.EventLoopIteration()
+    assert read_response(client)[0] == "HTTP/1.1 500 Internal Server Error"
+
+
+def test_nobody_is_judged_who_has_given_up_waiting(idle):
+    server = idle(Judge(lambda context, request: None), handshake_timeout=0.05)
+    client = ask(server)
+    assert read_response(client)[0] == "HTTP/1.1 503 Service Unavailable"
+    server.context.SetTimeout(0)
+    server.context.EventLoopIteration()
+    assert server.handler.requests == []
+
+
+def test_requests_that_break_the_rules_are_not_shown_to_the_handler(serve):
+    server = serve(Judge(lambda context, request: None))
+    client = server.client(handshake=False)
+    client.send(client.request().replace(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Version: 8"))
+    assert read_response(client)[0] == "HTTP/1.1 400 Bad Request"
+    assert server.handler.requests == []
+    assert server.context.Stats().rejected == 1
+
+
+# -- max_connections ---------------------------------------------------------------------------------------------
+
+
+def test_more_connections_than_allowed_are_answered_with_503_until_one_ends(serve):
+    server = serve(max_connections=2)
+    clients, _ = connect(server, 2)
+    status, headers, _ = read_response(ask(server))
+    assert status == "HTTP/1.1 503 Service Unavailable"
+    assert headers["Connection"] == "close"
+    assert server.context.Stats().rejected == 1
+    clients[0].close()
+    wait_until(lambda: server.handler.closed)
+    connect(server)
+    assert server.context.Stats().connections == 2
+
+
+def test_no_more_than_allowed_get_in_though_all_were_judged_before_any_was_in(idle):
+    server = idle(Judge(lambda context, request: None), max_connections=1)
+    clients = [ask(server) for _ in range(3)]
+    wait_until(lambda: server.context.Stats().queued_events == 3)
+    for _ in range(3):
+        server.context.EventLoopIteration()
+    statuses = sorted(client.read_head().split(b"\r\n")[0] for client in clients)
+    assert statuses == [b"HTTP/1.1 101 Switching Protocols", *[b"HTTP/1.1 503 Service Unavailable"] * 2]
+    assert server.context.Stats().connections == 1
+
+
+# -- AddConn -----------------------------------------------------------------------------------------------------
+
+
+def test_an_added_connection_is_like_any_other_but_for_conn_accepted(serve):
+    far, near = serve(), serve(Recorder())
+    dialled = gowsev.Dial(far.url)
+    id = near.context.AddConn(dialled)
+    assert dialled.id == id
+    assert near.context.Conn(id).peer == (far.host, far.port)
+    # A server fails an unmasked frame with 1002 (RFC 6455 section 5.1), so that the echoes show the masking.
+    messages = [b"", b"small", bytes(200), bytes(100_000)]
+    for message in messages:
+        assert near.context.Write(id, message) is None
+    assert near.context.Broadcast([id], b"broadcast") == []
+    wait_until(lambda: len(near.handler.messages) == 5)
+    assert near.handler.messages == [*messages, b"broadcast"]
+    near.context.Close(id, 4000, "done")
+    wait_until(lambda: near.handler.closed and far.handler.closed)
+    assert near.handler.closed == [("closed", id, 4000, "")]
+    assert far.handler.closed == [("closed", 1, 4000, "done")]
+    assert not near.handler.of("accepted")
+    stats = near.context.Stats()
+    assert (stats.added, stats.accepted, stats.closed) == (1, 0, 1)
+
+
+def test_clients_and_outside_connections_share_a_loop_and_a_broadcast(serve):
+    far, near = serve(Recorder()), serve()
+    outside = near.context.AddConn(gowsev.Dial(far.url))
+    client = near.client()
+    wait_until(lambda: near.handler.of("accepted"))
+    inside = near.handler.events[0][1]
+    assert inside != outside
+    assert near.context.Broadcast([inside, outside], "to all") == []
+    assert client.read_frame() == (TEXT, b"to all")
+    wait_until(lambda: far.handler.messages == [b"to all"])
+
+
+def test_an_added_connection_cannot_be_added_again_nor_used_by_itself(serve):
+    server = serve()
+    dialled = gowsev.Dial(server.url)
+    server.context.AddConn(dialled)
+    with pytest.raises(ValueError, match="added to a Context before"):
+        server.context.AddConn(dialled)
+    for use in (dialled.ReadMessage, lambda: dialled.WriteMessage(gowsev.BinaryMessage, b"x"), dialled.Close):
+        with pytest.raises(RuntimeError, match="belongs to a Context"):
+            use()
+    assert server.context.Stats().added == 1
+
+
+@pytest.mark.parametrize("thing", [None, 1, "ws://localhost", object()])
+def test_what_cannot_be_added_is_a_type_error_that_says_what_can(serve, thing):
+    server = serve()
+    with pytest.raises(TypeError, match="Dial"):
+        server.context.AddConn(thing)
+    with gevent.socket.socket() as sock, pytest.raises(TypeError, match="Dial"):
+        server.context.AddConn(sock)
+
+
+# -- Post --------------------------------------------------------------------------------------------------------
+
+
+def test_posts_run_in_order_as_events_of_the_loop(idle):
+    server = idle(listen=False)
+    calls = []
+
+    def note(context, *args):
+        calls.append((context, *args, gevent.getcurrent()))
+        if args == (0,):
+            context.Post(note, "posted inside")
+
+    for number in range(3):
+        assert server.context.Post(note, number) is None
+    assert calls == []
+    assert server.context.Stats().queued_events == 3
+    for _ in range(4):
+        server.context.EventLoopIteration()
+    me = gevent.getcurrent()
+    assert calls == [(server.context, what, me) for what in (0, 1, 2, "posted inside")]
+
+
+def test_posts_of_threads_under_load_all_run_each_thread_s_in_order(serve):
+    server = serve()
+    server.context.SetTimeout(None)
+    count, seen = 2000, []
+
+    def post(name):
+        for number in range(count):
+            server.context.Post(lambda context, *what: seen.append(what), name, number)
+
+    threads = [threading.Thread(target=post, args=(name,), daemon=True) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    pooled = [gevent.get_hub().threadpool.spawn(post, name) for name in ("c", "d")]
+    client = server.client()  # and the loop does its other work meanwhile
+    for number in range(50):
+        client.send_binary(b"%d" % number)
+        assert client.read_frame() == (BINARY, b"%d" % number)
+    post("here")
+    wait_until(lambda: len(seen) == 5 * count)
+    for name in ("a", "b", "c", "d", "here"):
+        assert [number for who, number in seen if who == name] == list(range(count))
+    gevent.joinall(pooled, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("callback", [None, 5, "print"])
+def test_only_what_can_be_called_is_posted(idle, callback):
+    server = idle(listen=False)
+    with pytest.raises(TypeError, match="callback must be callable"):
+        server.context.Post(callback)
+    with pytest.raises(TypeError, match="callback must be callable"):
+        server.context.AfterFunc(0, callback)
+    assert server.context.Stats().queued_events == 0
+
+
+# -- AfterFunc ---------------------------------------------------------------------------------------------------
+
+
+def test_timers_run_in_the_loop_in_the_order_in_which_they_are_due(serve):
+    server = serve()
+    calls = []
+
+    def note(context, name):
+        calls.append(name)
+        assert context is server.context
+        assert gevent.getcurrent() is server.loop
+
+    for delay, name in [(0.15, "third"), (0.05, "first"), (timedelta(milliseconds=100), "second"), (0, "at once")]:
+        assert isinstance(server.context.AfterFunc(delay, note, name), gowsev.Timer)
+    assert calls == [], "not before the loop comes to it"
+    wait_until(lambda: len(calls) == 4)
+    assert calls == ["at once", "first", "second", "third"]
+    assert server.context.Stats().callback_errors == 0
+
+
+def test_a_delay_must_be_given(idle):
+    with pytest.raises(TypeError, match="delay"):
+        idle(listen=False).context.AfterFunc(None, print)
+
+
+def test_a_stopped_timer_does_not_run(idle):
+    server = idle(listen=False)
+    timer = server.context.AfterFunc(0.01, pytest.fail)
+    assert timer.Stop() is True
+    assert timer.Stop() is False
+    server.context.SetTimeout(0.05)
+    server.context.EventLoopIteration()
+    assert server.handler.events == [("timeout",)]
+
+
+def test_a_timer_stopped_between_its_time_and_its_turn_does_not_run(idle):
+    server = idle(listen=False)
+    timer = server.context.AfterFunc(0, pytest.fail)
+    wait_until(lambda: server.context.Stats().queued_events == 1)
+    assert timer.Stop() is True
+    server.context.EventLoopIteration()
+    assert server.context.Stats().callback_errors == 0
+
+
+def test_a_timer_that_has_run_or_is_running_cannot_be_stopped(idle):
+    server = idle(listen=False)
+    results = []
+    timer = server.context.AfterFunc(0, lambda context: results.append(timer.Stop()))
+    server.context.EventLoopIteration()
+    assert results == [False]
+    assert timer.Stop() is False
+
+
+def test_a_timer_may_start_the_next_one(serve):
+    server = serve()
+    ticks = []
+
+    def tick(context):
+        ticks.append(None)
+        if len(ticks) < 5:
+            context.AfterFunc(0.001, tick)
+
+    server.context.AfterFunc(0, tick)
+    wait_until(lambda: len(ticks) == 5)
+
+
+# -- Shutdown ----------------------------------------------------------------------------------------------------
+
+
+def answer_close(client):
+    """Read up to the close frame, answer it, read to the end and close; return its code and reason."""
+    closed = client.read_close()
+    client.send_close(closed[0])
+    assert client.read_to_end() == b""
+    client.close()
+    return closed
+
+
+def test_shutdown_closes_all_with_1001_and_the_loop_ends_after_the_last_conn_closed(serve):
+    server = serve()
+    clients, ids = connect(server, 3)
+    assert server.context.Shutdown(PATIENCE) is None
+    for client in clients[:2]:
+        assert answer_close(client) == (1001, "shutting down")
+    wait_until(lambda: len(server.handler.closed) == 2)
+    assert not server.loop.ready()
+    assert answer_close(clients[2]) == (1001, "shutting down")
+    server.loop.join(PATIENCE)
+    assert server.loop.successful()
+    assert sorted(server.handler.closed) == [("closed", id, 1001, "") for id in ids]
+    assert server.context.Stats().connections == 0
+
+
+def test_what_was_written_before_a_shutdown_is_sent_first(serve):
+    server = serve(outbox_bytes=None)
+    (client,), (id,) = connect(server)
+    server.context.Write(id, bytes(20 << 20))
+    server.context.Shutdown(PATIENCE)
+    assert client.read_frame() == (BINARY, bytes(20 << 20))
+    assert answer_close(client) == (1001, "shutting down")
+    server.loop.join(PATIENCE)
+    assert server.loop.ready()
+
+
+@pytest.mark.parametrize("close_timeout", [None, 3600, 0.1])
+def test_a_peer_that_never_answers_is_cut_off_at_the_shorter_timeout(serve, close_timeout):
+    server = serve(close_timeout=close_timeout, ping_interval=0.1)
+    (client,), (id,) = connect(server)
+    server.context.Shutdown(0.1 if close_timeout != 0.1 else 3600)
+    server.loop.join(PATIENCE)
+    assert server.loop.ready()
+    assert server.handler.closed == [("closed", id, 1006, "")]
+    assert client.read_close() == (1001, "shutting down")
+
+
+def test_a_second_shutdown_may_be_more_impatient(serve):
+    server = serve(close_timeout=None, ping_interval=0.1)
+    (client,), (id,) = connect(server)
+    server.context.Shutdown(None)
+    assert client.read_close() == (1001, "shutting down")
+    server.context.Shutdown(3600)
+    assert not server.loop.ready()
+    server.context.Shutdown(0)
+    server.loop.join(PATIENCE)
+    assert server.handler.closed == [("closed", id, 1006, "")]
+
+
+def test_shutdown_from_inside_a_callback(idle):
+    def answer(context, id, message):
+        context.Write(id, b"bye")
+        context.Shutdown(PATIENCE)
+
+    server = idle(Recorder(answer))
+    (client,), _ = connect(server)
+    client.send_binary(b"end it")
+    loop = gevent.spawn(server.context.EventLoop)
+    assert client.read_frame() == (BINARY, b"bye")
+    assert answer_close(client) == (1001, "shutting down")
+    loop.join(PATIENCE)
+    assert loop.successful()
+    assert server.context.Stats().callback_errors == 0
+
+
+def test_shutdown_from_conn_closed_of_the_last_connection(idle):
+    class Last(Recorder):
+        def ConnClosed(self, context, id):
+            super().ConnClosed(context, id)
+            context.Shutdown()
+
+    server = idle(Last())
+    (client,), _ = connect(server)
+    client.close()
+    with gevent.Timeout(PATIENCE):
+        server.context.EventLoop()
+    assert len(server.handler.closed) == 1
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_shutdown_from_another_greenlet_wakes_a_loop_that_waits(idle, timeout):
+    server = idle()
+    server.context.SetTimeout(timeout)
+    gevent.spawn_later(0.01, server.context.Shutdown)
+    with gevent.Timeout(PATIENCE):
+        server.context.EventLoop()
+    assert server.handler.events == []
+
+
+def test_with_nothing_connected_shutdown_ends_the_loop_at_once_and_for_good(idle):
+    server = idle()
+    server.context.Shutdown()
+    assert server.context.EventLoopIteration() is False
+    assert server.context.EventLoopIteration() is False
+    server.context.EventLoop()
+    server.context.Shutdown()
+    assert server.context.EventLoopIteration() is False
+    assert server.handler.events == []
+
+
+def test_iterations_are_true_until_the_shutdown_has_ended(idle):
+    server = idle()
+    (client,), (id,) = connect(server)
+    server.context.Shutdown(PATIENCE)
+    assert client.read_close() == (1001, "shutting down")
+    client.send_binary(b"meanwhile")
+    client.send_close()
+    client.close()
+    server.context.SetTimeout(PATIENCE)
+    results = []
+    while not results or results[-1]:
+        results.append(server.context.EventLoopIteration())
+    assert server.handler.events[1:] == [("message", id, b"meanwhile"), ("closed", id, 1000, "")]
+    assert results[-1] is False
+
+
+def test_there_is_no_timeout_callback_any_more_while_shutting_down(idle):
+    server = idle()
+    connect(server)
+    server.context.SetTimeout(0)
+    server.context.EventLoopIteration()
+    assert server.handler.of("timeout") == [("timeout",)]
+    server.context.Shutdown(PATIENCE)
+    for _ in range(5):
+        assert server.context.EventLoopIteration() is True
+    assert server.handler.of("timeout") == [("timeout",)]
+
+
+def test_what_was_posted_before_a_shutdown_still_runs(idle):
+    server = idle(listen=False)
+    calls = []
+    for number in range(3):
+        server.context.Post(lambda context, number: calls.append(number), number)
+    server.context.Shutdown()
+    server.context.EventLoop()
+    assert calls == [0, 1, 2]
+
+
+def test_after_a_shutdown_nobody_gets_in(serve, certificate):
+    server = serve()
+    waiting = server.client(handshake=False)
+    waiting.send(b"GET / HTTP/1.1\r\n")
+    (client,), _ = connect(server)
+    server.context.Shutdown(PATIENCE)
+    with pytest.raises(ConnectionRefusedError):
+        RawClient(server.host, server.port)
+    waiting.send(RawClient.request().partition(b"\r\n")[2])
+    assert read_response(waiting)[0] == "HTTP/1.1 503 Service Unavailable"
+    for listen in (server.context.ListenAndServe, lambda port: server.context.ListenAndServeTLS(port, *certificate)):
+        with pytest.raises(RuntimeError, match="shut down"):
+            listen("127.0.0.1:0")
+    assert answer_close(client) == (1001, "shutting down")
+    server.loop.join(PATIENCE)
+    with pytest.raises(RuntimeError, match="shut down"):
+        server.context.Post(print)
+
+
+def test_after_a_shutdown_nothing_is_added(serve):
+    far, near = serve(), serve()
+    near.context.Shutdown()
+    with gowsev.Dial(far.url) as dialled:
+        with pytest.raises(RuntimeError, match="shut down"):
+            near.context.AddConn(dialled)
+        dialled.WriteMessage(gowsev.BinaryMessage, b"still mine")
+        assert dialled.ReadMessage() == (gowsev.BinaryMessage, b"still mine")
+
+
+def test_whoever_waits_to_be_judged_when_the_shutdown_ends_gets_503(idle):
+    server = idle(Judge(lambda context, request: context.Shutdown()))
+    client = ask(server)
+    server.context.EventLoop()
+    assert read_response(client)[0] == "HTTP/1.1 503 Service Unavailable"
+    assert server.handler.events == []
+
+
+def test_a_request_that_asks_for_the_shutdown_gets_its_answer(serve):
+    """The page of an administrator, in the WSGI application beside the WebSockets."""
+
+    def application(environ, start_response):
+        server.context.Shutdown(PATIENCE)
+        start_response("200 OK", [("Content-Length", "4")])
+        return [b"done"]
+
+    server = serve(http_app=application)
+    (client,), _ = connect(server)
+    page = server.client(handshake=False)
+    page.send(b"GET /shutdown HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert read_response(page)[2] == b"done"
+    assert answer_close(client) == (1001, "shutting down")
+    server.loop.join(PATIENCE)
+    assert server.loop.ready()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_shutdown_between_the_verdict_and_the_upgrade_closes_what_has_just_come(serve, others, monkeypatch):
+    server = serve()
+    clients, _ = connect(server, others)
+    run_websocket = server_module.Upgrader.run_websocket
+
+    def late(upgrader):
+        server.context.Shutdown(PATIENCE)
+        run_websocket(upgrader)
+
+    monkeypatch.setattr(server_module.Upgrader, "run_websocket", late)
+    clients.append(server.client())
+    for client in clients:
+        assert answer_close(client) == (1001, "shutting down")
+    server.loop.join(PATIENCE)
+    assert server.loop.ready()
+    assert [event[0] for event in server.handler.events] == ["accepted"] * len(clients) + ["closed"] * len(clients)
+
+
+# -- Stats -------------------------------------------------------------------------------------------------------
+
+
+def test_stats_count_what_has_happened_and_what_is(serve):
+    server = serve(max_connections=2)
+    assert server.context.Stats() == gowsev.Stats()
+    clients, _ = connect(server, 2)
+    read_response(ask(server))
+    clients[0].send_binary(b"12345")
+    assert clients[0].read_frame() == (BINARY, b"12345")
+    stats = server.context.Stats()
+    assert (stats.connections, stats.accepted, stats.closed, stats.rejected) == (2, 2, 0, 1)
+    assert (stats.messages_received, stats.bytes_received) == (1, 11)
+    assert (stats.messages_sent, stats.bytes_sent) == (1, 7)
+
+    # Those of connections that have ended go on counting.
+    clients[0].send_close()
+    assert clients[0].read_close() == (1000, "")
+    wait_until(lambda: server.handler.closed)
+    later = server.context.Stats()
+    assert (later.connections, later.accepted, later.closed, later.added) == (1, 2, 1, 0)
+    assert (later.messages_received, later.bytes_received) == (1, 11 + 8)
+    assert (later.messages_sent, later.bytes_sent) == (1, 7 + 4)
+    assert stats.connections == 2, "a snapshot stays what it was"
+
+
+def test_stats_count_what_waits(idle):
+    server = idle(outbox_bytes=1 << 20, slow_consumer="drop")
+    (client,), (id,) = connect(server)
+    for number in range(4):
+        server.context.Post(lambda context: None)
+        client.send_binary(b"%d" % number)
+    wait_until(lambda: server.context.Stats().queued_events == 8)
+    server.context.Write(id, bytes(20 << 20))
+    assert server.context.Write(id, b"x") is not None
+    assert server.context.Broadcast([id], b"x") == [id]
+    stats = server.context.Stats()
+    assert stats.outbox_bytes == server.context.Conn(id).outbox_bytes > 1 << 20
+    assert stats.refused_writes == 2
+    client.close()
+    wait_until(lambda: not server.context._keepalive.connections)
+    while server.context.Stats().queued_events:
+        server.context.EventLoopIteration()
+    stats = server.context.Stats()
+    assert stats.outbox_bytes == 0
+    assert stats.refused_writes == 2
+
+
+def test_stats_count_callbacks_that_raised(serve, caplog):
+    caplog.set_level(logging.CRITICAL, "gowsev")
+    server = serve()
+    for _ in range(3):
+        server.context.Post(lambda context: 1 / 0)
+    wait_until(lambda: server.context.Stats().callback_errors == 3)

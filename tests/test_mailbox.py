@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import socket
+import threading
+
+import gevent
+import pytest
+from conftest import PATIENCE, in_thread, wait_until
+
+from gowsev import mailbox as mailbox_module
+from gowsev.mailbox import Credit, Mailbox
+
+
+@pytest.fixture
+def mailbox():
+    made = Mailbox()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def socket_event(mailbox):
+    """A function that makes a socket readable whose watcher puts "read" into the mailbox, once."""
+    ours, theirs = socket.socketpair()
+    watcher = gevent.get_hub().loop.io(ours.fileno(), 1)
+
+    def readable():
+        ours.recv(100)
+        mailbox.put("read")
+
+    watcher.start(readable)
+    yield lambda: theirs.send(b"x")
+    watcher.stop()
+    watcher.close()
+    ours.close()
+    theirs.close()
+
+
+def test_events_come_out_in_the_order_in_which_they_were_put(mailbox):
+    for event in range(10):
+        mailbox.put(event)
+    assert len(mailbox) == 10
+    assert [mailbox.get(None) for _ in range(10)] == list(range(10))
+    assert len(mailbox) == 0
+
+
+def test_posted_events_come_out_in_the_order_in_which_they_were_posted(mailbox):
+    for event in range(10):
+        mailbox.post(event)
+    assert len(mailbox) == 10
+    assert [mailbox.get(None) for _ in range(10)] == list(range(10))
+    assert len(mailbox) == 0
+
+
+def test_nothing_within_the_timeout_is_none(mailbox):
+    assert mailbox.get(0.01) is None
+    assert mailbox.get(0) is None
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_waiting_blocks_only_its_own_greenlet_until_an_event_is_put(mailbox, timeout):
+    gevent.spawn(mailbox.put, "event")
+    assert mailbox.get(timeout) == "event"
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_long_wait_consists_of_several(mailbox, timeout, monkeypatch):
+    monkeypatch.setattr(mailbox_module, "_LONGEST_WAIT", 0.01)
+    gevent.spawn_later(0.05, mailbox.put, "event")
+    assert mailbox.get(timeout) == "event"
+
+
+def test_a_wait_of_several_ends_at_its_timeout(mailbox, monkeypatch):
+    monkeypatch.setattr(mailbox_module, "_LONGEST_WAIT", 0.01)
+    assert mailbox.get(0.05) is None
+
+
+def test_a_poll_delivers_what_had_arrived(mailbox, socket_event):
+    socket_event()
+    assert mailbox.get(0) == "read"
+
+
+def test_a_poll_delivers_what_was_posted_while_it_looked(mailbox):
+    assert mailbox.get(0) is None
+    gevent.get_hub().loop.run_callback(mailbox.post, "posted")
+    assert mailbox.get(0) == "posted"
+
+
+def test_events_without_end_do_not_keep_sockets_from_being_looked_at(mailbox, socket_event, monkeypatch):
+    monkeypatch.setattr(mailbox_module, "_MOST_IN_A_ROW", 4)
+    socket_event()
+    mailbox.put("more")
+
+    def get():
+        # One for each that is taken: the queue is never empty.
+        mailbox.put("more")
+        return mailbox.get(None)
+
+    seen = [get() for _ in range(20)]
+    assert "read" in seen
+    assert seen.count("more") == 19
+
+
+# -- other threads -----------------------------------------------------------------------------------------------
+
+
+def test_a_post_from_a_pool_thread_ends_a_wait_for_ever(mailbox):
+    gevent.spawn(in_thread, mailbox.post, "posted")
+    assert mailbox.get(None) == "posted"
+
+
+def test_a_post_from_a_plain_thread_ends_a_wait_for_ever(mailbox):
+    thread = threading.Thread(target=mailbox.post, args=("posted",), daemon=True)
+    gevent.spawn(thread.start)
+    assert mailbox.get(None) == "posted"
+    thread.join()
+
+
+def test_what_was_posted_before_the_first_wait_is_there(mailbox):
+    thread = threading.Thread(target=mailbox.post, args=("posted",), daemon=True)
+    thread.start()
+    thread.join()
+    assert mailbox.get(0) == "posted"
+
+
+def test_posts_of_several_threads_under_load_all_come_each_thread_s_in_order(mailbox):
+    count = 3000
+
+    def post(name):
+        for number in range(count):
+            mailbox.post((name, number))
+
+    threads = [threading.Thread(target=post, args=(name,), daemon=True) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    received = [mailbox.get(PATIENCE) for _ in range(count * len(threads))]
+    assert None not in received, "a posted event was left behind"
+    for name in range(len(threads)):
+        assert [number for who, number in received if who == name] == list(range(count))
+    assert mailbox.get(0) is None
+    for thread in threads:
+        thread.join()
+
+
+def test_each_single_post_is_seen_by_a_consumer_that_waits_for_ever(mailbox):
+    """One at a time, so that each finds the consumer about to wait, waiting, or just woken."""
+    count = 500
+    taken = threading.Semaphore(0)
+
+    def post():
+        for number in range(count):
+            mailbox.post(number)
+            taken.acquire()
+
+    thread = threading.Thread(target=post, daemon=True)
+    thread.start()
+    with gevent.Timeout(PATIENCE):
+        for number in range(count):
+            assert mailbox.get(None) == number
+            taken.release()
+    thread.join()
+
+
+def test_a_wait_for_ever_in_a_thread_with_nothing_else_is_no_deadlock():
+    """Its hub has no other watcher, and would raise `LoopExit` in a greenlet that nothing could wake."""
+    mailboxes, result = [], []
+
+    def run():
+        mailboxes.append(Mailbox())
+        result.append(mailboxes[0].get(None))
+        mailboxes[0].close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wait_until(lambda: mailboxes and mailboxes[0]._async is not None)
+    mailboxes[0].post("posted")
+    wait_until(lambda: result)
+    assert result == ["posted"]
+    thread.join()
+
+
+def test_a_mailbox_does_not_keep_a_program_s_hub_from_ending():
+    def run():
+        mailbox = Mailbox()
+        mailbox.get(0.001)  # from here on it listens for posts
+        ended = gevent.wait(timeout=PATIENCE)
+        mailbox.close()
+        return ended
+
+    assert in_thread(run) is True
+
+
+# -- closing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_mailbox_still_takes_and_gives_but_posts_wake_nobody(mailbox):
+    assert mailbox.get(0) is None
+    mailbox.close()
+    mailbox.close()
+    assert mailbox._async is None
+    mailbox.post("posted")
+    mailbox.put("put")
+    assert sorted([mailbox.get(0), mailbox.get(0)]) == ["posted", "put"]
+
+
+# -- credit ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("max_messages", "max_bytes", "messages", "size", "stop"),
+    [
+        (3, 100, 2, 99, False),
+        (3, 100, 3, 0, True),
+        (3, 100, 1, 100, True),
+        (None, 100, 1000, 99, False),
+        (None, 100, 1, 100, True),
+        (3, None, 2, 1 << 40, False),
+        (3, None, 3, 0, True),
+        (None, None, 1 << 40, 1 << 40, False),
+    ],
+)
+def test_a_reader_must_stop_at_either_limit(max_messages, max_bytes, messages, size, stop):
+    credit = Credit(max_messages, max_bytes, pytest.fail)
+    credit.spend(messages, size)
+    assert credit.exhausted is stop
+    assert (credit.messages, credit.bytes) == (messages, size)
+
+
+@pytest.mark.parametrize(
+    ("max_messages", "max_bytes", "sizes", "resumes_after"),
+    [
+        (4, None, [9, 9, 9, 9], 2),
+        (5, None, [9, 9, 9, 9, 9], 3),
+        (1, None, [9], 1),
+        (1, None, [9, 9, 9], 3),
+        (None, 100, [50, 25, 25], 1),
+        (None, 100, [25, 25, 50], 2),
+        (None, 1, [1], 1),
+        (4, 100, [1, 1, 1, 97], 4),
+        (4, 100, [97, 1, 1, 1], 2),
+    ],
+)
+def test_it_goes_on_once_half_of_what_it_was_stopped_for_is_free(max_messages, max_bytes, sizes, resumes_after):
+    delivered, resumed = [], []
+    credit = Credit(max_messages, max_bytes, lambda: resumed.append(len(delivered)))
+    credit.spend(len(sizes), sum(sizes))
+    assert credit.exhausted
+    for size in sizes:
+        delivered.append(size)
+        credit.refund(size)
+    assert resumed == [resumes_after], "once, and at the right one"
+    assert not credit.exhausted
+    assert (credit.messages, credit.bytes) == (0, 0)
+
+
+def test_deliveries_resume_nothing_that_was_not_stopped():
+    credit = Credit(4, 100, pytest.fail)
+    credit.spend(3, 30)
+    for _ in range(3):
+        credit.refund(10)
+    assert (credit.messages, credit.bytes) == (0, 0)

@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import errno
+import random
+import socket
+
+import gevent
+import gevent.socket
+import gevent.ssl
+import pytest
+from conftest import PATIENCE, in_thread, wait_until
+
+from gowsev import outbox as outbox_module
+from gowsev.outbox import Batch, Outbox
+
+
+class Rig:
+    """An outbox on one end of a socket pair, and what its peer has read at the other."""
+
+    def __init__(self, kind=socket.SOCK_STREAM):
+        self.batch = Batch()
+        self.errors = []
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, kind)
+        self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+        self.ours.setblocking(False)
+        self.theirs.setblocking(False)
+        self.outbox = Outbox(self.ours, False, self.batch, self.errors.append)
+
+    def read(self):
+        """Read all that has arrived."""
+        data = b""
+        try:
+            while piece := self.theirs.recv(1 << 20):
+                data += piece
+        except BlockingIOError:
+            pass
+        return data
+
+    def read_until(self, size):
+        """Read slowly, in pieces that end anywhere, until `size` bytes are there and nothing more comes."""
+        data = bytearray()
+
+        def enough():
+            try:
+                data.extend(self.theirs.recv(random.randrange(1, 1 << 15)))
+            except BlockingIOError:
+                pass
+            return len(data) >= size and not self.outbox.congested
+
+        wait_until(enough)
+        return bytes(data) + self.read()
+
+    def congest(self):
+        """Append until the kernel takes no more; return what was appended."""
+        data = b""
+        while not self.outbox.congested:
+            chunk = random.randbytes(5000)
+            self.outbox.append(chunk)
+            data += chunk
+        return data
+
+    def close(self):
+        self.outbox.close()
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture(autouse=True)
+def _hub_is_quiet(capfd):
+    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def rig():
+    made = Rig()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def packets():
+    """A rig whose peer sees each `send` as a packet of its own."""
+    made = Rig(socket.SOCK_SEQPACKET)
+    yield made
+    made.close()
+
+
+# -- gathering ---------------------------------------------------------------------------------------------------
+
+
+def test_outside_the_loop_every_append_leaves_at_once(packets):
+    for chunk in (b"one", b"two"):
+        packets.outbox.append(chunk)
+        assert packets.theirs.recv(100) == chunk
+    packets.outbox.extend((b"th", b"ree"))
+    assert packets.theirs.recv(100) == b"three"
+    assert packets.outbox.size == 0
+    assert packets.outbox.bytes_sent == 11
+
+
+def test_while_held_they_wait_for_the_flush_and_leave_in_one_send(packets):
+    packets.batch.held = True
+    packets.outbox.append(b"one ")
+    packets.outbox.extend((b"two ", b"three "))
+    packets.outbox.append(b"four")
+    assert packets.read() == b""
+    assert packets.outbox.size == 18
+    assert packets.outbox.bytes_sent == 0
+    packets.batch.flush()
+    assert packets.theirs.recv(100) == b"one two three four"
+    assert packets.outbox.size == 0
+    assert packets.outbox.bytes_sent == 18
+
+
+def test_a_batch_flushes_every_outbox_that_gathered_once():
+    rigs = [Rig(socket.SOCK_SEQPACKET) for _ in range(3)]
+    batch = Batch()
+    batch.held = True
+    for rig in rigs:
+        rig.outbox.batch = batch
+        rig.outbox.append(b"a")
+        rig.outbox.append(b"b")
+    batch.flush()
+    batch.flush()
+    for rig in rigs:
+        assert rig.theirs.recv(100) == b"ab"
+        assert rig.read() == b""
+        rig.close()
+
+
+def test_while_held_the_hub_flushes_before_it_waits_for_anything(packets):
+    """A callback that blocks cooperatively holds no message back."""
+    packets.batch.held = True
+    for chunk in (b"first", b"second"):
+        packets.outbox.append(chunk)
+        assert packets.read() == b""
+        gevent.sleep(0)
+        assert packets.theirs.recv(100) == chunk
+
+
+def test_what_the_loop_has_flushed_is_not_flushed_again_by_the_hub(packets):
+    packets.batch.held = True
+    packets.outbox.append(b"first")
+    packets.batch.flush()
+    gevent.sleep(0)
+    assert packets.theirs.recv(100) == b"first"
+    assert packets.read() == b""
+
+
+def test_more_than_is_worth_gathering_is_offered_at_once_even_while_held(rig, monkeypatch):
+    monkeypatch.setattr(outbox_module, "_EAGER", 1000)
+    rig.batch.held = True
+    rig.outbox.append(bytes(1000))
+    assert rig.read() == b""
+    rig.outbox.append(b"x")
+    assert rig.read() == bytes(1000) + b"x"
+    assert rig.outbox.size == 0
+
+
+def test_flushing_nothing_sends_nothing(packets):
+    packets.batch.flush()
+    packets.outbox.flush()
+    assert packets.read() == b""
+
+
+# -- long messages and many chunks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [0xFFFF],
+        [10, 100_000],
+        [40_000, 40_000],
+        [1, 65_535, 1, 65_536],
+        [100] * 3000,  # more buffers than one `sendmsg` takes
+        [1] * 2000 + [200_000] + [1] * 2000,
+    ],
+)
+@pytest.mark.parametrize("read_first", [True, False], ids=["reading peer", "late peer"])
+def test_every_byte_leaves_once_and_in_order(rig, sizes, read_first):
+    rig.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    chunks = [random.randbytes(size) for size in sizes]
+    rig.batch.held = True
+    for chunk in chunks:
+        rig.outbox.append(chunk)
+    rig.batch.held = False
+    rig.batch.flush()
+    if not read_first:
+        gevent.sleep(0.01)
+    assert rig.read_until(sum(sizes)) == b"".join(chunks)
+    assert rig.outbox.size == 0
+    assert rig.outbox.bytes_sent == sum(sizes)
+
+
+# -- congestion --------------------------------------------------------------------------------------------------
+
+
+def test_what_the_kernel_does_not_take_waits_counted_and_is_sent_when_the_peer_reads(rig):
+    data = rig.congest()
+    sent = len(data) - rig.outbox.size
+    assert 0 < sent < len(data)
+    assert rig.outbox.bytes_sent == sent
+
+    # What comes now queues up behind, and asks the kernel nothing.
+    more = random.randbytes(300_000)
+    rig.outbox.append(more[:100_000])
+    rig.outbox.extend((more[100_000:200_000], more[200_000:]))
+    rig.outbox.flush()
+    assert rig.outbox.bytes_sent == sent
+    assert rig.outbox.size == len(data) + len(more) - sent
+
+    assert rig.read_until(len(data) + len(more)) == data + more
+    assert rig.outbox.size == 0
+    assert rig.outbox.bytes_sent == len(data) + len(more)
+    assert not rig.errors
+
+
+def test_a_peer_in_another_thread_gets_everything(rig):
+    """Nothing but the writer runs here meanwhile, so its every round follows directly on the one before."""
+    data = random.randbytes(1_000_000)
+    rig.outbox.append(data)
+    assert rig.outbox.congested
+    rig.theirs.setblocking(True)
+    rig.theirs.settimeout(PATIENCE)
+    assert in_thread(rig.theirs.makefile("rb").read, len(data)) == data
+    wait_until(lambda: not rig.outbox.congested)
+
+
+def test_a_writer_exists_only_while_there_is_congestion(rig):
+    for _ in range(3):
+        data = rig.congest()
+        writer = rig.outbox._writer
+        assert rig.read_until(len(data)) == data
+        wait_until(lambda writer=writer: writer.dead)
+        assert not rig.outbox.congested
+        rig.outbox.append(b"at once")
+        assert rig.read() == b"at once"
+
+
+def test_appending_to_a_congested_outbox_while_held_needs_no_flush(rig):
+    data = rig.congest()
+    rig.batch.held = True
+    rig.outbox.append(b"end")
+    assert rig.read_until(len(data) + 3) == data + b"end"
+
+
+def test_drained_is_told_each_time_nothing_is_left_and_only_then(rig):
+    told = []
+    rig.outbox.drained = lambda: told.append(rig.outbox.size)
+    rig.outbox.append(b"x")
+    assert told == [0]
+    assert rig.read() == b"x"
+    data = rig.congest()
+    del told[:]
+    rig.outbox.append(b"end")
+    assert not told
+    assert rig.read_until(len(data) + 3) == data + b"end"
+    assert told == [0]
+
+
+# -- the late chunk ----------------------------------------------------------------------------------------------
+
+
+def test_the_late_chunk_is_sent_last_and_only_its_newest_value(rig):
+    data = rig.congest()
+    rig.outbox.late = b"first"
+    rig.outbox.late = b"second"
+    rig.outbox.append(b"more")
+    assert rig.read_until(len(data) + 10) == data + b"more" + b"second"
+    assert rig.outbox.late == b""
+    assert rig.outbox.size == 0
+    assert rig.outbox.bytes_sent == len(data) + 10
+
+
+# -- ends --------------------------------------------------------------------------------------------------------
+
+
+def test_closing_forgets_what_waits_and_ends_the_writer(rig):
+    data = rig.congest()
+    writer = rig.outbox._writer
+    gevent.sleep(0)  # the writer has begun to wait
+    rig.outbox.late = b"late"
+    taken = len(data) - rig.outbox.size
+    rig.outbox.close()
+    assert rig.outbox.size == 0
+    assert not rig.outbox.congested
+    writer.join(PATIENCE)
+    assert writer.dead
+    assert rig.read() == data[:taken]
+    gevent.sleep(0.01)
+    assert rig.read() == b""
+    assert not rig.errors
+
+
+def test_closing_before_the_writer_has_begun_ends_it_too(rig):
+    rig.congest()
+    writer = rig.outbox._writer
+    rig.outbox.close()
+    writer.join(PATIENCE)
+    assert writer.dead
+
+
+def test_a_broken_socket_is_reported_once_and_nothing_waits_any_more(rig):
+    rig.theirs.close()
+    rig.batch.held = True
+    rig.outbox.append(b"x")
+    rig.outbox.append(b"y")
+    rig.batch.flush()
+    assert [error.errno for error in rig.errors] == [errno.EPIPE]
+    assert rig.outbox.size == 0
+    rig.outbox.flush()
+    assert len(rig.errors) == 1
+
+
+def test_a_socket_that_breaks_while_congested_is_reported_once(rig):
+    rig.congest()
+    writer = rig.outbox._writer
+    gevent.sleep(0)
+    rig.outbox.late = b"late"
+    rig.theirs.close()
+    wait_until(lambda: rig.errors)
+    writer.join(PATIENCE)
+    assert writer.dead
+    assert len(rig.errors) == 1
+    assert isinstance(rig.errors[0], OSError)
+    assert (rig.outbox.size, rig.outbox.congested, rig.outbox.late) == (0, False, b"")
+
+
+def test_whoever_is_told_of_the_loss_may_close_the_outbox_and_the_socket(rig):
+    def lost(error):
+        rig.errors.append(error)
+        rig.outbox.flush()
+        rig.outbox.close()
+        rig.ours.close()
+
+    rig.outbox = Outbox(rig.ours, False, rig.batch, lost)
+    rig.congest()
+    writer = rig.outbox._writer
+    rig.theirs.close()
+    wait_until(lambda: rig.errors)
+    writer.join(PATIENCE)
+    gevent.sleep(0.01)
+    assert len(rig.errors) == 1
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------
+
+
+class TLSRig(Rig):
+    """The same over TLS: gevent's `send` there returns 0 where a plain socket raises, and there is no `sendmsg`."""
+
+    def __init__(self, certificate, client_tls):
+        ours, theirs = gevent.socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+        context = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server = gevent.spawn(context.wrap_socket, ours, server_side=True)
+        self.theirs = client_tls.wrap_socket(theirs, server_hostname="localhost")
+        self.ours = server.get(timeout=PATIENCE)
+        self.ours.settimeout(0.0)
+        self.theirs.settimeout(0.0)
+        self.batch = Batch()
+        self.errors = []
+        self.outbox = Outbox(self.ours, True, self.batch, self.errors.append)
+
+    def read(self):
+        data = b""
+        try:
+            while piece := self.theirs.recv(1 << 20):
+                data += piece
+        except gevent.ssl.SSLWantReadError:
+            pass
+        return data
+
+    def read_until(self, size):
+        data = bytearray()
+
+        def enough():
+            try:
+                data.extend(self.theirs.recv(random.randrange(1, 1 << 15)))
+            except gevent.ssl.SSLWantReadError:
+                pass
+            return len(data) >= size and not self.outbox.congested
+
+        wait_until(enough)
+        return bytes(data) + self.read()
+
+
+@pytest.fixture
+def tls_rig(certificate, client_tls):
+    made = TLSRig(certificate, client_tls)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "sizes", [[5], [10, 100], [10, 100_000], [40_000, 40_000, 40_000], [100] * 3000, [1] * 2000 + [200_000, 1, 1]]
+)
+def test_over_tls_every_byte_leaves_once_and_in_order(tls_rig, sizes):
+    chunks = [random.randbytes(size) for size in sizes]
+    tls_rig.batch.held = True
+    for chunk in chunks:
+        tls_rig.outbox.append(chunk)
+    tls_rig.batch.held = False
+    tls_rig.batch.flush()
+    assert tls_rig.read_until(sum(sizes)) == b"".join(chunks)
+    assert tls_rig.outbox.size == 0
+    assert tls_rig.outbox.bytes_sent == sum(sizes)
+
+
+def test_over_tls_a_refused_send_is_repeated_as_openssl_wants_it(tls_rig):
+    """SSL_write must be given the same bytes again after it could not send them, however much has queued up since."""
+    data = tls_rig.congest()
+    more = random.randbytes(100_000)
+    for start in range(0, len(more), 1000):
+        tls_rig.outbox.append(more[start : start + 1000])
+    assert tls_rig.read_until(len(data) + len(more)) == data + more
+    assert not tls_rig.errors
+
+
+def test_over_tls_a_broken_socket_is_reported(tls_rig):
+    tls_rig.congest()
+    tls_rig.theirs.close()
+    wait_until(lambda: tls_rig.errors)
+    assert isinstance(tls_rig.errors[0], OSError)
+    assert tls_rig.outbox.size == 0
