@@ -91,7 +91,7 @@ def _bind(address: Address, options: Options) -> Any:
     else:
         where = (address.host, address.port)
         family = address.family
-        if family == socket.AF_INET:  # a name may have an IPv6 address only
+        if family == socket.AF_INET and not _is_ipv4(address.host):  # a name may have an IPv6 address only
             family, _, _, _, where = gevent.socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0]
         sock = gevent.socket.socket(family)
         if family == socket.AF_INET6:
@@ -106,6 +106,14 @@ def _bind(address: Address, options: Options) -> Any:
         sock.close()
         raise
     return sock
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:  # a name, then
+        return False
+    return True
 
 
 def _has_ipv6() -> bool:

@@ -2,7 +2,8 @@
 
 Events come through one mailbox: a new connection, a message, an end, a request to judge, a posted call. The greenlet
 that drives the loop takes them one by one and calls the handler for each, so that no two callbacks ever run at once
-and a program needs no locks. What callbacks write is gathered and leaves together (see `outbox.Batch`).
+and a program needs no locks. What callbacks write is gathered and leaves together (see `outbox.Batch`). This file is
+longer than others because the whole public surface is in one place; most of it is docstrings.
 
 Invariants: an id is in `_connections` from before its `ConnAccepted` until its `ConnClosed` has returned. Callbacks
 run in the driving greenlet only, of which there is one at most. Only this module logs what happens to connections.
@@ -78,7 +79,8 @@ class Context:
     """An event loop for WebSocket connections. Made by `MakeContext`.
 
     It belongs to the thread that makes it: its methods may be called from any greenlet of that thread, callbacks
-    included, and `Post` from any thread. None of them blocks, but for the two that drive the loop.
+    included, and `Post` from any thread. None of them blocks, but for the two that drive the loop, and for
+    `ListenAndServe` while it looks up the name of a host.
     """
 
     def __init__(self, handler: Any, options: Options | None = None) -> None:

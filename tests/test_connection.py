@@ -967,6 +967,21 @@ def test_what_is_left_of_a_receive_when_the_socket_ends_comes_before_the_end_and
     assert len(rig.mailbox) == 0
 
 
+def test_what_is_left_of_a_receive_waits_for_credit_even_when_the_socket_has_ended(bench):
+    rig = bench(inbox_messages=300)  # one turn of 256 messages fits, a second one exhausts it
+    rig.connection.start(binary(*[b"x"] * 1000))
+    rig.connection.abort("it is gone")
+    gevent.sleep(0.01)
+    assert len(rig.mailbox) == 512
+    kinds = []
+    while CLOSE not in kinds:
+        kinds.append(rig.mailbox.get(PATIENCE)[0])
+        if kinds[-1] == BINARY:
+            rig.connection.credit.refund(1)
+        assert rig.connection.credit.messages <= 512
+    assert kinds == [BINARY] * 1000 + [CLOSE]
+
+
 def test_an_error_of_our_own_in_the_reader_ends_its_connection_and_is_shown(bench, capfd):
     """Were the socket left open, what it still holds would bring the error about again and again."""
     rig = bench()
