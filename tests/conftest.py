@@ -183,7 +183,7 @@ class RawClient:
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         self.sock.settimeout(PATIENCE)
-        self.buffer = b""
+        self.buffer = bytearray()
         self.response = b""
         if handshake:
             self.send(self.request(path, headers) + behind)
@@ -221,15 +221,20 @@ class RawClient:
     def _fill(self):
         data = self.sock.recv(1 << 16)
         if not data:
-            raise EOFError(f"the server closed the connection; unread: {self.buffer!r}")
+            raise EOFError(f"the server closed the connection; unread: {bytes(self.buffer[:100])}")
         self.buffer += data
 
     def read_head(self):
         """Read up to the empty line that ends an HTTP head."""
         while b"\r\n\r\n" not in self.buffer:
             self._fill()
-        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-        return head + b"\r\n\r\n"
+        end = self.buffer.index(b"\r\n\r\n") + 4
+        return self._take(end)
+
+    def _take(self, size):
+        taken = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return taken
 
     def read_frame(self):
         """Return (opcode, payload) of the next frame, which must be whole and unmasked."""
@@ -240,9 +245,8 @@ class RawClient:
             self._fill()
         assert not header.masked
         assert header.first & 0xF0 == 0x80, "a fragment, or a reserved bit"
-        end = header.size + header.length
-        payload, self.buffer = self.buffer[header.size : end], self.buffer[end:]
-        return header.first & 0x0F, payload
+        self._take(header.size)
+        return header.first & 0x0F, self._take(header.length)
 
     def read_close(self):
         """Read frames until a close frame; return its code and reason."""
@@ -257,8 +261,7 @@ class RawClient:
             while True:
                 self._fill()
         except (EOFError, ConnectionResetError):
-            data, self.buffer = self.buffer, b""
-            return data
+            return self._take(len(self.buffer))
 
     def reset(self):
         """Close with a TCP RST."""
@@ -292,6 +295,10 @@ def open_sockets():
         with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the directory
             links.append(os.readlink(f"/proc/self/fd/{name}"))
     return {link for link in links if link.startswith("socket:")}
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
 
 
 def greenlets():

@@ -6,9 +6,7 @@ machine is.
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import random
 import socket
 from types import SimpleNamespace
@@ -17,7 +15,7 @@ from weakref import WeakKeyDictionary
 import gevent
 import gevent.socket
 import pytest
-from conftest import PATIENCE, Recorder, Server, in_thread, wait_until
+from conftest import PATIENCE, Recorder, Server, greenlets, in_thread, open_files, wait_until
 
 import gowsev
 from gowsev import connection as connection_module
@@ -31,25 +29,17 @@ from gowsev.mailbox import Mailbox
 from gowsev.outbox import Batch
 from gowsev.protocol import Encoder, Protocol
 
-#: More than the socket buffers of both ends take together.
-MUCH = 20 << 20
-
-
-def open_files():
-    return len(os.listdir("/proc/self/fd"))
-
-
-def live_greenlets():
-    return sum(isinstance(thing, gevent.Greenlet) and not thing.dead for thing in gc.get_objects())
+#: So many messages of so many bytes are more than the socket buffers of both ends take together.
+MANY, LARGE = 20, 1 << 20
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(capfd):
     """Each test gives back every file descriptor and greenlet, and the hub has no error to show on stderr."""
     in_thread(int)  # the thread pool opens files of its own when it is first used
-    files, greenlets = open_files(), live_greenlets()
+    files, alive = open_files(), greenlets()
     yield
-    wait_until(lambda: open_files() <= files and live_greenlets() <= greenlets)
+    wait_until(lambda: open_files() <= files and greenlets() <= alive)
     assert capfd.readouterr().err == ""
 
 
@@ -111,6 +101,19 @@ def accepted(server):
     return wait_until(lambda: len(server.handler.of("accepted")) >= len(server.clients) and server.handler.events)[-1][
         1
     ]
+
+
+def congest(server, id, times=1):
+    """Write more than the kernel takes."""
+    for _ in range(MANY * times):
+        assert server.context.Write(id, bytes(LARGE)) is None
+    assert server.context.Conn(id).outbox_bytes > 0
+
+
+def read_all_of_it(client):
+    """Read what `congest` has written."""
+    for _ in range(MANY):
+        assert client.read_frame() == (BINARY, bytes(LARGE))
 
 
 def binary(*payloads):
@@ -309,8 +312,7 @@ def test_the_peer_resets_a_congested_connection(transport):
     server = transport(Recorder(), outbox_bytes=None)
     client = server.client()
     id = accepted(server)
-    server.context.Write(id, bytes(MUCH))
-    assert server.context.Conn(id).outbox_bytes > 0
+    congest(server, id)
     client.reset()
     wait_until(lambda: server.handler.closed)
     assert server.handler.closed == [("closed", id, 1006, "")]
@@ -378,29 +380,50 @@ def test_a_close_waits_behind_what_was_written_before(transport):
     server = transport(Recorder(), outbox_bytes=None)
     client = server.client()
     id = accepted(server)
-    message = random.randbytes(1 << 20)
-    for _ in range(20):
-        assert server.context.Write(id, message) is None
+    congest(server, id)
     server.context.Close(id, 4000, "behind it all")
     assert isinstance(server.context.Write(id, b"x"), ConnClosing)
-    assert server.context.Conn(id).outbox_bytes > 0
-    for _ in range(20):
-        assert client.read_frame() == (BINARY, message)
+    read_all_of_it(client)
     assert client.read_close() == (4000, "behind it all")
     client.send_close(4000)
     assert client.read_to_end() == b""
 
 
 def test_the_answer_to_the_peer_s_close_waits_behind_what_was_written_before(transport):
-    server = transport(Recorder(), outbox_bytes=None)
+    server = transport(Recorder(), outbox_bytes=None, close_timeout=PATIENCE)
     client = server.client()
     id = accepted(server)
-    server.context.Write(id, bytes(MUCH))
+    congest(server, id)
     client.send_close(4000)
     wait_until(lambda: server.handler.closed)
-    assert client.read_frame() == (BINARY, bytes(MUCH))
+    read_all_of_it(client)
     assert client.read_frame() == (CLOSE, b"\x0f\xa0")
     assert client.read_to_end() == b""
+
+
+def test_no_pong_follows_our_close_frame(ended):
+    """RFC 6455 section 5.5.1: no frame after a close frame; a pong that waited behind the messages is left out."""
+    server = ended(Recorder(), outbox_bytes=None)
+    client = server.client()
+    id = accepted(server)
+    congest(server, id)
+    client.send_frame(PING, b"answer me")
+    wait_until(heard(server, id))
+    server.context.Close(id)
+    read_all_of_it(client)
+    assert client.read_frame() == (CLOSE, b"\x03\xe8")
+    client.send_close()
+    assert client.read_to_end() == b""
+
+
+def test_tls_says_farewell_too(ended, certificate, client_tls):
+    """Without it the peer could not tell our end from one that somebody forged."""
+    server = ended(certificate=certificate)
+    client = server.client(tls=client_tls)
+    client.send_close()
+    assert client.read_close() == (1000, "")
+    client.sock.suppress_ragged_eofs = False
+    assert client.sock.recv(100) == b""
 
 
 def test_without_a_close_timeout_the_peer_has_all_the_time_there_is(idle, clock):
@@ -572,7 +595,7 @@ def test_a_connection_that_we_have_stopped_reading_is_neither_pinged_nor_given_u
 def test_a_peer_far_behind_that_reads_is_alive_though_no_ping_gets_through(idle, clock):
     server = idle(ping_interval=20, ping_timeout=20, outbox_bytes=None)
     client = server.client()
-    server.context.Write(1, bytes(4 * MUCH))
+    congest(server, 1, 4)
     conn = server.context.Conn(1)
     for _ in range(5):
         sent = conn.bytes_sent
@@ -587,6 +610,20 @@ def test_a_peer_far_behind_that_reads_is_alive_though_no_ping_gets_through(idle,
     assert conn.close_code is None
     clock.advance(20, server)
     assert conn.close_code == 1006
+
+
+def test_a_ping_that_would_not_get_through_is_not_sent_and_nothing_else_in_its_place(idle, clock):
+    server = idle(ping_interval=20, ping_timeout=20, outbox_bytes=None)
+    client = server.client()
+    client.send_frame(PING, b"old")
+    assert client.read_frame() == (PONG, b"old")
+    congest(server, 1)
+    clock.advance(0, server)  # the bytes that the kernel took count as life, once
+    clock.advance(20, server)
+    clock.advance(1, server)
+    read_all_of_it(client)
+    client.send_frame(PING, b"new")
+    assert client.read_frame() == (PONG, b"new")
 
 
 def test_the_end_of_closing_comes_at_its_deadline_and_not_before(idle, clock):
@@ -664,6 +701,7 @@ def test_a_flood_starves_nobody(ended):
     flooder, other = server.client(), server.client()
     accepted(server)
     stop = []
+    flooder.sock.settimeout(None)
 
     def flood():
         frame = binary(*[b"flood"] * 1000)
@@ -786,7 +824,7 @@ def test_a_peer_may_send_while_it_does_not_read_and_only_the_newest_ping_is_answ
     server = transport(Recorder(), outbox_bytes=None)
     client = server.client()
     id = accepted(server)
-    server.context.Write(id, bytes(MUCH))
+    congest(server, id)
     waiting = server.context.Conn(id).outbox_bytes
     for number in range(100):
         client.send_frame(PING, b"ping %d" % number)
@@ -794,7 +832,7 @@ def test_a_peer_may_send_while_it_does_not_read_and_only_the_newest_ping_is_answ
     wait_until(lambda: len(server.handler.messages) == 100)
     assert server.handler.messages == [b"%d" % number for number in range(100)]
     assert server.context.Conn(id).outbox_bytes <= waiting
-    assert client.read_frame() == (BINARY, bytes(MUCH))
+    read_all_of_it(client)
     assert client.read_frame() == (PONG, b"ping 99")
     client.send_frame(PING, b"and again")
     assert client.read_frame() == (PONG, b"and again"), "no other pong, and at once"
@@ -982,6 +1020,16 @@ def test_what_is_left_of_a_receive_waits_for_credit_even_when_the_socket_has_end
     assert kinds == [BINARY] * 1000 + [CLOSE]
 
 
+def test_what_a_callback_had_gathered_is_sent_before_the_socket_is_closed(bench):
+    rig = bench()
+    rig.connection.start()
+    rig.batch.held = True
+    assert rig.connection.write(BINARY, b"gathered") is None
+    rig.connection.abort("it is over")
+    assert rig.peer.recv(100) == b"\x82\x08gathered"
+    assert rig.peer.recv(100) == b""
+
+
 def test_an_error_of_our_own_in_the_reader_ends_its_connection_and_is_shown(bench, capfd):
     """Were the socket left open, what it still holds would bring the error about again and again."""
     rig = bench()
@@ -1018,7 +1066,11 @@ def test_a_dialled_connection_brings_what_it_has_read_along(ended):
     for number in range(3):
         dialled.WriteMessage(gowsev.BinaryMessage, b"%d" % number)
     wait_until(lambda: dialled.messages_received == 3)
+    its_own = dialled._connection.keepalive
+    assert len(its_own.connections) == 1
     id = mine.context.AddConn(dialled)
+    assert not its_own.connections, "one clock is enough"
+    assert len(mine.context._keepalive.connections) == 1
     wait_until(lambda: len(mine.handler.messages) == 3)
     mine.context.Write(id, b"3")
     wait_until(lambda: len(mine.handler.messages) == 4)

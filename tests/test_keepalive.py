@@ -10,6 +10,13 @@ from gowsev import Options
 from gowsev.keepalive import Keepalive
 
 
+@pytest.fixture(autouse=True)
+def _hub_is_quiet(capfd):
+    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
 class Connection:
     """What a keepalive knows of a connection: that it can be told to look at the clock."""
 

@@ -11,6 +11,13 @@ from gowsev import mailbox as mailbox_module
 from gowsev.mailbox import Credit, Mailbox
 
 
+@pytest.fixture(autouse=True)
+def _hub_is_quiet(capfd):
+    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
 @pytest.fixture
 def mailbox():
     made = Mailbox()

@@ -303,6 +303,17 @@ def test_closing_before_the_writer_has_begun_ends_it_too(rig):
     assert writer.dead
 
 
+def test_a_writer_that_is_being_ended_does_not_disturb_its_successor(rig):
+    before = rig.congest()
+    taken = len(before) - rig.outbox.size
+    gevent.sleep(0)  # the first writer has begun to wait
+    rig.outbox.close()
+    after = random.randbytes(100_000)
+    rig.outbox.append(after)
+    assert rig.outbox.congested
+    assert rig.read_until(taken + len(after)) == before[:taken] + after
+
+
 def test_a_broken_socket_is_reported_once_and_nothing_waits_any_more(rig):
     rig.theirs.close()
     rig.batch.held = True

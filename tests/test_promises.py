@@ -356,6 +356,7 @@ def test_3_nothing_else_that_a_callback_may_call_blocks(serve):
         context.SetTimeout(context.GetTimeout())
         context.Stats()
         context.Conn(id)
+        context.ListenAndServe("127.0.0.1:0")
         context.Shutdown(PATIENCE)
 
     assert_never_switches(call_all)
@@ -408,6 +409,7 @@ def test_4_a_peer_that_floods_a_busy_program_costs_no_more_than_its_credit(serve
     server = serve(Busy(), inbox_messages=50)
     flooder, other = server.client(), server.client()
     chunk = binary(*[bytes(size)] * 1000)
+    flooder.sock.settimeout(None)
 
     def flood():
         while True:

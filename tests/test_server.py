@@ -61,8 +61,7 @@ def read_response(client):
     length = int(re.search(rb"\r\ncontent-length: *([0-9]+)\r\n", head, re.IGNORECASE)[1])
     while len(client.buffer) < length:
         client._fill()
-    body, client.buffer = client.buffer[:length], client.buffer[length:]
-    return head, body
+    return head, client._take(length)
 
 
 def pages(environ, start_response):

@@ -9,6 +9,13 @@ from conftest import wait_until
 from gowsev.timer import Timer
 
 
+@pytest.fixture(autouse=True)
+def _hub_is_quiet(capfd):
+    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("seconds", [0, 0.02])
 def test_a_timer_is_due_once_after_its_seconds(seconds):
     due = []

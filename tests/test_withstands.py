@@ -6,7 +6,6 @@ The numbers are those of an ordinary test run. `GOWSEV_SCALE=50` multiplies the 
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import signal
@@ -18,7 +17,7 @@ import gevent
 import gevent.pool
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, in_thread, wait_until
+from conftest import PATIENCE, RawClient, Recorder, greenlets, in_thread, open_files, wait_until
 
 import gowsev
 from gowsev import frames
@@ -34,15 +33,6 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, 1 << 16), hard))
     yield min(wanted, 1 << 16)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def live_greenlets():
-    gc.collect()
-    return sum(type(thing) is gevent.Greenlet and not thing.dead for thing in gc.get_objects())
-
-
-def open_files():
-    return len(os.listdir("/proc/self/fd"))
 
 
 def open_clients(server, number, **kwargs):
@@ -69,14 +59,14 @@ def read_stream(client):
 @pytest.mark.parametrize("policy", ["close", "drop"])
 def test_one_of_a_thousand_subscribers_stops_reading(serve, many_files, policy):
     limit = 1_000_000  # more than the whole stream, so that none of the others can be refused, however busy the machine
-    server = serve(Recorder(), outbox_bytes=limit, slow_consumer=policy, ping_interval=None)
+    server = serve(Recorder(), outbox_bytes=limit, slow_consumer=policy, ping_interval=None, close_timeout=PATIENCE * 4)
     context = server.context
     stalled = RawClient.__new__(RawClient)
     stalled.sock = gevent.socket.socket()
     stalled.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, 4096)
     stalled.sock.connect((server.host, server.port))
     stalled.sock.settimeout(PATIENCE)
-    stalled.buffer = b""
+    stalled.buffer = bytearray()
     stalled.send(RawClient.request())
     stalled.read_head()
     server.clients.append(stalled)
@@ -121,7 +111,7 @@ STAGES = [b"", b"G", REQUEST[:-30], REQUEST[:-1], REQUEST, REQUEST + b"\x82", RE
 def test_connections_aborted_at_every_stage_leave_nothing_behind(serve):
     server = serve(handshake_timeout=5.0)
     in_thread(int)
-    before = open_files(), live_greenlets()
+    before = open_files(), greenlets()
 
     def abort(number):
         sock = gevent.socket.create_connection((server.host, server.port))
@@ -136,7 +126,7 @@ def test_connections_aborted_at_every_stage_leave_nothing_behind(serve):
     for number in range(2000 * SCALE):
         pool.spawn(abort, number)
     pool.join()
-    wait_until(lambda: (open_files(), live_greenlets()) == before)
+    wait_until(lambda: (open_files(), greenlets()) == before)
     assert server.context.Stats().connections == 0
     accepted, closed = server.handler.of("accepted"), server.handler.closed
     assert sorted(event[1] for event in accepted) == sorted(event[1] for event in closed)
