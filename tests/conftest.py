@@ -324,3 +324,33 @@ def clean(capfd, caplog):
 def informed(caplog):
     """A function that returns what gowsev logged so far at INFO or above."""
     return lambda: [r.getMessage() for r in caplog.records if r.name == "gowsev" and r.levelno >= logging.INFO]
+
+
+@pytest.fixture
+def quiet_hub(capfd):
+    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def idle():
+    """A factory of servers whose loop runs only where a test drives it."""
+    servers = []
+
+    def start(handler=None, *, listen=True, **options):
+        context = gowsev.MakeContext(handler or Recorder(echo), gowsev.Options(**options))
+        address = context.ListenAndServe("127.0.0.1:0") if listen else ("", 0)
+        servers.append(Server(context, context._handler, *address, None))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        for client in server.clients:
+            client.close()
+        server.context.Shutdown(0)
+        server.context.SetTimeout(PATIENCE)
+        while server.context.EventLoopIteration():
+            pass
+        assert server.context.Stats().connections == 0
+        assert not server.context._keepalive.connections

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import gevent
 import gevent.socket
 import pytest
-from conftest import PATIENCE, Recorder, Server, greenlets, in_thread, open_files, wait_until
+from conftest import PATIENCE, Recorder, greenlets, in_thread, open_files, wait_until
 
 import gowsev
 from gowsev import connection as connection_module
@@ -59,27 +59,6 @@ def ended(serve):
         wait_until(lambda server=server: server.context.Stats().connections == 0)
         wait_until(lambda server=server: not server.context._keepalive.connections)
         assert server.context.Stats().outbox_bytes == 0
-
-
-@pytest.fixture
-def idle():
-    """A factory of servers whose loop runs only where a test calls `EventLoopIteration`."""
-    servers = []
-
-    def start(handler=None, **options):
-        context = gowsev.MakeContext(handler or Recorder(), gowsev.Options(**options))
-        servers.append(Server(context, context._handler, *context.ListenAndServe("127.0.0.1:0"), None))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        for client in server.clients:
-            client.close()
-        server.context.Shutdown(0)
-        server.context.SetTimeout(PATIENCE)
-        while server.context.EventLoopIteration():
-            pass
-        assert server.context.Stats().connections == 0
 
 
 @pytest.fixture(params=["plain", "TLS"])
@@ -427,7 +406,7 @@ def test_tls_says_farewell_too(ended, certificate, client_tls):
 
 
 def test_without_a_close_timeout_the_peer_has_all_the_time_there_is(idle, clock):
-    server = idle(close_timeout=None)
+    server = idle(Recorder(), close_timeout=None)
     client = server.client()
     server.context.EventLoopIteration()
     server.context.Close(1)
@@ -439,7 +418,7 @@ def test_without_a_close_timeout_the_peer_has_all_the_time_there_is(idle, clock)
 
 
 def test_the_end_of_a_connection_whose_socket_is_gone_is_said_once(idle):
-    server = idle()
+    server = idle(Recorder())
     client = server.client()
     client.reset()
     wait_until(lambda: server.context.Stats().queued_events == 2)
@@ -510,7 +489,7 @@ def test_a_peer_that_is_silent_is_given_up_by_itself(transport, caplog):
 
 
 def test_a_ping_is_sent_after_the_interval_of_silence_and_not_before(idle, clock):
-    server = idle(ping_interval=20, ping_timeout=20)
+    server = idle(Recorder(), ping_interval=20, ping_timeout=20)
     client = server.client()
     clock.advance(19.9, server)
     assert server.context.Conn(1).bytes_sent == 0
@@ -528,7 +507,7 @@ def test_a_ping_is_sent_after_the_interval_of_silence_and_not_before(idle, clock
 @pytest.mark.parametrize("life", [frames.encode_frame(0x8A, b"", masked=True), binary(b"x"), b"\x82"])
 def test_any_byte_after_the_ping_is_life(idle, clock, life):
     """A pong, a message, or the first byte of whatever."""
-    server = idle(ping_interval=20, ping_timeout=20)
+    server = idle(Recorder(), ping_interval=20, ping_timeout=20)
     client = server.client()
     clock.advance(20, server)
     assert client.read_frame() == (PING, b"")
@@ -545,7 +524,7 @@ def test_any_byte_after_the_ping_is_life(idle, clock, life):
 
 
 def test_what_came_while_the_program_was_busy_counts(idle, clock):
-    server = idle(ping_interval=20, ping_timeout=20)
+    server = idle(Recorder(), ping_interval=20, ping_timeout=20)
     client = server.client()
     clock.advance(20, server)
     client.send(b"\x82")  # no greenlet switch: it lies in the kernel when the tick comes
@@ -557,7 +536,7 @@ def test_what_came_while_the_program_was_busy_counts(idle, clock):
 
 @pytest.mark.parametrize("ping_timeout", [20, None])
 def test_without_a_ping_interval_there_is_no_ping_and_no_end(idle, clock, ping_timeout):
-    server = idle(ping_interval=None, ping_timeout=ping_timeout)
+    server = idle(Recorder(), ping_interval=None, ping_timeout=ping_timeout)
     server.client()
     clock.advance(1e6, server)
     clock.advance(1e6, server)
@@ -566,7 +545,7 @@ def test_without_a_ping_interval_there_is_no_ping_and_no_end(idle, clock, ping_t
 
 
 def test_without_a_ping_timeout_silence_has_no_end(idle, clock):
-    server = idle(ping_interval=20, ping_timeout=None)
+    server = idle(Recorder(), ping_interval=20, ping_timeout=None)
     client = server.client()
     clock.advance(20, server)
     clock.advance(1e6, server)
@@ -575,7 +554,7 @@ def test_without_a_ping_timeout_silence_has_no_end(idle, clock):
 
 
 def test_a_connection_that_we_have_stopped_reading_is_neither_pinged_nor_given_up(idle, clock):
-    server = idle(inbox_messages=2)
+    server = idle(Recorder(), inbox_messages=2)
     client = server.client()
     client.send(binary(b"1", b"2"))
     wait_until(lambda: server.context.Stats().queued_events == 3)
@@ -593,7 +572,7 @@ def test_a_connection_that_we_have_stopped_reading_is_neither_pinged_nor_given_u
 
 
 def test_a_peer_far_behind_that_reads_is_alive_though_no_ping_gets_through(idle, clock):
-    server = idle(ping_interval=20, ping_timeout=20, outbox_bytes=None)
+    server = idle(Recorder(), ping_interval=20, ping_timeout=20, outbox_bytes=None)
     client = server.client()
     congest(server, 1, 4)
     conn = server.context.Conn(1)
@@ -613,7 +592,7 @@ def test_a_peer_far_behind_that_reads_is_alive_though_no_ping_gets_through(idle,
 
 
 def test_a_ping_that_would_not_get_through_is_not_sent_and_nothing_else_in_its_place(idle, clock):
-    server = idle(ping_interval=20, ping_timeout=20, outbox_bytes=None)
+    server = idle(Recorder(), ping_interval=20, ping_timeout=20, outbox_bytes=None)
     client = server.client()
     client.send_frame(PING, b"old")
     assert client.read_frame() == (PONG, b"old")
@@ -627,7 +606,7 @@ def test_a_ping_that_would_not_get_through_is_not_sent_and_nothing_else_in_its_p
 
 
 def test_the_end_of_closing_comes_at_its_deadline_and_not_before(idle, clock):
-    server = idle(close_timeout=5)
+    server = idle(Recorder(), close_timeout=5)
     client = server.client()
     server.context.Close(1)
     clock.advance(4.9, server)
@@ -651,7 +630,7 @@ def test_the_end_of_closing_comes_at_its_deadline_and_not_before(idle, clock):
     ],
 )
 def test_a_flood_waits_in_the_kernel_and_nothing_is_lost(idle, options, size):
-    server = idle(**options)
+    server = idle(Recorder(), **options)
     client = server.client()
     count = 3_000_000 // size
     sent = [number.to_bytes(4, "big") * (size // 4) for number in range(count)]
@@ -670,7 +649,7 @@ def test_a_flood_waits_in_the_kernel_and_nothing_is_lost(idle, options, size):
 
 
 def test_a_peer_whose_messages_are_not_taken_is_held_up_by_tcp(idle):
-    server = idle(inbox_messages=4)
+    server = idle(Recorder(), inbox_messages=4)
     client = server.client()
     client.sock.setblocking(False)
     sent = 0
@@ -723,7 +702,7 @@ def test_a_flood_starves_nobody(ended):
 
 
 def test_one_receive_takes_a_bounded_number_of_frames_and_the_rest_follows(idle):
-    server = idle(inbox_messages=None)
+    server = idle(Recorder(), inbox_messages=None)
     server.client()
     flooder = server.client()
     sent = [b"%d" % number for number in range(5 * protocol._TURN_FRAMES + 7)]
@@ -739,7 +718,7 @@ def test_one_receive_takes_a_bounded_number_of_frames_and_the_rest_follows(idle)
 
 def test_a_violation_behind_messages_that_use_up_the_credit(idle):
     """From then on what comes is thrown away, and needs no credit."""
-    server = idle(inbox_messages=2)
+    server = idle(Recorder(), inbox_messages=2)
     client = server.client()
     client.send(binary(b"1", b"2") + VIOLATION)
     assert client.read_close()[0] == 1002
@@ -754,7 +733,7 @@ def test_a_violation_behind_messages_that_use_up_the_credit(idle):
 
 
 def test_a_close_frame_behind_more_than_the_credit_is_found_when_the_loop_gets_there(idle):
-    server = idle(inbox_messages=2)
+    server = idle(Recorder(), inbox_messages=2)
     client = server.client()
     sent = [b"%d" % number for number in range(1000)]
     client.send(binary(*sent))
@@ -883,7 +862,7 @@ def test_what_tls_has_decrypted_is_read_though_the_socket_has_nothing_more(
     """A receive buffer smaller than a TLS record: the rest of the record makes no socket readable."""
     monkeypatch.setattr(connection_module, "_SCRATCH_BYTES", 100)
     monkeypatch.setattr(connection_module, "_scratches", WeakKeyDictionary())
-    server = idle(inbox_messages=inbox_messages)
+    server = idle(Recorder(), inbox_messages=inbox_messages)
     server.host, server.port = server.context.ListenAndServeTLS("127.0.0.1:0", *certificate)
     client = server.client(tls=client_tls)
     sent = [b"%d" % number for number in range(500)]

@@ -18,7 +18,7 @@ import gevent
 import gevent.event
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, Server, echo, in_thread, wait_until
+from conftest import PATIENCE, RawClient, Recorder, echo, in_thread, wait_until
 
 import gowsev
 from gowsev import frames, protocol
@@ -27,35 +27,7 @@ from gowsev.deflate import Deflate
 from gowsev.errors import ConnClosing, GowsevError, IdNotFound
 from gowsev.frames import BINARY, CLOSE, TEXT
 
-
-@pytest.fixture(autouse=True)
-def _hub_is_quiet(capfd):
-    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
-    yield
-    assert capfd.readouterr().err == ""
-
-
-@pytest.fixture
-def idle():
-    """A factory of servers whose loop runs only where a test drives it."""
-    servers = []
-
-    def start(handler=None, *, listen=True, **options):
-        context = gowsev.MakeContext(handler or Recorder(echo), gowsev.Options(**options))
-        address = context.ListenAndServe("127.0.0.1:0") if listen else ("", 0)
-        servers.append(Server(context, context._handler, *address, None))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        for client in server.clients:
-            client.close()
-        server.context.Shutdown(0)
-        server.context.SetTimeout(PATIENCE)
-        while server.context.EventLoopIteration():
-            pass
-        assert server.context.Stats().connections == 0
-        assert not server.context._keepalive.connections
+pytestmark = pytest.mark.usefixtures("quiet_hub")
 
 
 def connect(server, count=1, **kwargs):

@@ -12,40 +12,14 @@ from collections import defaultdict
 import gevent
 import gevent.event
 import pytest
-from conftest import PATIENCE, Recorder, Server, echo, wait_until
+from conftest import PATIENCE, Recorder, echo, wait_until
 
 import gowsev
 from gowsev import frames
 from gowsev.errors import ConnClosing, IdNotFound, OutboxFull
 from gowsev.frames import BINARY, FIN
 
-
-@pytest.fixture(autouse=True)
-def _hub_is_quiet(capfd):
-    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
-    yield
-    assert capfd.readouterr().err == ""
-
-
-@pytest.fixture
-def idle():
-    """A factory of servers whose loop runs only where a test drives it."""
-    servers = []
-
-    def start(handler, **options):
-        context = gowsev.MakeContext(handler, gowsev.Options(**options))
-        servers.append(Server(context, handler, *context.ListenAndServe("127.0.0.1:0"), None))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        for client in server.clients:
-            client.close()
-        server.context.Shutdown(0)
-        server.context.SetTimeout(PATIENCE)
-        while server.context.EventLoopIteration():
-            pass
-        assert server.context.Stats().connections == 0
+pytestmark = pytest.mark.usefixtures("quiet_hub")
 
 
 def binary(*payloads):
