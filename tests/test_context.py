@@ -347,6 +347,21 @@ def test_what_is_written_outside_the_loop_leaves_at_once(idle):
     assert received_at_once(client) == b"\x88\x02\x03\xe8"
 
 
+def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle):
+    server = idle()
+    (client,), (id,) = connect(server)
+    sent = []
+    for _ in range(200):
+        server.context.Post(lambda context: context.Write(id, b"x"))
+        server.context.Post(lambda context: sent.append(context.Conn(id).bytes_sent))
+    loop = gevent.spawn(server.context.EventLoop)
+    wait_until(lambda: len(sent) == 200)
+    loop.kill(timeout=PATIENCE)
+    assert sent[0] == 0, "gathered"
+    assert sent[100] > 0, "but not for long"
+    assert [client.read_frame() for _ in range(200)] == [(BINARY, b"x")] * 200
+
+
 def test_events_without_end_hold_no_message_back_and_keep_nobody_out(serve):
     server = serve()
     spins = []

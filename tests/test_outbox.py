@@ -261,6 +261,33 @@ def test_drained_is_told_each_time_nothing_is_left_and_only_then(rig):
     assert told == [0]
 
 
+def test_whoever_waits_goes_on_when_everything_has_been_sent(rig):
+    rig.outbox.wait()  # nothing to wait for
+    data = rig.congest()
+    waiting = gevent.spawn(rig.outbox.wait)
+    gevent.sleep(0.01)
+    assert not waiting.ready()
+    assert rig.read_until(len(data)) == data
+    waiting.get(timeout=PATIENCE)
+    assert rig.outbox.size == 0
+    assert rig.outbox.discarded is False
+
+
+def test_whoever_waits_goes_on_and_can_tell_when_it_was_thrown_away(rig):
+    rig.congest()
+    waiting = gevent.spawn(rig.outbox.wait)
+    gevent.sleep(0.01)
+    rig.outbox.close()
+    waiting.get(timeout=PATIENCE)
+    assert rig.outbox.discarded is True
+
+
+def test_closing_what_is_empty_throws_nothing_away(rig):
+    rig.outbox.append(b"x")
+    rig.outbox.close()
+    assert rig.outbox.discarded is False
+
+
 # -- the late chunk ----------------------------------------------------------------------------------------------
 
 
