@@ -79,10 +79,10 @@ class Connection:
     """
 
     __slots__ = (
-        "_bytes_taken",
         "_closing_deadline",
         "_options",
         "_pinged_at",
+        "_progress",
         "_receive",
         "_recv_into",
         "_reported",
@@ -146,7 +146,7 @@ class Connection:
         self._reported = False
         self._shut = False
         self._pinged_at: float | None = None
-        self._bytes_taken = 0
+        self._progress = 0
         self._closing_deadline = math.inf
         hub = gevent.get_hub()
         scratch = _scratches.get(hub)
@@ -169,8 +169,8 @@ class Connection:
 
     def move(self, mailbox: Mailbox, batch: Batch, keepalive: Keepalive) -> None:
         """Let another mailbox have what has been read and what will be, and another clock watch over it."""
-        while len(self.mailbox):
-            mailbox.put(self.mailbox.get(0))
+        for event in self.mailbox.take_all():
+            mailbox.put(event)
         self.mailbox = mailbox
         self.outbox.batch = batch
         if self in self.keepalive.connections:
@@ -380,9 +380,9 @@ class Connection:
                 self.abort("no close frame came in time")
         elif options.ping_interval is None or self.credit.exhausted:
             return
-        elif self.outbox.congested and self.outbox.bytes_sent != self._bytes_taken:
+        elif self.outbox.congested and (progress := self.outbox.progress()) != self._progress:
             # Far behind, but reading: that is life too, and a ping would not get through.
-            self._bytes_taken = self.outbox.bytes_sent
+            self._progress = progress
             self.last_heard = now
             self._pinged_at = None
         elif self._pinged_at is None:

@@ -74,10 +74,13 @@ class DialledConn(Conn):
         """
         self._check_mine("ReadMessage")
         connection = self._connection
-        kind, _, payload = connection.mailbox.get(None)
-        if kind == CLOSED:
-            connection.mailbox.put((kind, connection, payload))  # for whoever reads once more
+        mailbox = connection.mailbox
+        event = mailbox.get(None)
+        if event is None or event[0] == CLOSED:
+            mailbox.put(event)  # for whoever reads once more
+            self._check_mine("ReadMessage")  # it may have been added to a context meanwhile
             raise self._closed()
+        kind, _, payload = event
         connection.credit.refund(len(payload))
         return (TextMessage, payload.decode()) if kind == TEXT else (BinaryMessage, payload)
 

@@ -97,6 +97,13 @@ class Mailbox:
                     if timeout <= 0:
                         return None
 
+    def take_all(self) -> list[Any]:
+        """Return every event that is there, and never switch; whoever waits for one is given `None`."""
+        self._take_posts()
+        events = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
+        self._queue.put(None)
+        return events
+
     def close(self) -> None:
         """Stop listening for posts; call it in the loop's thread."""
         if self._async is not None:

@@ -10,7 +10,10 @@ and not yet taken by the kernel. Nothing here blocks but the writer.
 
 from __future__ import annotations
 
+import fcntl
 import ssl
+import struct
+import termios
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -22,11 +25,12 @@ __all__ = ["Batch", "Outbox"]
 
 #: So many gathered bytes are offered to the kernel before more is gathered.
 _EAGER = 1 << 18
-#: Up to so many bytes are joined into one buffer; beyond, or with TLS, `sendmsg` or a slice saves the copy.
+#: Up to so many bytes are joined into one buffer; beyond, `sendmsg` saves the copy. TLS is offered no more at once.
 _JOIN = 1 << 16
 #: POSIX guarantees 16; Linux, the BSDs and macOS take 1,024 buffers in one `sendmsg`.
 _MAX_BUFFERS = 1024
 
+_INT = struct.Struct("i")
 _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -135,6 +139,18 @@ class Outbox:
         if self._chunks and self._writer is None and self._offer():
             self._writer = gevent.spawn(self._write_rest)
 
+    def progress(self) -> int:
+        """Return a number that changes when the peer has taken bytes.
+
+        That is seen sooner than in `bytes_sent`: the kernel calls a socket writable again only when much of its
+        buffer, which may be megabytes, is free.
+        """
+        try:
+            (unacknowledged,) = _INT.unpack(fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        except OSError:  # a kernel, or a kind of socket, that does not tell
+            unacknowledged = 0
+        return self.bytes_sent - int(unacknowledged)
+
     def wait(self) -> None:
         """Block the calling greenlet until nothing waits any more: it is sent, or thrown away."""
         while self._writer is not None:
@@ -179,17 +195,28 @@ class Outbox:
 
     def _send_some(self) -> int:
         chunks = self._chunks
+        if self._tls:
+            return int(self._sock.send(self._tls_part()))
         if len(chunks) == 1:
             return int(self._sock.send(chunks[0]))
         if self.size <= _JOIN:
             return int(self._sock.send(b"".join(chunks)))
-        if not self._tls:
-            return int(self._sock.sendmsg(chunks[:_MAX_BUFFERS]))
+        return int(self._sock.sendmsg(chunks[:_MAX_BUFFERS]))
+
+    def _tls_part(self) -> bytes | memoryview:
+        """Return what to offer to TLS: a part, since it reports nothing of a long buffer until all of it has left.
+
+        After a refusal OpenSSL must be offered the same bytes again, and no fewer: what has been appended since comes
+        behind them, up to the same length.
+        """
+        chunks = self._chunks
+        if len(chunks[0]) >= _JOIN:
+            return memoryview(chunks[0])[:_JOIN]
         size = count = 0
-        while size < _JOIN:
+        while size < _JOIN and count < len(chunks):
             size += len(chunks[count])
             count += 1
-        return int(self._sock.send(chunks[0] if count == 1 else b"".join(chunks[:count])))
+        return b"".join(chunks[:count])[:_JOIN]
 
     def _drop(self, sent: int) -> None:
         """Take the first `sent` bytes off the chunks."""

@@ -42,6 +42,11 @@ logger = logging.getLogger("gowsev")
 _MAX_HEAD_BYTES = 1 << 16
 _MAX_HEAD_LINES = 100
 
+#: After so many reads of requests from one connection, others have their turn: more than a browser's handshake takes.
+_READS_A_TURN = 32
+#: Seconds of a sleep without length, for which the hub still looks at its timers and its sockets.
+_NO_TIME = 1e-9
+
 #: Seconds until accepting is tried again after it failed.
 _ACCEPT_AGAIN = 0.25
 
@@ -103,6 +108,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
                 sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
                 sock.do_handshake()
             handler = Upgrader(sock, address, self)
+            handler.rfile = _FairFile(handler.rfile)
             handler.timeout = timeout
             handler.handle()
         except gevent.Timeout as expired:
@@ -260,7 +266,8 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
             path=unquote_to_bytes(path).decode("utf-8", "replace"),
             query=query.decode("utf-8", "replace"),
             headers=headers,
-            peer=_host_and_port(self.client_address),
+            # A unix socket's client may have given its own socket any name.
+            peer=_host_and_port(self.client_address) if isinstance(self.client_address, tuple) else ("", 0),
             local=_host_and_port(self.socket.getsockname()),
             tls=self.server.certificate is not None,
         )
@@ -282,9 +289,13 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
         if v is self.timeout:
             logger.info("no answer for %s within %s s", _shown(self.client_address), v.seconds)
             self._refuse(refusal(503, "The server took too long.\n"))
-        elif issubclass(t, OSError) and (self._asks_for_websocket() or "socket error" in str(self.status)):
-            # `status` is pywsgi's note that it was the response that could not be sent.
-            logger.info("lost %s during its response: %s", _shown(self.client_address), v)
+        elif issubclass(t, OSError) and (
+            self._asks_for_websocket() or self.rfile.failed or "socket error" in str(self.status)
+        ):
+            # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
+            # response not be sent.
+            logger.info("lost %s during its request: %s", _shown(self.client_address), v)
+            self._refuse(refusal(400, "The request is incomplete.\n"))
         elif not issubclass(t, gevent.GreenletExit):
             logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
             self._send_error_response_if_possible(500)
@@ -303,6 +314,41 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
 def _start(response: Response) -> tuple[str, list[tuple[str, str]]]:
     """Return the arguments of WSGI's `start_response`."""
     return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
+
+
+class _FairFile:
+    """The file that requests are read from, which lets others have their turn.
+
+    gevent switches only where a socket has nothing: a peer that always has something more to read, such as the next of
+    endless requests, would keep the hub, and with it every other connection and the timeout, from running.
+    """
+
+    def __init__(self, rfile: Any) -> None:
+        self._rfile = rfile
+        self._reads = 0
+        self.failed = False
+        """Whether a read failed, or came upon the end of the stream."""
+
+    def read(self, size: int) -> bytes:
+        return self._fairly(self._rfile.read, size)
+
+    def readline(self, limit: int = -1) -> bytes:
+        return self._fairly(self._rfile.readline, limit)
+
+    def _fairly(self, read: Callable[[int], bytes], size: int) -> bytes:
+        self._reads += 1
+        if not self._reads % _READS_A_TURN:
+            gevent.sleep(_NO_TIME)
+        try:
+            data = read(size)
+        except OSError:
+            self.failed = True
+            raise
+        self.failed = self.failed or (not data and size != 0)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rfile, name)
 
 
 class _BoundedHead:

@@ -318,3 +318,13 @@ def test_a_unix_socket_that_somebody_else_removed_is_no_error_at_shutdown(serve,
 def test_listen_returns_a_socket_that_does_not_block():
     with listen(parse_port("127.0.0.1:0"), gowsev.Options()) as sock, pytest.raises(BlockingIOError):
         sock.accept()
+
+
+def test_the_name_that_a_client_gave_its_own_unix_socket_is_not_taken_over(serve, tmp_path):
+    server = serve(Conns(), port=f"unix:{tmp_path}/chat.sock")
+    with gevent.socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{tmp_path}/\x1b[31m\nevil")
+        sock.connect(f"{tmp_path}/chat.sock")
+        sock.sendall(RawClient.request())
+        assert sock.recv(100).startswith(b"HTTP/1.1 101 ")
+        assert server.handler.conns[0].peer == ("", 0)

@@ -1073,3 +1073,23 @@ def test_a_dialled_connection_that_has_ended_already_tells_so(ended):
 
 def accepted_id(server):
     return wait_until(lambda: server.handler.of("accepted"))[-1][1]
+
+
+# -- how far a peer is -------------------------------------------------------------------------------------------
+
+
+def test_what_a_slow_tls_peer_has_taken_of_a_long_message_is_known_before_all_of_it_has_left(
+    ended, certificate, client_tls
+):
+    server = ended(Recorder(), certificate=certificate, outbox_bytes=None)
+    client = server.client(tls=client_tls)
+    id = accepted(server)
+    message = bytes(MANY * LARGE)
+    server.context.Write(id, message)
+    conn = server.context.Conn(id)
+    assert conn.outbox_bytes > 0
+    before = conn.bytes_sent
+    assert 0 < before < len(message)
+    client._fill()
+    wait_until(lambda: client._fill() or conn.bytes_sent > before)
+    assert client.read_frame() == (BINARY, message)

@@ -1133,3 +1133,32 @@ def test_a_connection_that_has_ended_can_be_added_and_ends_there(serve, loop):
     id = loop.context.AddConn(conn)
     wait_until(lambda: loop.handler.closed)
     assert loop.handler.events == [("message", id, b"last"), ("closed", id, 4000, "enough")]
+
+
+def test_adding_a_connection_lets_nothing_else_run(serve, loop):
+    server = serve(Recorder())
+    conn = gowsev.Dial(server.url, options=gowsev.Options(inbox_messages=None))
+    wait_until(lambda: server.handler.of("accepted"))
+    for number in range(3000):
+        server.context.Write(1, b"%d" % number)
+    wait_until(lambda: conn.messages_received == 3000)
+    ran = []
+    gevent.spawn(ran.append, True)
+    loop.context.AddConn(conn)
+    assert not ran
+    wait_until(lambda: len(loop.handler.messages) == 3000)
+    assert loop.handler.messages == [b"%d" % number for number in range(3000)]
+
+
+def test_whoever_waits_for_a_message_when_its_connection_is_added_is_told(serve, loop):
+    conn = gowsev.Dial(serve(EchoBoth()).url)
+
+    def read():
+        with pytest.raises(RuntimeError, match="belongs to a Context"):
+            conn.ReadMessage()
+
+    readers = [gevent.spawn(read) for _ in range(2)]
+    gevent.sleep(0)
+    loop.context.AddConn(conn)
+    gevent.joinall(readers, PATIENCE)
+    assert all(reader.successful() for reader in readers)

@@ -465,3 +465,21 @@ def test_over_tls_a_broken_socket_is_reported(tls_rig):
     wait_until(lambda: tls_rig.errors)
     assert isinstance(tls_rig.errors[0], OSError)
     assert tls_rig.outbox.size == 0
+
+
+def test_progress_is_seen_before_the_kernel_takes_more():
+    rig = Rig()
+    rig.outbox.append(bytes(1 << 20))
+    assert rig.outbox.congested
+    seen, sent = rig.outbox.progress(), rig.outbox.bytes_sent
+    assert rig.read()
+    assert rig.outbox.bytes_sent == sent
+    assert rig.outbox.progress() != seen
+    rig.outbox.close()
+    rig.ours.close()
+    rig.theirs.close()
+
+
+def test_without_a_kernel_that_tells_progress_is_what_was_sent(tmp_path):
+    with (tmp_path / "no socket").open("wb") as file:
+        assert Outbox(file, False, Batch(), [].append).progress() == 0

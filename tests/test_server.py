@@ -13,8 +13,11 @@ import re
 import resource
 import socket
 import ssl
+import subprocess
+import sys
 
 import gevent
+import gevent.os
 import gevent.socket
 import gevent.ssl
 import pytest
@@ -893,3 +896,73 @@ def test_listening_again_after_a_shutdown(serve):
     assert echoes(again.client())
     with pytest.raises(RuntimeError, match="shut down"):
         server.context.ListenAndServe("127.0.0.1:0")
+
+
+# -- peers that always have something more ------------------------------------------------------------------------
+
+#: A process that always has more to send, and takes what it is sent.
+FLOOD = """
+import socket, sys, time
+host, port, head, more = sys.argv[1:]
+sock = socket.create_connection((host, int(port)))
+sock.sendall(bytes.fromhex(head))
+sock.setblocking(False)
+data = more = bytes.fromhex(more) * 500
+print(flush=True)
+end = time.monotonic() + 20  # where nobody else has a turn, nobody else can end this either
+while time.monotonic() < end:
+    try:
+        data = data[sock.send(data):] or more
+    except BlockingIOError:
+        pass
+    try:
+        sock.recv(1 << 16)
+    except BlockingIOError:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("head", "more"),
+    [
+        (b"", get()),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\n", b"x" * 100),
+    ],
+    ids=["pipelined requests", "chunks", "a long body"],
+)
+def test_endless_requests_keep_nobody_from_having_a_turn(serve, head, more):
+    server = serve(handshake_timeout=PATIENCE)
+    client = server.client()
+    command = [sys.executable, "-c", FLOOD, server.host, str(server.port), head.hex(), more.hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as flood:
+        try:
+            gevent.os.tp_read(flood.stdout.fileno(), 1)
+            for _ in range(20):
+                assert echoes(client)
+            assert flood.poll() is None, "the flood has ended"
+        finally:
+            flood.kill()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nshort",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nshort",
+    ],
+    ids=["length", "chunked"],
+)
+def test_a_body_that_is_cut_off_is_no_error_of_the_application(serve, informed, data):
+    client = serve(http_app=pages).client(handshake=False)
+    client.send(data)
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.read_to_end().startswith(b"HTTP/1.1 400 ")
+    assert any("during its request" in line for line in informed())
+
+
+def test_a_body_that_stops_is_no_error_of_the_application(serve, informed):
+    client = serve(http_app=pages, handshake_timeout=SHORT).client(handshake=False)
+    client.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nshort")
+    assert client.read_to_end().startswith(b"HTTP/1.1 400 ")
+    assert any("during its request" in line for line in informed())
