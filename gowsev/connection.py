@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 import socket
-import ssl
 import time
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -34,7 +33,7 @@ from gevent import monkey
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
 from gowsev.frames import CLOSE, TRY_AGAIN_LATER
 from gowsev.mailbox import Credit, Mailbox
-from gowsev.outbox import Batch, Outbox
+from gowsev.outbox import WOULD_BLOCK, Batch, Outbox
 from gowsev.protocol import DONE, OPEN, Encoder, Protocol
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ _SCRATCH_BYTES = 1 << 18
 #: Each hub's receive buffer, shared by its readers: the protocol copies what it keeps before the next one runs.
 _scratches: WeakKeyDictionary[Any, bytearray] = WeakKeyDictionary()
 
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _READ: Final = 1
 
 
@@ -241,7 +239,7 @@ class Connection:
         """The reader."""
         try:
             size = self._recv_into(self._scratch)
-        except _WOULD_BLOCK:
+        except WOULD_BLOCK:
             return
         except OSError as error:
             self._lost(error)

@@ -21,6 +21,7 @@ from websockets.server import ServerProtocol
 
 from gowsev import deflate
 from gowsev.deflate import Deflate
+from gowsev.options import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,10 +44,9 @@ __all__ = [
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
-# RFC 9110 sections 5.6.2 and 5.5.
-_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 #: A response's framing, which is not the program's business.
 _OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
+# RFC 9110 section 5.5.
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -121,7 +121,7 @@ def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tupl
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise TypeError(f"headers must be a mapping or pairs of str, not {pair!r}")
         name, value = pair
-        if not _TOKEN.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             raise ValueError(f"invalid header name {name!r}")
         if not _FIELD_VALUE.fullmatch(value):
             raise ValueError(f"invalid value {value!r} of header {name}")

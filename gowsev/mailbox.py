@@ -19,7 +19,7 @@ from gevent.queue import Empty, SimpleQueue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Credit", "Mailbox"]
+__all__ = ["Credit", "Mailbox", "poll_sockets"]
 
 #: The longest single wait for an event, in seconds. A wait for ever is many of these: the hub raises `LoopExit` in a
 #: greenlet that waits with no timer or watcher that could ever wake it, but another thread may still post.
@@ -33,7 +33,7 @@ _MOST_IN_A_ROW = 1024
 _NO_TIME = 1e-9
 
 
-def _poll_sockets() -> None:
+def poll_sockets() -> None:
     """Let the hub look at its sockets once, and every reader that has something run."""
     # The timer of this sleep is due in the very round in which the sockets are looked at, but may come before them;
     # the second one, which only runs the hub's callbacks, lets that round end. By itself it would not begin one.
@@ -84,7 +84,7 @@ class Mailbox:
             self._watch_posts()
         self._take_posts()
         if timeout == 0 or not self._queue.empty():
-            _poll_sockets()
+            poll_sockets()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             wait = _LONGEST_WAIT if timeout is None else min(timeout, _LONGEST_WAIT)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-__all__ = ["Options", "as_seconds", "as_tokens"]
+__all__ = ["TOKEN", "Options", "as_seconds", "as_tokens"]
 
 
-_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+#: RFC 9110 section 5.6.2: what names of headers and of subprotocols are made of.
+TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 
 #: What fits into the system call.
 _MOST_BACKLOG = (1 << 31) - 1
@@ -140,7 +141,7 @@ def as_tokens(name: str, value: object) -> tuple[str, ...]:
     """
     tokens = _strings(name, value)
     for token in tokens:
-        if not _TOKEN.fullmatch(token):
+        if not TOKEN.fullmatch(token):
             raise ValueError(f"{name} must hold names without blanks or separators, not {token!r}")
     return tokens
 

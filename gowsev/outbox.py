@@ -21,7 +21,7 @@ import gevent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Batch", "Outbox"]
+__all__ = ["WOULD_BLOCK", "Batch", "Outbox"]
 
 #: So many gathered bytes are offered to the kernel before more is gathered.
 _EAGER = 1 << 18
@@ -31,7 +31,8 @@ _JOIN = 1 << 16
 _MAX_BUFFERS = 1024
 
 _INT = struct.Struct("i")
-_WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+#: What a non-blocking socket raises, plain or TLS, when it would have to wait.
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Batch:
@@ -171,7 +172,7 @@ class Outbox:
         while self._chunks:
             try:
                 sent = self._send_some()
-            except _WOULD_BLOCK:
+            except WOULD_BLOCK:
                 return True
             except OSError as error:
                 self.close()

@@ -28,6 +28,7 @@ from gowsev.address import Address
 from gowsev.certificate import Certificate
 from gowsev.connection import take_over
 from gowsev.handshake import Handshake, Headers, HTTPRequest, Request, Response, negotiate, refusal
+from gowsev.mailbox import poll_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,8 +45,6 @@ _MAX_HEAD_LINES = 100
 
 #: After so many reads of requests from one connection, others have their turn: more than a browser's handshake takes.
 _READS_A_TURN = 32
-#: Seconds of a sleep without length, for which the hub still looks at its timers and its sockets.
-_NO_TIME = 1e-9
 
 #: Seconds until accepting is tried again after it failed.
 _ACCEPT_AGAIN = 0.25
@@ -338,7 +337,7 @@ class _FairFile:
     def _fairly(self, read: Callable[[int], bytes], size: int) -> bytes:
         self._reads += 1
         if not self._reads % _READS_A_TURN:
-            gevent.sleep(_NO_TIME)
+            poll_sockets()
         try:
             data = read(size)
         except OSError:
