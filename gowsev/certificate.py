@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from typing import Any
-
-import gevent.ssl
 
 __all__ = ["Certificate"]
 
@@ -34,7 +31,7 @@ class Certificate:
         except OSError as error:
             raise OSError(error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}") from error
 
-    def context(self) -> Any:
+    def context(self) -> ssl.SSLContext:
         """Return the TLS context of the files as they are now; the last good one if they cannot be read."""
         try:
             seen = self._modified()
@@ -55,9 +52,11 @@ class Certificate:
     def _modified(self) -> tuple[tuple[int, int], ...] | None:
         return tuple((status.st_mtime_ns, status.st_ino) for status in map(os.stat, self._files))
 
-    def _load(self) -> Any:
-        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # RFC 9325 section 3.5: what it was for has other means, and each costs us a handshake.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         context.load_cert_chain(*self._files, password=_no_password)
         return context
 

@@ -35,6 +35,7 @@ from gowsev.frames import CLOSE, TRY_AGAIN_LATER
 from gowsev.mailbox import Credit, Mailbox
 from gowsev.outbox import WOULD_BLOCK, Batch, Outbox
 from gowsev.protocol import DONE, OPEN, Encoder, Protocol
+from gowsev.tls import TLSSocket
 
 if TYPE_CHECKING:
     from gowsev.handshake import Request
@@ -55,11 +56,14 @@ _READ: Final = 1
 
 
 def take_over(sock: Any) -> Any:
-    """Take the file descriptor out of a gevent socket into a plain non-blocking one.
+    """Take the file descriptor out of a gevent socket into a plain non-blocking one; below TLS, where there is TLS.
 
     The reader needs none of what gevent's socket adds, and whoever still wants to close the gevent one (pywsgi and
     its server do, when a request is over) closes an empty shell.
     """
+    if isinstance(sock, TLSSocket):
+        sock.sock = take_over(sock.sock)
+        return sock
     family, kind, proto = sock.family, sock.type, sock.proto
     plain = monkey.get_original("socket", "socket")(family, kind, proto, sock.detach())
     plain.setblocking(False)
@@ -70,7 +74,7 @@ class Connection:
     """One connection of a context, or a dialled one by itself.
 
     Args:
-        sock: a connected, non-blocking socket, which now belongs to this object: a plain one, or gevent's TLS.
+        sock: a connected, non-blocking socket, which now belongs to this object: a plain one, or a `TLSSocket`.
         request: the handshake that led to it.
         subprotocol: the one negotiated, if any.
         tls: whether `sock` is TLS.

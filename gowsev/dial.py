@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import gevent
 import gevent.socket
-import gevent.ssl
 from gevent.event import Event
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidURI
@@ -30,6 +29,7 @@ from gowsev.mailbox import Mailbox
 from gowsev.options import Options, as_seconds, as_tokens
 from gowsev.outbox import Batch
 from gowsev.protocol import MaskingEncoder, Protocol
+from gowsev.tls import TLSSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -216,7 +216,7 @@ def Dial(
             request = _describe(sock, uri)
             if uri.secure:
                 step = "in the TLS handshake"
-                sock = _prepare_tls(sock, uri.host, ssl_context)
+                sock = TLSSocket(sock, ssl_context or ssl.create_default_context(), uri.host)
                 sock.do_handshake()
             step = "in the opening handshake"
             leftover = _shake_hands(sock, client, pairs, request)
@@ -279,12 +279,6 @@ def _describe(sock: Any, uri: WebSocketURI) -> Request:
     )
 
 
-def _prepare_tls(sock: Any, host: str, context: ssl.SSLContext | None) -> Any:
-    # gevent's cooperative socket, whichever `ssl` the context was made with.
-    context = context or ssl.create_default_context()
-    return gevent.ssl.SSLSocket(sock=sock, server_hostname=host, _context=context, do_handshake_on_connect=False)
-
-
 def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]], request: Request) -> bytes:
     """Send the handshake, check the answer and note its headers in `request`; return what came behind it.
 
@@ -322,10 +316,6 @@ def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, s
 
 def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:
     codec = deflate.negotiated(client.extensions)
-    if request.tls:
-        sock.settimeout(0.0)
-    else:
-        sock = take_over(sock)
     ended = Event()
     mailbox = Mailbox()
 
@@ -334,7 +324,7 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
         ended.set()
 
     connection = Connection(
-        sock,
+        take_over(sock),
         request=request,
         subprotocol=client.subprotocol,
         tls=request.tls,

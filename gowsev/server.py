@@ -18,7 +18,6 @@ from urllib.parse import unquote_to_bytes
 
 import gevent
 import gevent.socket
-import gevent.ssl
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.handler import WebSocketHandler
@@ -29,6 +28,7 @@ from gowsev.certificate import Certificate
 from gowsev.connection import take_over
 from gowsev.handshake import Handshake, Headers, HTTPRequest, Request, Response, negotiate, refusal
 from gowsev.mailbox import poll_sockets
+from gowsev.tls import TLSSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -103,8 +103,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             # Bounds each wait of an application's own reading and writing too.
             sock.settimeout(self.host.options.handshake_timeout)
             if self.certificate is not None:
-                context = self.certificate.context()
-                sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                sock = TLSSocket(sock, self.certificate.context())
                 sock.do_handshake()
             handler = Upgrader(sock, address, self)
             handler.rfile = _FairFile(handler.rfile)
@@ -253,11 +252,11 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
         sock.settimeout(0.0)
         try:
             leftover = self.rfile.read1(1 << 16) or b""
-        except OSError:  # with TLS, where a plain socket's file returns None: there is nothing
+        except OSError:  # broken already, as the connection will find out and say
             leftover = b""
         handshake = self.__dict__.pop("websocket")
         self.handed_over = True
-        self.server.host.welcome(sock if tls else take_over(sock), tls, self._request, handshake, leftover)
+        self.server.host.welcome(take_over(sock), tls, self._request, handshake, leftover)
 
     def _describe(self, headers: Headers) -> Request:
         path, _, query = self.path.encode("latin-1").partition(b"?")

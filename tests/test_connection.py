@@ -696,7 +696,9 @@ def test_a_flood_starves_nobody(ended):
         other.send_binary(message)
         assert other.read_frame() == (BINARY, message)
         ahead = server.handler.messages.index(message) - before
-        assert ahead <= 4 * (32 + protocol._TURN_FRAMES), "no more than what was in the mailbox already"
+        # What was in the mailbox already, and what comes in before gevent, which first runs up to 1,000 callbacks, has
+        # looked at the sockets.
+        assert ahead <= 4 * (32 + protocol._TURN_FRAMES + 1000)
     stop.append(True)
     greenlets[0].join(PATIENCE)
     gevent.killall(greenlets, timeout=PATIENCE)

@@ -12,6 +12,7 @@ from conftest import PATIENCE, in_thread, wait_until
 
 from gowsev import outbox as outbox_module
 from gowsev.outbox import Batch, Outbox
+from gowsev.tls import TLSSocket
 
 
 class Rig:
@@ -388,14 +389,14 @@ def test_whoever_is_told_of_the_loss_may_close_the_outbox_and_the_socket(rig):
 
 
 class TLSRig(Rig):
-    """The same over TLS: gevent's `send` there returns 0 where a plain socket raises, and there is no `sendmsg`."""
+    """The same over TLS: gevent's `send` there returns 0 where ours raises, and there is no `sendmsg`."""
 
-    def __init__(self, certificate, client_tls):
+    def __init__(self, certificate, client_tls, shake_hands):
         ours, theirs = gevent.socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
         context = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate)
-        server = gevent.spawn(context.wrap_socket, ours, server_side=True)
+        server = gevent.spawn(shake_hands, context, ours)
         self.theirs = client_tls.wrap_socket(theirs, server_hostname="localhost")
         self.ours = server.get(timeout=PATIENCE)
         self.ours.settimeout(0.0)
@@ -427,9 +428,19 @@ class TLSRig(Rig):
         return bytes(data) + self.read()
 
 
-@pytest.fixture
-def tls_rig(certificate, client_tls):
-    made = TLSRig(certificate, client_tls)
+def with_ours(context, sock):
+    made = TLSSocket(sock, context)
+    made.do_handshake()
+    return made
+
+
+def with_gevents(context, sock):
+    return context.wrap_socket(sock, server_side=True)
+
+
+@pytest.fixture(params=[with_ours, with_gevents])
+def tls_rig(request, certificate, client_tls):
+    made = TLSRig(certificate, client_tls, request.param)
     yield made
     made.close()
 

@@ -1,0 +1,195 @@
+"""TLS on top of a socket, a bounded number of bytes at a time.
+
+A TLS socket of the standard library lets OpenSSL read the network by itself, and OpenSSL goes on reading for as long as
+what comes holds no data: a peer that sends nothing but KeyUpdate messages (RFC 8446 section 4.6.3) keeps one call, and
+with it the whole process, busy until it stops. Here the network is read by us, OpenSSL gets the bytes in memory, and
+whoever sends much without saying anything is cut off.
+
+A `TLSSocket` can do what is needed of a socket. On a gevent socket its methods wait cooperatively, for the handshakes;
+`take_over` in `connection` then puts a plain non-blocking one in its place, where they raise what those of `ssl` would.
+
+Invariants: ciphertext leaves in the order in which it was made. What is held is at most one record of input, one send
+of ciphertext, and the answers that TLS itself makes, which are bounded.
+"""
+
+from __future__ import annotations
+
+import io
+import ssl
+from typing import Any
+
+__all__ = ["TLSSocket"]
+
+#: OpenSSL is given so many bytes at a time, in either direction: its buffers grow with more, and never shrink.
+_PART = 1 << 14
+#: So many bytes may come without any data in them: several records that are not complete yet, or session tickets.
+_MOST_FRUITLESS = 1 << 16
+#: So many bytes of answers (each KeyUpdate may ask for one) may wait for a peer that does not read.
+_MOST_ANSWERS = 1 << 16
+
+
+class TLSSocket:
+    """One TLS connection.
+
+    Args:
+        sock: a connected socket.
+        context: the certificate, or the authorities, and the settings.
+        server_hostname: whose certificate the peer must have; `None` where we are the server.
+    """
+
+    def __init__(self, sock: Any, context: ssl.SSLContext, server_hostname: str | None = None) -> None:
+        self.sock = sock
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
+        )
+        self._encrypted = 0  # bytes of data whose ciphertext has not left completely: what a refused `send` was given
+        self._unsent = memoryview(b"")
+        self._fruitless = 0
+        self._ended = False
+
+    # -- with a gevent socket: these wait --------------------------------------------------------------------------
+
+    def do_handshake(self) -> None:
+        """Shake hands.
+
+        Raises:
+            OSError: the connection broke, or (`ssl.SSLError`) the two sides have nothing in common.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+                self._flush()
+                return
+            except ssl.SSLWantReadError:  # the ordinary course of a handshake: it is the peer's turn
+                self._flush()
+                if not self._fill():
+                    raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended in the TLS handshake") from None
+            except ssl.SSLError:
+                self._flush()  # the alert that tells the peer why
+                raise
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of `data`."""
+        with memoryview(data) as view:
+            for start in range(0, len(view), _PART):
+                self.send(view[start : start + _PART])
+
+    def recv(self, size: int) -> bytes:
+        """Receive up to `size` bytes; none at the end of the stream."""
+        buffer = bytearray(size)
+        return bytes(buffer[: self.recv_into(buffer)])
+
+    def makefile(self, _mode: str, _buffering: int = -1) -> io.BufferedReader:
+        """Return a binary file to read from."""
+        return io.BufferedReader(_Stream(self))
+
+    # -- with either -----------------------------------------------------------------------------------------------
+
+    def recv_into(self, buffer: Any) -> int:
+        """Receive what has come, as far as `buffer` has room for it; return its length, 0 at the end of the stream.
+
+        Raises:
+            BlockingIOError: there is nothing to return now; for a non-blocking socket only.
+            OSError: the connection broke, or the peer abuses it.
+        """
+        with memoryview(buffer) as view:
+            while not (received := self._decrypt(view)) and not self._ended:
+                self._ended = not self._fill()
+        return received
+
+    def _fill(self) -> int:
+        """Receive once and give it to OpenSSL; return how much it was."""
+        data = self.sock.recv(_PART)
+        self._incoming.write(data)
+        self._fruitless += len(data)
+        return len(data)
+
+    def _decrypt(self, view: memoryview) -> int:
+        """Decrypt what OpenSSL was given, into `view`; return how much it is."""
+        received = 0
+        try:
+            while received < len(view) and (self._incoming.pending or self._tls.pending()):
+                size = int(self._tls.read(len(view) - received, view[received:]))
+                received += size
+                if not size:  # the peer's close_notify: the end of the stream
+                    self._ended = True
+                    break
+        except ssl.SSLWantReadError:
+            pass  # the rest of a record is still to come
+        finally:
+            if self._outgoing.pending:
+                self._send_answers()
+        if received:
+            self._fruitless = 0
+        elif self._fruitless > _MOST_FRUITLESS:
+            raise ConnectionAbortedError(f"{self._fruitless} bytes of TLS without any data")
+        return received
+
+    def _send_answers(self) -> None:
+        """Send what TLS itself had to say to what has come."""
+        try:
+            self._flush()
+        except BlockingIOError:
+            # It leaves with whatever is sent next; a peer that makes us say more and more, and does not read, won't.
+            if self._outgoing.pending > _MOST_ANSWERS:
+                raise ConnectionAbortedError("too many answers of TLS wait for the peer") from None
+
+    def send(self, data: Any) -> int:
+        """Send `data`; return how many bytes of it have left: all, for a blocking socket.
+
+        Raises:
+            BlockingIOError: the kernel takes no more now. The next call must be given the same bytes, or these and more
+                behind them, and returns how many of them have left then.
+            OSError: the connection broke.
+        """
+        if not self._encrypted:
+            self._encrypted = self._tls.write(data)
+        self._flush()
+        sent, self._encrypted = self._encrypted, 0
+        return sent
+
+    def _flush(self) -> None:
+        """Send the ciphertext that has been made."""
+        while self._unsent or self._outgoing.pending:
+            if not self._unsent:
+                self._unsent = memoryview(self._outgoing.read())
+            self._unsent = self._unsent[self.sock.send(self._unsent) :]
+
+    def pending(self) -> bool:
+        """Whether `recv_into` has something to return though the socket has nothing to read."""
+        return self._ended or bool(self._incoming.pending or self._tls.pending())
+
+    def unwrap(self) -> None:
+        """Send TLS's own farewell; the peer's is not waited for."""
+        try:
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # the peer's is still to come
+        finally:
+            self._flush()
+
+    def version(self) -> str | None:
+        """Return the version of TLS that was negotiated, such as `TLSv1.3`."""
+        return self._tls.version()
+
+    def __getattr__(self, name: str) -> Any:
+        """Be, in all else (its addresses, options, timeout, end), the socket itself."""
+        return getattr(self.sock, name)
+
+
+class _Stream(io.RawIOBase):
+    """What is received, as an unbuffered file."""
+
+    def __init__(self, sock: TLSSocket) -> None:
+        self._sock = sock
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        try:
+            return self._sock.recv_into(buffer)
+        except BlockingIOError:
+            return None  # as a file says that there is nothing yet
