@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -34,7 +35,7 @@ from gowsev.errors import ConnClosing, GowsevError, OutboxFull
 from gowsev.frames import CLOSE, TRY_AGAIN_LATER
 from gowsev.mailbox import Credit, Mailbox
 from gowsev.outbox import WOULD_BLOCK, Batch, Outbox
-from gowsev.protocol import DONE, OPEN, Encoder, Protocol
+from gowsev.protocol import DONE, LARGE, OPEN, Encoder, Protocol
 from gowsev.tls import TLSSocket
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Connection:
     __slots__ = (
         "_closing_deadline",
         "_options",
+        "_outbox_limit",
         "_pinged_at",
         "_progress",
         "_receive",
@@ -142,6 +144,7 @@ class Connection:
         """What ended the connection, where that was not an ordinary close; for the log."""
         self.last_heard = keepalive.now
         self._options = options
+        self._outbox_limit = sys.maxsize if options.outbox_bytes is None else options.outbox_bytes
         self._sock = sock
         self._receive = protocol.receive
         self._recv_into = sock.recv_into
@@ -184,21 +187,23 @@ class Connection:
 
     def write(self, opcode: int, payload: bytes) -> GowsevError | None:
         """Take one message to send; never blocks. Returns why it was refused, or `None`."""
-        outbox = self.outbox
         if self.closing:
             return ConnClosing(self.id)
-        limit = self._options.outbox_bytes
-        if limit is not None and outbox.size > limit:
-            return self._refuse(limit)
+        outbox = self.outbox
+        if outbox.size > self._outbox_limit:
+            return self._refuse()
         self.messages_sent += 1
-        if len(payload) < Encoder.LARGE:
-            outbox.append(self.encoder.encode(opcode, payload))
+        if len(payload) < LARGE:
+            encoder = self.encoder
+            # `encode` would return it too; not to call it makes a publish loop an eighth cheaper.
+            known = payload is encoder.payload and opcode == encoder.opcode
+            outbox.append(encoder.frame if known else encoder.encode(opcode, payload))
         else:
-            outbox.extend(self.encoder.encode_large(opcode, payload))
+            outbox.append(*self.encoder.encode_large(opcode, payload))
         return None
 
-    def _refuse(self, limit: int) -> GowsevError:
-        error = OutboxFull(self.id, self.outbox.size, limit)
+    def _refuse(self) -> GowsevError:
+        error = OutboxFull(self.id, self.outbox.size, self._outbox_limit)
         self.refused_writes += 1
         if self._options.slow_consumer == "close":
             self.end = str(error)

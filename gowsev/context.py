@@ -28,7 +28,7 @@ from gowsev.errors import IdNotFound
 from gowsev.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close_payload
 from gowsev.handshake import Handshake, Reject, Request, Response, refusal
 from gowsev.keepalive import Keepalive
-from gowsev.mailbox import Mailbox
+from gowsev.mailbox import MOST_IN_A_ROW, Empty, Mailbox, poll_sockets
 from gowsev.options import Options, as_seconds
 from gowsev.outbox import Batch
 from gowsev.protocol import Encoder, Protocol
@@ -48,10 +48,14 @@ __all__ = ["Context", "MakeContext"]
 
 logger = logging.getLogger("gowsev")
 
-#: The kinds of events besides those of a connection (`TEXT`, `BINARY`, `CLOSED`): each is (kind, subject, payload).
+#: The kinds of events besides those of a connection (`TEXT` and `BINARY`, the lowest, and `CLOSED`): each event is
+#: (kind, subject, payload).
 ACCEPTED: Final = 0x10
 REQUESTED: Final = 0x11
 CALL: Final = 0x12
+TIMEOUT: Final = 0x13
+
+_TIMED_OUT: tuple[int, Any, Any] = (TIMEOUT, None, None)
 
 #: The loop flushes after so many events in a row, even while there is no end of them.
 _EVENTS_A_FLUSH = 64
@@ -358,13 +362,19 @@ class Context:
         """
         outer = self._enter()
         try:
-            get, handle = self._mailbox.get, self._handle
+            take, get, handle = self._mailbox.take, self._mailbox.get, self._handle
             events = 0
             while not self._finished:
-                handle(get(self._timeout))
+                try:
+                    event = take()
+                except Empty:  # the hub has its turn, and reads what has arrived
+                    event = get(self._timeout)
+                handle(event)
                 events += 1
                 if not events % _EVENTS_A_FLUSH:
                     self._batch.flush()
+                    if not events % MOST_IN_A_ROW:
+                        poll_sockets()
         finally:
             self._leave(outer)
 
@@ -413,35 +423,31 @@ class Context:
         """Call what one event asks for; `None` stands for the timeout."""
         batch = self._batch
         held, batch.held = batch.held, True
-        connection: Connection | None = None
+        kind, subject, payload = event or _TIMED_OUT
         try:
-            if event is None:
-                if not self._shutting_down:
-                    self._handler.EventLoopTimeout(self)
-                return
-            kind, subject, payload = event
-            if kind in (BINARY, TEXT):
-                connection = subject
+            if kind <= BINARY:
                 subject.credit.refund(len(payload))
                 if kind == BINARY or self._text_received is None:
                     self._handler.MessageReceived(self, subject.id, payload)
                 else:
                     self._text_received(self, subject.id, payload.decode())
             elif kind == ACCEPTED:
-                connection = subject
                 self._handler.ConnAccepted(self, subject.id)
             elif kind == CLOSED:
                 self._closed(subject)
             elif kind == CALL:
                 subject(self, *payload)
-            else:  # REQUESTED
+            elif kind == REQUESTED:
                 self._judge(subject, payload)
+            elif not self._shutting_down:  # TIMEOUT
+                self._handler.EventLoopTimeout(self)
         except _LEAVING:
             raise
         except BaseException:
             self._stats.callback_errors += 1
             if self.options.raise_errors:
                 raise
+            connection: Connection | None = subject if kind <= BINARY or kind == ACCEPTED else None
             logger.exception("a callback raised%s", f"; closing connection {connection.id}" if connection else "")
             if connection is not None:
                 connection.close(INTERNAL_ERROR, "internal error")

@@ -19,7 +19,7 @@ from gevent.queue import Empty, SimpleQueue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Credit", "Mailbox", "poll_sockets"]
+__all__ = ["MOST_IN_A_ROW", "Credit", "Empty", "Mailbox", "poll_sockets"]
 
 #: The longest single wait for an event, in seconds. A wait for ever is many of these: the hub raises `LoopExit` in a
 #: greenlet that waits with no timer or watcher that could ever wake it, but another thread may still post.
@@ -27,7 +27,7 @@ _LONGEST_WAIT = 3600.0
 
 #: After so many events that were there at once, the sockets are looked at: without that, callbacks that keep posting
 #: would keep every reader from running.
-_MOST_IN_A_ROW = 1024
+MOST_IN_A_ROW = 1024
 
 #: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
 _NO_TIME = 1e-9
@@ -44,7 +44,7 @@ def poll_sockets() -> None:
 class Mailbox:
     """A queue of events with one consumer."""
 
-    __slots__ = ("__weakref__", "_async", "_in_a_row", "_posted", "_queue", "put")
+    __slots__ = ("__weakref__", "_async", "_in_a_row", "_posted", "_queue", "put", "take")
 
     def __init__(self) -> None:
         self._queue = SimpleQueue()
@@ -53,6 +53,8 @@ class Mailbox:
         self._in_a_row = 0
         self.put: Callable[[Any], None] = self._queue.put
         """Add an event; never blocks. From the loop's thread only."""
+        self.take: Callable[[], Any] = self._queue.get_nowait
+        """Return the next event, if there is one; never blocks, and raises `Empty` if there is none."""
 
     def __len__(self) -> int:
         return len(self._posted) + int(self._queue.qsize())
@@ -72,7 +74,7 @@ class Mailbox:
         Blocks the calling greenlet only. With a timeout of 0 the sockets are still looked at once.
         """
         queue = self._queue
-        if self._in_a_row < _MOST_IN_A_ROW and not queue.empty():
+        if self._in_a_row < MOST_IN_A_ROW and not queue.empty():
             self._in_a_row += 1
             return queue.get_nowait()
         self._in_a_row = 0

@@ -73,8 +73,8 @@ class Outbox:
 
     Args:
         sock: a non-blocking socket.
-        tls: it is a gevent TLS socket, whose `send` returns 0 where a plain one raises `BlockingIOError`, and
-            which has no `sendmsg`.
+        tls: it is a TLS socket, ours or gevent's, which has no `sendmsg`, and is to be offered refused bytes again;
+            gevent's `send` returns 0 where others raise `BlockingIOError`.
         lost: called with the error when the socket turns out to be broken.
     """
 
@@ -113,27 +113,25 @@ class Outbox:
         """Whether the kernel has refused bytes that still wait."""
         return self._writer is not None
 
-    def append(self, chunk: bytes) -> None:
-        """Add bytes; they leave at the end of the callback that is running, or at once where none is."""
+    def append(self, chunk: bytes, payload: bytes = b"") -> None:
+        """Add bytes; they leave at the end of the callback that is running, or at once where none is.
+
+        Args:
+            chunk: a frame, or the header of a long one.
+            payload: what follows it, which is not copied.
+        """
         chunks = self._chunks
+        first = not chunks
         chunks.append(chunk)
         self.size += len(chunk)
+        if payload:
+            chunks.append(payload)
+            self.size += len(payload)
         if self._writer is None:
-            self._gathered(len(chunks) == 1)
-
-    def extend(self, chunks: tuple[bytes, ...]) -> None:
-        """Add several chunks as one."""
-        first = not self._chunks
-        self._chunks.extend(chunks)
-        self.size += sum(map(len, chunks))
-        if self._writer is None:
-            self._gathered(first)
-
-    def _gathered(self, first: bool) -> None:
-        if not self.batch.held or self.size > _EAGER:
-            self.flush()
-        elif first:
-            self.batch.add(self)
+            if not self.batch.held or self.size > _EAGER:
+                self.flush()
+            elif first:
+                self.batch.add(self)
 
     def flush(self) -> None:
         """Offer everything to the kernel, unless a writer is at it."""
@@ -171,7 +169,8 @@ class Outbox:
         """Send until nothing is left or the kernel takes no more; return whether something is left."""
         while self._chunks:
             try:
-                sent = self._send_some()
+                # Joining a single chunk gives back that chunk.
+                sent = self._sock.send(b"".join(self._chunks)) if self.size <= _JOIN else self._send_part()
             except WOULD_BLOCK:
                 return True
             except OSError as error:
@@ -180,44 +179,35 @@ class Outbox:
                 return False
             if not sent:
                 return True
-            self.size -= sent
             self.bytes_sent += sent
-            if not self.size:
-                self._chunks.clear()
-                if self.late:
-                    self._chunks.append(self.late)
-                    self.size = len(self.late)
-                    self.late = b""
-            else:
+            if sent < self.size:
+                self.size -= sent
                 self._drop(sent)
+                continue
+            self.size = 0
+            self._chunks.clear()
+            if self.late:
+                self._chunks.append(self.late)
+                self.size = len(self.late)
+                self.late = b""
         if self.drained is not None:
             self.drained()
         return False
 
-    def _send_some(self) -> int:
+    def _send_part(self) -> int:
+        """Send some of what is more than one buffer's worth."""
         chunks = self._chunks
-        if self._tls:
-            return int(self._sock.send(self._tls_part()))
-        if len(chunks) == 1:
-            return int(self._sock.send(chunks[0]))
-        if self.size <= _JOIN:
-            return int(self._sock.send(b"".join(chunks)))
-        return int(self._sock.sendmsg(chunks[:_MAX_BUFFERS]))
-
-    def _tls_part(self) -> bytes | memoryview:
-        """Return what to offer to TLS: a part, since it reports nothing of a long buffer until all of it has left.
-
-        After a refusal OpenSSL must be offered the same bytes again, and no fewer: what has been appended since comes
-        behind them, up to the same length.
-        """
-        chunks = self._chunks
+        if not self._tls:
+            return int(self._sock.send(chunks[0]) if len(chunks) == 1 else self._sock.sendmsg(chunks[:_MAX_BUFFERS]))
+        # TLS reports nothing of a long buffer until all of it has left. After a refusal it must be offered the same
+        # bytes again, and no fewer: what has been appended since comes behind them, up to the same length.
         if len(chunks[0]) >= _JOIN:
-            return memoryview(chunks[0])[:_JOIN]
+            return int(self._sock.send(memoryview(chunks[0])[:_JOIN]))
         size = count = 0
-        while size < _JOIN and count < len(chunks):
+        while size < _JOIN:
             size += len(chunks[count])
             count += 1
-        return b"".join(chunks[:count])[:_JOIN]
+        return int(self._sock.send(b"".join(chunks[:count])[:_JOIN]))
 
     def _drop(self, sent: int) -> None:
         """Take the first `sent` bytes off the chunks."""

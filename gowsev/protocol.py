@@ -29,9 +29,9 @@ from typing import Final
 from gowsev import frames
 from gowsev.deflate import Deflate
 from gowsev.errors import ProtocolError
-from gowsev.frames import CLOSE, CONTINUATION, FIN, PING, RSV1, TEXT, apply_mask
+from gowsev.frames import BINARY, CLOSE, CONTINUATION, FIN, OPCODE_BITS, PING, RSV1, TEXT, apply_mask
 
-__all__ = ["CLOSING", "DONE", "OPEN", "Encoder", "MaskingEncoder", "Protocol"]
+__all__ = ["CLOSING", "DONE", "LARGE", "OPEN", "Encoder", "MaskingEncoder", "Protocol"]
 
 OPEN: Final = 0
 CLOSING: Final = 1
@@ -45,6 +45,15 @@ _SMALL_PIECE = 4096
 _TURN_FRAMES = 256
 _TURN_BYTES = 1 << 20
 
+#: The headers of whole messages of up to 125 bytes, by opcode and length.
+_SHORT_HEADERS = {
+    opcode: [frames.encode_header(FIN | opcode, size) for size in range(126)] for opcode in (TEXT, BINARY)
+}
+
+#: Payloads from this length on are sent as they are, behind a frame header of their own, rather than copied into one
+#: frame with it.
+LARGE: Final = 16384
+
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -57,10 +66,6 @@ class Encoder:
 
     __slots__ = ("_deflate", "frame", "opcode", "payload")
 
-    #: Payloads from this length on are sent as they are, behind a frame header of their own, rather than copied
-    #: into one frame with it.
-    LARGE = 16384
-
     def __init__(self, deflate: Deflate | None = None) -> None:
         self._deflate = deflate
         self.opcode = -1
@@ -72,7 +77,9 @@ class Encoder:
         if payload is self.payload and opcode == self.opcode:
             return self.frame
         if self._deflate is None:
-            frame = frames.encode_header(FIN | opcode, len(payload)) + payload
+            size = len(payload)
+            header = _SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)
+            frame = header + payload
         else:
             frame = frames.encode_frame(FIN | RSV1 | opcode, self._deflate.compress(payload))
             if self._deflate.takeover:
@@ -117,6 +124,7 @@ class Protocol:
         "_frame_fin",
         "_frame_missing",
         "_inflating",
+        "_longest_short",
         "_mask",
         "_max_message_bytes",
         "_message_opcode",
@@ -139,6 +147,8 @@ class Protocol:
         self._client = client
         self._max_message_bytes = max_message_bytes
         self._deflate = deflate
+        # The longest payload of frames that are taken the short way: none from a server, none that could be too long.
+        self._longest_short = -1 if client else min(125, 125 if max_message_bytes is None else max_message_bytes)
         self.state = OPEN
         self.close_code = frames.ABNORMAL
         """The code of the peer's close frame: 1005 if it had none, 1006 while none has come (section 7.1.5)."""
@@ -196,42 +206,43 @@ class Protocol:
         self.more = False
         if self.state == DONE:
             return messages
-        try:
-            self._parse(data, len(data) if end is None else end, messages)
-        except ProtocolError as error:
-            self._fail(error)
-        return messages
-
-    def _parse(self, data: bytes | bytearray, end: int, messages: list[tuple[int, bytes]]) -> None:
+        if end is None:
+            end = len(data)
         if self._rest:
             data = self._rest + data[:end]
             end = len(data)
             self._rest = b""
-        position = 0
-        if self._frame_missing:
-            position = self._take_payload(data, 0, end, messages)
-        plain = not self._client  # the way of almost every frame: a whole, short, unfragmented message to a server
-        self._turn_bytes = 0
-        for _ in range(_TURN_FRAMES):
-            if position >= end or self.state == DONE:
-                return
-            if plain and not self._message_opcode and end - position > 6:
-                first, size = data[position], data[position + 1] - frames.MASKED
+        position = self._turn_bytes = 0
+        longest = self._longest_short
+        try:
+            if self._frame_missing:
+                position = self._take_payload(data, 0, end, messages)
+            for _ in range(_TURN_FRAMES):
                 start = position + 6
-                if (first == 0x82 or first == 0x81) and 0 <= size < 126 and start + size <= end:
-                    self._check_size(size)
-                    position = start + size
-                    payload = apply_mask(data[start:position], data[start - 4 : start])
-                    if first == 0x81:
-                        _check_text(payload)
-                    messages.append((first & 0x0F, payload))
-                    continue
-            position = self._take_frame(data, position, end, messages)
-            if self._turn_bytes > _TURN_BYTES:
-                break
-        if position < end and self.state != DONE:
+                if start <= end and not self._message_opcode:
+                    # The way of almost every frame: a whole, short, unfragmented message to a server.
+                    first, size = data[position], data[position + 1] - frames.MASKED
+                    if (first == 0x82 or first == 0x81) and 0 <= size <= longest and start + size <= end:
+                        position = start + size
+                        payload = apply_mask(data[start:position], data[start - 4 : start])
+                        if first == 0x81 and not payload.isascii():
+                            _check_text(payload)
+                        messages.append((first & OPCODE_BITS, payload))
+                        continue
+                if position >= end:
+                    return messages
+                position = self._take_frame(data, position, end, messages)
+                if self.state == DONE:
+                    return messages
+                if self._turn_bytes > _TURN_BYTES:
+                    break
+        except ProtocolError as error:
+            self._fail(error)
+            return messages
+        if position < end:
             self._rest = bytes(data[position:end])
             self.more = True
+        return messages
 
     def _take_frame(self, data: bytes | bytearray, position: int, end: int, messages: list[tuple[int, bytes]]) -> int:
         """Take the frame that begins at `position`, or what there is of it; return where to go on."""
@@ -246,7 +257,7 @@ class Protocol:
             compression=self._deflate is not None,
         )
         start = position + header.size
-        opcode = header.first & frames.OPCODE_BITS
+        opcode = header.first & OPCODE_BITS
         if opcode >= CLOSE:
             stop = start + header.length
             if stop > end:

@@ -641,7 +641,7 @@ def count_calls(monkeypatch, owner, name):
     return calls
 
 
-@pytest.mark.parametrize("message", [b"binary", "text", bytearray(b"buffer")])
+@pytest.mark.parametrize("message", [b"binary" * 50, "text" * 50, bytearray(b"buffer" * 50)], ids=type)
 def test_a_broadcast_is_encoded_once(serve, message, monkeypatch):
     server = serve()
     clients, ids = connect(server, 5)

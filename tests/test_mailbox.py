@@ -94,7 +94,7 @@ def test_a_poll_delivers_what_was_posted_while_it_looked(mailbox):
 
 
 def test_events_without_end_do_not_keep_sockets_from_being_looked_at(mailbox, socket_event, monkeypatch):
-    monkeypatch.setattr(mailbox_module, "_MOST_IN_A_ROW", 4)
+    monkeypatch.setattr(mailbox_module, "MOST_IN_A_ROW", 4)
     socket_event()
     mailbox.put("more")
 

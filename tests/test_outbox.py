@@ -95,7 +95,7 @@ def test_outside_the_loop_every_append_leaves_at_once(packets):
     for chunk in (b"one", b"two"):
         packets.outbox.append(chunk)
         assert packets.theirs.recv(100) == chunk
-    packets.outbox.extend((b"th", b"ree"))
+    packets.outbox.append(b"th", b"ree")
     assert packets.theirs.recv(100) == b"three"
     assert packets.outbox.size == 0
     assert packets.outbox.bytes_sent == 11
@@ -104,7 +104,7 @@ def test_outside_the_loop_every_append_leaves_at_once(packets):
 def test_while_held_they_wait_for_the_flush_and_leave_in_one_send(packets):
     packets.batch.held = True
     packets.outbox.append(b"one ")
-    packets.outbox.extend((b"two ", b"three "))
+    packets.outbox.append(b"two ", b"three ")
     packets.outbox.append(b"four")
     assert packets.read() == b""
     assert packets.outbox.size == 18
@@ -208,7 +208,7 @@ def test_what_the_kernel_does_not_take_waits_counted_and_is_sent_when_the_peer_r
     # What comes now queues up behind, and asks the kernel nothing.
     more = random.randbytes(300_000)
     rig.outbox.append(more[:100_000])
-    rig.outbox.extend((more[100_000:200_000], more[200_000:]))
+    rig.outbox.append(more[100_000:200_000], more[200_000:])
     rig.outbox.flush()
     assert rig.outbox.bytes_sent == sent
     assert rig.outbox.size == len(data) + len(more) - sent

@@ -42,7 +42,7 @@ from websockets.uri import parse_uri
 
 from gowsev import protocol as module
 from gowsev.deflate import Deflate
-from gowsev.protocol import CLOSING, DONE, OPEN, Encoder, MaskingEncoder, Protocol
+from gowsev.protocol import CLOSING, DONE, LARGE, OPEN, Encoder, MaskingEncoder, Protocol
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 FIN = 0x80
@@ -855,7 +855,7 @@ def test_encoder_with_takeover_never_repeats_a_frame():
 
 
 def test_encode_large_copies_nothing():
-    payload = bytes(Encoder.LARGE)
+    payload = bytes(LARGE)
     first, second = Encoder().encode_large(BINARY, payload)
     assert second is payload
     assert first + second == frame(FIN | BINARY, payload, None)
@@ -863,7 +863,7 @@ def test_encode_large_copies_nothing():
 
 @pytest.mark.parametrize("takeover", [False, True])
 def test_encode_large_compressed(takeover):
-    payload = bytes(Encoder.LARGE)
+    payload = bytes(LARGE)
     encoder = Encoder(Deflate(takeover=takeover))
     [wire] = encoder.encode_large(BINARY, payload)
     assert (encoder.encode_large(BINARY, payload)[0] is wire) is not takeover
