@@ -432,6 +432,7 @@ class Context:
                 else:
                     self._text_received(self, subject.id, payload.decode())
             elif kind == ACCEPTED:
+                logger.debug("connection %d: %s asked for %r", subject.id, subject.request.peer, subject.request.path)
                 self._handler.ConnAccepted(self, subject.id)
             elif kind == CLOSED:
                 self._closed(subject)
@@ -490,7 +491,7 @@ class Context:
             self._finished = True
             self._mailbox.close()
             for listener in self._listeners:
-                listener.pool.kill(block=False)
+                listener.abandon()
 
     def _finish_if_drained(self) -> None:
         """Let the loop end, if a shutdown has nothing more to wait for."""
@@ -503,6 +504,10 @@ class Context:
             raise RuntimeError("this context has been shut down")
 
     # -- what `server.Host` asks for -----------------------------------------------------------------------------
+
+    @property
+    def may_refuse(self) -> bool:
+        return self._conn_requested is not None or self._full() is not None
 
     def admit(self, request: Request) -> Response | None:
         response = self._full()

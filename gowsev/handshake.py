@@ -18,6 +18,7 @@ from websockets.headers import parse_extension
 from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
 
 from gowsev import deflate
 from gowsev.deflate import Deflate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gowsev.options import Options
 
 __all__ = [
+    "MAX_HEAD_LINES",
     "HTTPRequest",
     "Handshake",
     "Headers",
@@ -39,10 +41,14 @@ __all__ = [
     "Response",
     "header_pairs",
     "negotiate",
+    "parse_request",
     "refusal",
 ]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+#: RFC 9112 leaves the limits on a request's head to the server.
+MAX_HEAD_LINES = 100
 
 #: A response's framing, which is not the program's business.
 _OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
@@ -135,6 +141,30 @@ class Handshake(NamedTuple):
     """To be sent; the connection is open if its status is 101."""
     subprotocol: str | None
     deflate: Deflate | None
+
+
+def parse_request(head: bytes) -> HTTPRequest | None:
+    """Parse the head of a request for an upgrade, if there is nothing out of the ordinary about it.
+
+    What is, a fault or a peculiarity, is for an HTTP server to understand, and to answer.
+
+    Args:
+        head: up to the empty line that ends it.
+    """
+    if head.count(b"\n") > MAX_HEAD_LINES:
+        return None
+    reader = StreamReader()
+    reader.feed_data(head)
+    reader.feed_eof()
+    request: HTTPRequest | None = None
+    try:
+        next(HTTPRequest.parse(reader.read_line))
+    except StopIteration as parsed:
+        request = parsed.value
+    except Exception:  # noqa: S110
+        # websockets raises many kinds for what is no such request; the HTTP server will find out which, and say it.
+        pass
+    return request if request is not None and request.path.startswith("/") else None
 
 
 def negotiate(request: HTTPRequest, options: Options) -> Handshake:

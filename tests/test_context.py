@@ -21,8 +21,7 @@ import pytest
 from conftest import PATIENCE, RawClient, Recorder, echo, in_thread, wait_until
 
 import gowsev
-from gowsev import frames, protocol
-from gowsev import server as server_module
+from gowsev import frames, protocol, wsgi
 from gowsev.deflate import Deflate
 from gowsev.errors import ConnClosing, GowsevError, IdNotFound
 from gowsev.frames import BINARY, CLOSE, TEXT
@@ -1298,15 +1297,17 @@ def test_a_request_that_asks_for_the_shutdown_gets_its_answer(serve):
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_shutdown_between_the_verdict_and_the_upgrade_closes_what_has_just_come(serve, others, monkeypatch):
-    server = serve()
+    handler = Recorder(echo)
+    handler.ConnRequested = lambda context, request: None
+    server = serve(handler)
     clients, _ = connect(server, others)
-    run_websocket = server_module.Upgrader.run_websocket
+    run_websocket = wsgi.Upgrader.run_websocket
 
     def late(upgrader):
         server.context.Shutdown(PATIENCE)
         run_websocket(upgrader)
 
-    monkeypatch.setattr(server_module.Upgrader, "run_websocket", late)
+    monkeypatch.setattr(wsgi.Upgrader, "run_websocket", late)
     clients.append(server.client())
     for client in clients:
         assert answer_close(client) == (1001, "shutting down")

@@ -5,7 +5,16 @@ import http
 import pytest
 from websockets.http11 import Request as HTTPRequest
 
-from gowsev.handshake import Headers, Reject, Request, header_pairs, negotiate, refusal
+from gowsev.handshake import (
+    MAX_HEAD_LINES,
+    Headers,
+    Reject,
+    Request,
+    header_pairs,
+    negotiate,
+    parse_request,
+    refusal,
+)
 from gowsev.options import Options
 
 # RFC 6455 section 1.3
@@ -421,3 +430,41 @@ def test_request_cannot_be_changed():
     assert asked.headers["x"] == "y"
     with pytest.raises(AttributeError):
         asked.path = "/b"
+
+
+# -- requests in which nothing is out of the ordinary ------------------------------------------------------------
+
+ORDINARY = b"GET /path?query HTTP/1.1\r\nHost: localhost\r\nX-Two: a\r\nX-Two:b\t \r\n\r\n"
+
+
+def test_an_ordinary_request_is_parsed():
+    request = parse_request(ORDINARY)
+    assert (request.method, request.path, request.protocol) == ("GET", "/path?query", "HTTP/1.1")
+    assert request.headers["host"] == "localhost"
+    assert request.headers.get_all("X-Two") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        ORDINARY.replace(b"/path", b"path"),
+        ORDINARY.replace(b"/path", b"http://localhost/path"),  # the absolute form
+        ORDINARY.replace(b"/path", b"*"),
+        ORDINARY.replace(b"/path", b"/p\xc3\xa4th"),
+        ORDINARY.replace(b" HTTP/1.1", b""),
+        ORDINARY.replace(b"HTTP/1.1", b"HTTP/2.0"),
+        ORDINARY.replace(b"X-Two:b", b" folded: b"),
+        ORDINARY.replace(b"X-Two:b", b"X Two: b"),
+        ORDINARY.replace(b"X-Two:b", b"no header"),
+        ORDINARY.replace(b"X-Two:b", b"X-Two: \0"),
+        ORDINARY.replace(b"X-Two:b", b"Content-Length: 1"),
+        ORDINARY.replace(b"X-Two:b", b"Transfer-Encoding: chunked"),
+        ORDINARY.replace(b"X-Two: a\r\n", b"X-Two: a\n"),
+        ORDINARY[:-4],
+        ORDINARY[:-2] + b"X: y\r\n" * MAX_HEAD_LINES + b"\r\n",
+        b"\r\n" + ORDINARY,
+        b"",
+    ],
+)
+def test_anything_else_is_left_to_an_http_server(head):
+    assert parse_request(head) is None

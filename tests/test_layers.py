@@ -19,7 +19,7 @@ FLOORS = [
     {"deflate", "protocol", "handshake"},
     {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls"},
     {"connection"},
-    {"conn", "server", "dial"},
+    {"conn", "server", "wsgi", "dial"},
     {"handler"},
     {"context"},
     {"__init__"},
@@ -27,7 +27,7 @@ FLOORS = [
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 
 #: What may be imported on the same floor.
-BESIDE = {("protocol", "deflate"), ("handshake", "deflate"), ("dial", "conn")}
+BESIDE = {("protocol", "deflate"), ("handshake", "deflate"), ("dial", "conn"), ("server", "wsgi")}
 
 #: No I/O, no greenlets and no clocks up to here.
 PURE = {module for module, number in FLOOR.items() if number <= FLOOR["protocol"]}
@@ -45,7 +45,7 @@ OUTSIDE = {
 }
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
-LOGGING = {"context", "server", "certificate"}
+LOGGING = {"context", "server", "wsgi", "certificate"}
 
 
 def is_type_checking(node):
@@ -146,7 +146,7 @@ def test_lower_floors_know_no_sockets_no_greenlets_and_no_clocks():
 
 def test_only_the_server_knows_pywsgi_and_gevent_websocket():
     assert importers("gevent.pywsgi") == {"server"}
-    assert importers("geventwebsocket") == {"server"}
+    assert importers("geventwebsocket") == {"wsgi"}
 
 
 def test_only_these_log():

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import gowsev
-from gowsev.server import Host
+from gowsev.wsgi import Host
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,0 +1,293 @@
+"""HTTP requests, until one of them asks for an upgrade: pywsgi's handler, by way of gevent-websocket's.
+
+A request for an upgrade is answered by `handshake.negotiate`, and its socket handed to the `Host`; any other goes to
+the WSGI application. What a `Host` is, the context says; nothing of it is known here but that it admits requests and
+takes sockets. How long all this may take is for `server` to bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+import gevent
+from geventwebsocket.handler import WebSocketHandler
+from websockets.exceptions import WebSocketException
+
+from gowsev.connection import take_over
+from gowsev.handshake import MAX_HEAD_LINES, Handshake, Headers, HTTPRequest, Request, Response, negotiate, refusal
+from gowsev.mailbox import poll_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from gowsev.options import Options
+
+__all__ = ["FairFile", "Host", "Upgrader", "describe", "shown", "upgrade_required"]
+
+logger = logging.getLogger("gowsev")
+
+#: RFC 9112 leaves the limits on a request's head to the server. pywsgi itself bounds the request line.
+_MAX_HEAD_BYTES = 1 << 16
+
+#: After so many reads of requests from one connection, others have their turn: more than a browser's handshake takes.
+_READS_A_TURN = 32
+
+# RFC 9112 section 5: "field-line = field-name ":" OWS field-value OWS"; 5.1: no white space before the colon; 5.2: a
+# server "MUST either reject the message [...] or replace each received obs-fold". Empty, it ends the head; without its
+# end, the stream ended inside the head (section 8).
+_HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
+_ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
+
+
+class Host(Protocol):
+    """Who receives the connections of a listener."""
+
+    @property
+    def options(self) -> Options: ...
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether `admit` has to be asked: it may return something, or block."""
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
+
+    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+        """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
+
+    def refused(self) -> None:
+        """Count a refused upgrade."""
+
+
+class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has no types
+    """One accepted socket: HTTP requests, until one of them asks for an upgrade."""
+
+    timeout: Any
+    """Runs while a request is awaited or being upgraded."""
+    socket: Any
+    path: Any
+    websocket: Handshake
+
+    def MessageClass(self, rfile: Any, seekable: int) -> Any:
+        return super().MessageClass(_BoundedHead(rfile), seekable)
+
+    def read_request(self, raw_requestline: str) -> bool:
+        try:
+            complete = bool(super().read_request(raw_requestline))
+        except ValueError:
+            raise
+        except Exception as error:
+            # pywsgi prints a traceback for everything but ValueError, even for a connection that was reset.
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        # RFC 9112 section 3.2.2: "a server MUST accept the absolute-form in requests"
+        absolute = _ABSOLUTE_FORM.match(self.path)
+        if absolute:
+            self.path = self.path[absolute.end() :]
+            if not self.path.startswith("/"):
+                self.path = "/" + self.path
+        return complete
+
+    def run_application(self) -> None:
+        if self._asks_for_websocket():
+            super().run_application()
+            return
+        # The application may take as long as it likes; the rest of the request that it did not read, and the next
+        # request, may not.
+        self.timeout.cancel()
+        try:
+            super().run_application()
+        finally:
+            self.timeout.start()
+
+    def _asks_for_websocket(self) -> bool:
+        return "websocket" in (self.headers.get("Upgrade") or "").lower()
+
+    # -- called by WebSocketHandler.run_application --------------------------------------------------------------
+
+    def upgrade_websocket(self) -> Iterable[bytes] | None:
+        """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
+        if not self._asks_for_websocket():
+            return None
+        host: Host = self.server.host
+        try:
+            headers = Headers((name.strip(), value.strip()) for name, value in self.headers.items())
+            http_request = HTTPRequest(self.path, headers, self.command, self.request_version)
+            tls = self.server.certificate is not None
+            self._request = describe(http_request, self.client_address, self.socket.getsockname(), tls)
+            handshake = negotiate(http_request, host.options)
+        except WebSocketException as error:
+            logger.debug("headers from %s that cannot be: %r", shown(self.client_address), error)
+            handshake = Handshake(refusal(400, "Invalid header.\n"), None, None)
+        response = handshake.response
+        if response.status_code == 101:
+            response = host.admit(self._request) or response
+        if response.status_code == 101:
+            self.websocket = handshake
+            # WebSocketHandler prepares the response to be an upgrade if it finds this; the value is nobody's.
+            self.environ["wsgi.websocket"] = handshake
+            body = None
+        else:
+            host.refused()
+            logger.info(
+                "refused %s, which asked for %r: %d %r",
+                shown(self.client_address), self.path, response.status_code, bytes(response.body[:200]),
+            )  # fmt: skip
+            self.close_connection = True
+            body = [bytes(response.body)]
+        self.start_response(*_start(response))
+        return body
+
+    def run_websocket(self) -> None:
+        """Hand the socket over. The response 101 has been sent, and this greenlet ends."""
+        self.timeout.cancel()
+        sock, self.socket = self.socket, None
+        tls = self.server.certificate is not None
+        # A frame sent in the same segment as the request was read with it.
+        sock.settimeout(0.0)
+        try:
+            leftover = self.rfile.read1(1 << 16) or b""
+        except OSError:  # broken already, as the connection will find out and say
+            leftover = b""
+        handshake = self.__dict__.pop("websocket")
+        self.server.host.welcome(take_over(sock), tls, self._request, handshake, leftover)
+
+    # -- what pywsgi would print ---------------------------------------------------------------------------------
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        logger.info("bad request from %s: %r", shown(self.client_address), msg % args if args else msg)
+
+    def log_request(self) -> None:
+        logger.debug("%r", self.format_request())
+
+    @property
+    def logger(self) -> logging.Logger:
+        return logger
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        self.close_connection = True
+        if v is self.timeout:
+            limit = self.server.host.options.handshake_timeout
+            logger.info("no answer for %s within %s s", shown(self.client_address), limit)
+            self._refuse(refusal(503, "The server took too long.\n"))
+        elif issubclass(t, OSError) and (
+            self._asks_for_websocket() or self.rfile.failed or "socket error" in str(self.status)
+        ):
+            # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
+            # response not be sent.
+            logger.info("lost %s during its request: %s", shown(self.client_address), v)
+            self._refuse(refusal(400, "The request is incomplete.\n"))
+        elif not issubclass(t, gevent.GreenletExit):
+            logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
+            self._send_error_response_if_possible(500)
+
+    def _send_error_response_if_possible(self, error_code: int) -> None:
+        # pywsgi looks at whether bytes were sent; gevent-websocket asserts that no headers were.
+        if not self.headers_sent:
+            super()._send_error_response_if_possible(error_code)
+
+    def _refuse(self, response: Response) -> None:
+        if not self.headers_sent:
+            self.start_response(*_start(response))
+            self.write(bytes(response.body))
+
+
+def _start(response: Response) -> tuple[str, list[tuple[str, str]]]:
+    """Return the arguments of WSGI's `start_response`."""
+    return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
+
+
+class FairFile:
+    """The file that requests are read from, which lets others have their turn.
+
+    gevent switches only where a socket has nothing: a peer that always has something more to read, such as the next of
+    endless requests, would keep the hub, and with it every other connection and the timeout, from running.
+    """
+
+    def __init__(self, rfile: Any) -> None:
+        self._rfile = rfile
+        self._reads = 0
+        self.failed = False
+        """Whether a read failed, or came upon the end of the stream."""
+
+    def read(self, size: int) -> bytes:
+        return self._fairly(self._rfile.read, size)
+
+    def readline(self, limit: int = -1) -> bytes:
+        return self._fairly(self._rfile.readline, limit)
+
+    def _fairly(self, read: Callable[[int], bytes], size: int) -> bytes:
+        self._reads += 1
+        if not self._reads % _READS_A_TURN:
+            poll_sockets()
+        try:
+            data = read(size)
+        except OSError:
+            self.failed = True
+            raise
+        self.failed = self.failed or (not data and size != 0)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rfile, name)
+
+
+class _BoundedHead:
+    """The file that a request's header lines are read from, with a bound on all of them together."""
+
+    def __init__(self, rfile: Any) -> None:
+        self._rfile = rfile
+        self._bytes = _MAX_HEAD_BYTES
+        self._lines = MAX_HEAD_LINES
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._rfile.readline(min(limit, self._bytes + 1))
+        self._bytes -= len(line)
+        self._lines -= 1
+        if self._bytes < 0 or self._lines < 0:
+            raise ValueError(f"more than {_MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines of headers")
+        if not _HEADER_LINE.fullmatch(line):
+            raise ValueError(f"no header line: {line[:100]!r}")
+        return line
+
+
+def upgrade_required(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
+    body = b"This is a WebSocket server; open it with a WebSocket client.\n"
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+    ]
+    start_response("426 Upgrade Required", headers)
+    return [body]
+
+
+def describe(request: HTTPRequest, peer: Any, local: Any, tls: bool) -> Request:
+    """Return what the program is told of a request; `peer` and `local` are sockets' addresses."""
+    path, _, query = request.path.encode("latin-1").partition(b"?")
+    return Request(
+        path=unquote_to_bytes(path).decode("utf-8", "replace"),
+        query=query.decode("utf-8", "replace"),
+        headers=request.headers,
+        # A unix socket's client may have given its own socket any name.
+        peer=_host_and_port(peer) if isinstance(peer, tuple) else ("", 0),
+        local=_host_and_port(local),
+        tls=tls,
+    )
+
+
+def _host_and_port(address: Any) -> tuple[str, int]:
+    """A socket's address as `Request` has it; IPv4 through an IPv6 socket looks like IPv4."""
+    if isinstance(address, tuple):
+        return str(address[0]).removeprefix("::ffff:"), int(address[1])
+    return os.fsdecode(address or ""), 0
+
+
+def shown(address: Any) -> str:
+    host, port = _host_and_port(address)
+    return f"{host}:{port}" if port else "a unix socket"
