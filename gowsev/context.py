@@ -552,7 +552,9 @@ class Context:
             connection.close(GOING_AWAY, "shutting down")
 
     def _encoder(self, deflate: Deflate | None) -> Encoder:
-        """Return the encoder that connections with these parameters share: no context is taken over."""
+        """Return the encoder of a connection: one that all with these parameters share, unless it keeps a context."""
+        if deflate is not None and deflate.takeover:
+            return Encoder(deflate)
         key = deflate.window_bits if deflate is not None else None
         if key not in self._encoders:
             self._encoders[key] = Encoder(deflate)

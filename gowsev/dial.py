@@ -204,7 +204,7 @@ def Dial(
     client = ClientProtocol(
         uri,
         origin=cast("Origin | None", origin),
-        extensions=deflate.client_factories() if options.compression else None,
+        extensions=deflate.client_factories(options),
         subprotocols=cast("Sequence[Subprotocol]", offered) or None,
     )
     sock: Any = None
@@ -315,7 +315,7 @@ def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, s
 
 
 def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:
-    codec = deflate.negotiated(client.extensions)
+    codec = deflate.negotiated(client.extensions, options)
     ended = Event()
     mailbox = Mailbox()
 

@@ -187,7 +187,7 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
             parse_extension(value)
     protocol = ServerProtocol(
         origins=_acceptable_origins(headers, options),
-        extensions=deflate.server_factories() if options.compression == "deflate" else None,
+        extensions=deflate.server_factories(options),
         subprotocols=cast("Sequence[Subprotocol]", options.subprotocols),
         select_subprotocol=_select_subprotocol,
     )
@@ -195,7 +195,7 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
     if response.status_code == 400 and "Sec-WebSocket-Version" in headers:
         # RFC 6455 section 4.4: the answer to a version we don't speak names the one we do.
         response.headers["Sec-WebSocket-Version"] = "13"
-    return Handshake(response, protocol.subprotocol, deflate.negotiated(protocol.extensions))
+    return Handshake(response, protocol.subprotocol, deflate.negotiated(protocol.extensions, options))
 
 
 def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> Response:

@@ -58,6 +58,11 @@ class Options:
     """Subprotocols the server speaks, in its order of preference (RFC 6455 section 1.9)."""
     compression: str | None = None
     """`"deflate"` negotiates permessage-deflate (RFC 7692)."""
+    compression_min_bytes: int = 128
+    """A shorter message is sent as it is: on its own it shrinks by less than an eighth."""
+    compression_takeover: bool = False
+    """Let messages refer to earlier ones of their connection: shorter, most of all where they are short and alike, but
+    each is then compressed for each receiver, and each connection in use holds about 52 KB more."""
     http_app: Callable[..., Any] | None = None
     """WSGI application for requests that are no WebSocket upgrade; without one they are answered with 426."""
     backlog: int = 1024
@@ -69,7 +74,7 @@ class Options:
 
     def __post_init__(self) -> None:
         _whole_numbers(self, ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes"))
-        _whole_numbers(self, ("backlog",), optional=False)
+        _whole_numbers(self, ("backlog", "compression_min_bytes"), optional=False)
         if self.backlog > _MOST_BACKLOG:
             raise ValueError(f"backlog must be at most {_MOST_BACKLOG}, not {self.backlog!r}")
         for name in ("handshake_timeout", "ping_interval", "ping_timeout", "close_timeout"):
@@ -84,7 +89,7 @@ class Options:
             _set(self, "allowed_origins", _strings("allowed_origins", self.allowed_origins))
         if self.http_app is not None and not callable(self.http_app):
             raise TypeError(f"http_app must be a WSGI application (a callable) or None, not {self.http_app!r}")
-        for name in ("reuse_port", "raise_errors"):
+        for name in ("compression_takeover", "reuse_port", "raise_errors"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
 

@@ -62,7 +62,8 @@ class Encoder:
     """Encodes messages into frames for the peers of a server.
 
     While it is given the same `bytes` object again, it returns the same frame, so that a message published to many
-    is encoded once. One encoder therefore serves all the connections whose frames are alike.
+    is encoded once. One encoder therefore serves all the connections whose frames are alike. Where it compresses,
+    equal bytes will do: to compare them costs next to nothing beside compressing them again.
     """
 
     __slots__ = ("_deflate", "frame", "opcode", "payload")
@@ -82,7 +83,9 @@ class Encoder:
             header = _SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)
             frame = header + payload
         else:
-            frame = frames.encode_frame(FIN | RSV1 | opcode, self._deflate.compress(payload))
+            if payload == self.payload and opcode == self.opcode:
+                return self.frame
+            frame = _compressed(self._deflate, opcode, payload, masked=False)
             if self._deflate.takeover:
                 return frame
         self.opcode, self.payload, self.frame = opcode, payload, frame
@@ -103,10 +106,18 @@ class MaskingEncoder(Encoder):
     def encode(self, opcode: int, payload: bytes) -> bytes:
         if self._deflate is None:
             return frames.encode_frame(FIN | opcode, payload, masked=True)
-        return frames.encode_frame(FIN | RSV1 | opcode, self._deflate.compress(payload), masked=True)
+        return _compressed(self._deflate, opcode, payload, masked=True)
 
     def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
         return (self.encode(opcode, payload),)
+
+
+def _compressed(deflate: Deflate, opcode: int, payload: bytes, masked: bool) -> bytes:
+    """Return the frame of a message, compressed where that makes it shorter."""
+    compressed = deflate.shrink(payload)
+    if compressed is None:
+        return frames.encode_frame(FIN | opcode, payload, masked)
+    return frames.encode_frame(FIN | RSV1 | opcode, compressed, masked)
 
 
 class Protocol:
@@ -330,7 +341,11 @@ class Protocol:
                 piece = apply_mask(view, self._mask) if self._mask else bytes(view)
             turn = size & 3
             self._mask = self._mask[turn:] + self._mask[:turn]
-            self._keep(self._deflate.inflate(piece, self._room()) if self._deflate and self._inflating else piece)
+            if self._deflate and self._inflating:
+                for part in self._deflate.inflate(piece, self._room()):
+                    self._keep(part)
+            else:
+                self._keep(piece)
         if not self._frame_missing and self._frame_fin:
             messages.append(self._finish_message())
         return stop
@@ -384,6 +399,7 @@ class Protocol:
         self.state = DONE
         self._pieces = []
         self._decoder = None
+        self._deflate = None
 
 
 def _check_text(payload: bytes) -> None:

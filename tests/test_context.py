@@ -6,8 +6,10 @@ import array
 import gc
 import logging
 import math
+import random
 import threading
 import time
+import tracemalloc
 import zlib
 from datetime import timedelta
 from decimal import Decimal
@@ -651,21 +653,107 @@ def test_a_broadcast_is_encoded_once(serve, message, monkeypatch):
         assert client.read_frame()[1] == (message.encode() if isinstance(message, str) else message)
 
 
-@pytest.mark.parametrize("size", [100, 100_000])
-def test_a_publish_loop_of_writes_is_compressed_once(serve, size, monkeypatch):
+#: Each with the window of what we send to it; `None` for no compression at all.
+OFFERS = (
+    (None, []),
+    (15, DEFLATE),
+    (9, [("Sec-WebSocket-Extensions", "permessage-deflate; server_max_window_bits=9")]),
+)
+
+
+@pytest.mark.parametrize("size", [128, 100_000])
+@pytest.mark.parametrize("how", ["Write", "Write of a bytearray", "WriteText", "Broadcast"])
+def test_a_message_is_compressed_once_for_all_with_the_same_parameters(serve, size, how, monkeypatch):
     server = serve(compression="deflate")
-    clients, ids = connect(server, 5, headers=DEFLATE)
+    peers = [(bits, server.client(headers=headers)) for _ in range(4) for bits, headers in OFFERS]
+    wait_until(lambda: len(server.handler.of("accepted")) == len(peers))
     compressed = count_calls(monkeypatch, Deflate, "compress")
-    message = bytes(size)
-    for id in ids:
-        assert server.context.Write(id, message) is None
-    assert len(compressed) == 1
-    for client in clients:
-        assert inflate(client) == (BINARY, message)
+    message = b"to each in turn! " * (size // 16)
+    ids = range(1, len(peers) + 1)
+    if how == "Broadcast":
+        assert server.context.Broadcast(ids, message) == []
+    for id in ids if how != "Broadcast" else ():
+        if how == "WriteText":
+            assert server.context.WriteText(id, message.decode()) is None
+        else:
+            assert server.context.Write(id, message if how == "Write" else bytearray(message)) is None
+    assert len(compressed) == 2, "once for either window"
+    opcode = TEXT if how == "WriteText" else BINARY
+    for bits, client in peers:
+        assert (inflate(client, bits) if bits else client.read_frame()) == (opcode, message)
 
 
-def inflate(client, bits=15):
-    """Read one compressed frame (RFC 7692 section 7.2.2); return its opcode and message."""
+def test_a_short_message_is_sent_as_it_is(serve):
+    server = serve(compression="deflate", compression_min_bytes=100)
+    (client,), (id,) = connect(server, 1, headers=DEFLATE)
+    server.context.Write(id, bytes(99))
+    assert client.read_frame() == (BINARY, bytes(99))
+    server.context.Write(id, bytes(100))
+    assert inflate(client) == (BINARY, bytes(100))
+
+
+def test_contexts_are_kept_where_that_is_chosen(serve, monkeypatch):
+    server = serve(compression="deflate", compression_takeover=True)
+    without = [("Sec-WebSocket-Extensions", "permessage-deflate; server_no_context_takeover")]
+    clients = [server.client(headers=headers) for headers in (DEFLATE, DEFLATE, without, without, [])]
+    wait_until(lambda: len(server.handler.of("accepted")) == 5)
+    compressed = count_calls(monkeypatch, Deflate, "compress")
+    message = random.Random(4).randbytes(200) + b"and so on " * 10
+    lengths = []
+    inflaters = [zlib.decompressobj(-12) for _ in range(4)]
+    for _ in range(3):
+        assert server.context.Broadcast([1, 2, 3, 4, 5], message) == []
+        for client, inflater in zip(clients, inflaters, strict=False):
+            _, payload = read_compressed(client)
+            lengths.append(len(payload))
+            if client in clients[2:]:
+                inflater = zlib.decompressobj(-12)
+            assert inflater.decompress(payload + b"\x00\x00\xff\xff") == message
+        assert clients[4].read_frame() == (BINARY, message)
+    # Equal bytes, one after the other: those who keep no context get the frame they got before.
+    assert len(compressed) == 2 * 3 + 1
+    assert [length < 50 for length in lengths] == [False] * 4 + [True, True, False, False] * 2
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_an_idle_connection_that_negotiated_compression_takes_no_more_memory(serve, takeover):
+    held = {}
+    for headers in ([], DEFLATE):
+        server = serve(compression="deflate", compression_takeover=takeover)
+        connect(server, 10, headers=headers)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            clients, _ = connect(server, 40, headers=headers)
+            gc.collect()
+            held[bool(headers)] = tracemalloc.get_traced_memory()[0] / len(clients)
+        finally:
+            tracemalloc.stop()
+    assert held[True] - held[False] < 2048
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_a_bomb_takes_no_more_memory_than_the_limit(serve, parts):
+    """67 MB in 65 KB, as one frame or as fragments of a message."""
+    server = serve(compression="deflate", max_message_bytes=4 << 20)
+    (client,), _ = connect(server, 1, headers=DEFLATE)
+    compressor = zlib.compressobj(9, wbits=-15)
+    bomb = compressor.compress(bytes(64 << 20)) + compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]
+    step = len(bomb) // parts + 1
+    tracemalloc.start()
+    try:
+        for start in range(0, len(bomb), step):
+            first = 0x42 if start == 0 else 0
+            client.send_frame(first, bomb[start : start + step], fin=start + step >= len(bomb))
+        assert client.read_close()[0] == 1009
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < (4 << 20) + 1_000_000, "the bomb went off"
+
+
+def read_compressed(client):
+    """Read one compressed frame; return its opcode and payload."""
     while (header := frames.parse_header(client.buffer, 0, len(client.buffer))) is None or len(
         client.buffer
     ) < header.size + header.length:
@@ -673,18 +761,13 @@ def inflate(client, bits=15):
     assert header.first & 0xF0 == 0xC0, "FIN and RSV1"
     end = header.size + header.length
     payload, client.buffer = client.buffer[header.size : end], client.buffer[end:]
-    return header.first & 0x0F, zlib.decompress(payload + b"\x00\x00\xff\xff\x01\x00\x00\xff\xff", -bits)
+    return header.first & 0x0F, payload
 
 
-def test_each_peer_gets_frames_as_negotiated_with_it(serve):
-    server = serve(compression="deflate")
-    small_window = [("Sec-WebSocket-Extensions", "permessage-deflate; server_max_window_bits=9")]
-    clients = [server.client(), server.client(headers=DEFLATE), server.client(headers=small_window)]
-    wait_until(lambda: len(server.handler.of("accepted")) == 3)
-    text = "".join(chr(ord("a") + number * number % 26) for number in range(3000)) * 2
-    assert server.context.Broadcast([1, 2, 3], text) == []
-    by_headers = [clients[0].read_frame(), inflate(clients[1]), inflate(clients[2], 9)]
-    assert by_headers == [(TEXT, text.encode())] * 3
+def inflate(client, bits=15):
+    """Read one compressed frame (RFC 7692 section 7.2.2); return its opcode and message."""
+    opcode, payload = read_compressed(client)
+    return opcode, zlib.decompress(payload + b"\x00\x00\xff\xff\x01\x00\x00\xff\xff", -bits)
 
 
 # -- Close -------------------------------------------------------------------------------------------------------

@@ -21,13 +21,16 @@ from websockets.uri import parse_uri
 from gowsev import deflate
 from gowsev.deflate import Deflate
 from gowsev.errors import ProtocolError
+from gowsev.options import Options
+
+DEFLATE = Options(compression="deflate")
 
 
 def inflate(codec, pieces, limit=None):
     """Read one message that comes in pieces."""
     inflated = b""
     for piece in pieces:
-        inflated += codec.inflate(piece, None if limit is None else limit - len(inflated))
+        inflated += b"".join(codec.inflate(piece, None if limit is None else limit - len(inflated)))
     return inflated + codec.finish(None if limit is None else limit - len(inflated))
 
 
@@ -140,9 +143,9 @@ def test_limit_is_exact(payload, pieces_of):
 
 
 def test_no_room_is_room_for_nothing():
-    assert Deflate().inflate(Deflate().compress(b""), 0) == b""
+    assert list(Deflate().inflate(Deflate().compress(b""), 0)) == []
     with pytest.raises(ProtocolError, match="too long") as caught:
-        Deflate().inflate(Deflate().compress(b"x"), 0)
+        list(Deflate().inflate(Deflate().compress(b"x"), 0))
     assert caught.value.code == 1009
 
 
@@ -159,27 +162,97 @@ def test_limit_holds_where_the_end_of_a_message_brings_more():
     compressor = zlib.compressobj(wbits=-15)
     payload = compressor.compress(bytes(5000)) + compressor.flush(zlib.Z_SYNC_FLUSH)
     codec = Deflate()
-    room = 5000 - len(codec.inflate(payload[:-4], 5000))
+    room = 5000 - sum(map(len, codec.inflate(payload[:-4], 5000)))
     assert len(codec.finish(room)) == room
 
 
-def test_bomb_is_stopped_at_the_limit():
-    bomb = Deflate().compress(bytes(64 << 20))
-    assert len(bomb) < 1 << 17
+def most_held(function):
+    """Return the most bytes that were held at once while `function` ran."""
     tracemalloc.start()
     try:
-        with pytest.raises(ProtocolError, match="too long") as caught:
-            Deflate().inflate(bomb, 1000)
-        held = tracemalloc.get_traced_memory()[1]
+        function()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert caught.value.code == 1009
-    assert held < 1 << 20, "the bomb went off"
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 1 << 20, 8 << 20])
+def test_bomb_is_stopped_at_the_limit(limit):
+    bomb = Deflate(takeover=True).compress(bytes(64 << 20))
+    assert len(bomb) < 1 << 17
+    kept = []
+
+    def explode():
+        with pytest.raises(ProtocolError, match="too long") as caught:
+            kept.extend(Deflate().inflate(bomb, limit))
+        assert caught.value.code == 1009
+
+    # What came out, and beyond it what zlib needs and what it is working on, but nothing twice.
+    assert most_held(explode) < limit + 600_000, "the bomb went off"
+    assert sum(map(len, kept)) <= limit
 
 
 def test_without_a_limit_everything_comes():
     payload = bytes(8 << 20)
     assert inflate(Deflate(), [Deflate().compress(payload)], None) == payload
+
+
+# -- what is worth it, and what it costs -------------------------------------------------------------------------
+
+
+def test_what_does_not_shrink_is_left_as_it_is():
+    codec = Deflate(min_bytes=10)
+    assert codec.shrink(b"a" * 9) is None
+    assert inflate(Deflate(), [codec.shrink(b"a" * 10)]) == b"a" * 10
+    assert codec.shrink(random.Random(3).randbytes(1000)) is None
+    assert Deflate().shrink(b"") is None
+
+
+def test_what_a_kept_context_holds_is_sent_even_if_longer():
+    payload = random.Random(3).randbytes(1000)
+    codec = Deflate(takeover=True, min_bytes=10)
+    assert codec.shrink(b"a" * 9) is None
+    first, second = codec.shrink(payload), codec.shrink(payload)
+    assert len(first) > 1000
+    assert len(second) < 100
+    receiver = Deflate(inflate_takeover=True)
+    assert [inflate(receiver, [sent]) for sent in (first, second)] == [payload] * 2
+
+
+@pytest.mark.parametrize("bits", [9, 12, 15])
+@pytest.mark.parametrize("size", [1, 249, 250, 251, 500, 5000, 32505, 32506, 32507, 100_000])
+def test_a_window_that_fits_the_message_finds_what_the_largest_finds(size, bits):
+    # Its end repeats its beginning, with nothing between that repeats.
+    letters = base64.b64encode(random.Random(size).randbytes(size))
+    payload = letters[: size - size // 5] + letters[: size // 5]
+    compressor = zlib.compressobj(1, wbits=-bits)
+    longest = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    compressed = Deflate(window_bits=bits).compress(payload)
+    assert inflate(Deflate(inflate_bits=bits), cut(compressed, range(0, len(compressed), 100))) == payload
+    assert len(compressed) + 4 < len(longest) * 1.02 + 10  # shorter blocks have more headers
+
+
+def test_a_short_message_needs_a_small_compressor():
+    payload = b"hello" * 20
+    assert most_held(lambda: Deflate().compress(payload)) < 60_000
+    assert most_held(lambda: Deflate().compress(bytes(100_000))) > 200_000
+
+
+def test_a_codec_holds_nothing_before_its_first_message_and_without_takeover_nothing_after():
+    message = Deflate().compress(b"hello" * 1000)
+    for takeover, least, most in ((False, 0, 100), (True, 30_000, 60_000)):
+        tracemalloc.start()
+        try:
+            codecs = [Deflate(takeover=takeover, inflate_takeover=takeover, inflate_bits=12) for _ in range(10)]
+            assert tracemalloc.get_traced_memory()[0] < 10 * 500
+            before = tracemalloc.get_traced_memory()[0]
+            for codec in codecs:
+                codec.compress(b"hello" * 1000)
+                inflate(codec, [message[:10], message[10:]])
+            held = (tracemalloc.get_traced_memory()[0] - before) / len(codecs)
+        finally:
+            tracemalloc.stop()
+        assert least <= held < most
 
 
 # -- round trips -------------------------------------------------------------------------------------------------
@@ -191,12 +264,17 @@ def test_without_a_limit_everything_comes():
     st.booleans(),
     st.integers(9, 15),
     st.lists(st.integers(0, 400), max_size=5),
+    st.integers(0, 300),
 )
-def test_messages_survive_however_they_are_cut(payloads, takeover, bits, places):
-    sender = Deflate(takeover=takeover, window_bits=bits)
+def test_messages_survive_however_they_are_cut(payloads, takeover, bits, places, min_bytes):
+    sender = Deflate(takeover=takeover, window_bits=bits, min_bytes=min_bytes)
     receiver = Deflate(inflate_takeover=takeover, inflate_bits=bits)
     for payload in payloads:
-        assert inflate(receiver, cut(sender.compress(payload), places), len(payload)) == payload
+        compressed = sender.shrink(payload)
+        if compressed is not None:
+            assert inflate(receiver, cut(compressed, places), len(payload)) == payload
+            assert takeover or len(compressed) < len(payload)
+            assert len(payload) >= min_bytes
 
 
 # -- negotiation -------------------------------------------------------------------------------------------------
@@ -260,9 +338,9 @@ OFFERS = [
 ]
 
 
-def answer(offer):
+def answer(offer, options=DEFLATE):
     """Negotiate as a server, through `websockets`; return the response header and the codec's maker."""
-    protocol = ServerProtocol(extensions=deflate.server_factories())
+    protocol = ServerProtocol(extensions=deflate.server_factories(options))
     response, extensions = protocol.process_extensions(Headers({"Sec-WebSocket-Extensions": offer}))
     return response, extensions
 
@@ -280,7 +358,7 @@ def inflate_bits(extensions):
         payload = compressor.compress(far_apart(bits)) + compressor.flush(zlib.Z_SYNC_FLUSH)
         try:
             # In pieces: what one call puts out, it can refer to without a window.
-            inflate(deflate.negotiated(extensions), cut(payload[:-4], range(0, len(payload), 100)))
+            inflate(deflate.negotiated(extensions, DEFLATE), cut(payload[:-4], range(0, len(payload), 100)))
         except ProtocolError:
             continue
         return bits
@@ -293,7 +371,7 @@ def inflate_bits(extensions):
 def test_server_answers_an_offer(offer, response, bits):
     answered, extensions = answer(offer)
     assert answered == response
-    codec = deflate.negotiated(extensions)
+    codec = deflate.negotiated(extensions, DEFLATE)
     if response is None:
         assert codec is None
         return
@@ -319,7 +397,7 @@ def exchange(codec, peer):
 
 
 def test_what_a_client_offers():
-    [factory] = deflate.client_factories()
+    [factory] = deflate.client_factories(DEFLATE)
     offer = build_extension([(factory.name, factory.get_request_params())])
     # 7.1.2.2: without `client_max_window_bits` a server may not ask us for a smaller window.
     assert offer == PMD + NO_TAKEOVER + "; client_max_window_bits"
@@ -344,14 +422,14 @@ ANSWERS = [
     ("response", "bits"), [row[2:] for row in ANSWERS], ids=[f"{row[1]} {row[0]}" for row in ANSWERS]
 )
 def test_client_reads_an_answer(response, bits):
-    protocol = ClientProtocol(parse_uri("ws://localhost/"), extensions=deflate.client_factories())
+    protocol = ClientProtocol(parse_uri("ws://localhost/"), extensions=deflate.client_factories(DEFLATE))
     headers = Headers({"Sec-WebSocket-Extensions": response} if response else {})
     if bits is NegotiationError:
         with pytest.raises(NegotiationError):
             protocol.process_extensions(headers)
         return
     extensions = protocol.process_extensions(headers)
-    codec = deflate.negotiated(extensions)
+    codec = deflate.negotiated(extensions, DEFLATE)
     if bits is None:
         assert codec is None
         return
@@ -366,11 +444,122 @@ def test_client_reads_an_answer(response, bits):
 @pytest.mark.parametrize("theirs", [False, True])
 def test_each_direction_keeps_its_context_by_itself(ours, theirs):
     extension = PerMessageDeflate(not theirs, not ours, 12, 11)
-    codec = deflate.negotiated([object(), extension])
+    codec = deflate.negotiated([object(), extension], DEFLATE)
     assert (codec.takeover, codec.inflate_takeover, codec.window_bits) == (ours, theirs, 11)
     exchange(codec, PerMessageDeflate(not ours, not theirs, 11, 12))
 
 
+# -- negotiation, where contexts may be kept ---------------------------------------------------------------------
+
+TAKEOVER = Options(compression="deflate", compression_takeover=True)
+
+# name, section, what the client offers, what our server answers, (our takeover, theirs, our window bits, theirs)
+TAKEOVER_OFFERS = [
+    ("no parameters", "7.1", PMD, PMD + "; server_max_window_bits=12", (True, True, 12, 15)),
+    (
+        "as browsers offer it",
+        "7.1.2.2",
+        PMD + "; client_max_window_bits",
+        PMD + "; server_max_window_bits=12; client_max_window_bits=12",
+        (True, True, 12, 12),
+    ),
+    (
+        "not ours",
+        "7.1.1.1",
+        PMD + "; server_no_context_takeover",
+        PMD + "; server_no_context_takeover; server_max_window_bits=12",
+        (False, True, 12, 15),
+    ),
+    (
+        "not theirs",
+        "7.1.1.2",
+        PMD + "; client_no_context_takeover",
+        PMD + "; client_no_context_takeover; server_max_window_bits=12",
+        (True, False, 12, 15),
+    ),
+    ("neither", "7.1.1", PMD + NO_TAKEOVER, PMD + NO_TAKEOVER + "; server_max_window_bits=12", (False, False, 12, 15)),
+    (
+        "smaller windows",
+        "7.1.2",
+        PMD + "; server_max_window_bits=9; client_max_window_bits=8",
+        PMD + "; server_max_window_bits=9; client_max_window_bits=8",
+        (True, True, 9, 8),
+    ),
+    (
+        "larger windows",
+        "7.1.2",
+        PMD + "; server_max_window_bits=15; client_max_window_bits=15",
+        PMD + "; server_max_window_bits=12; client_max_window_bits=12",
+        (True, True, 12, 12),
+    ),
+    ("a server's window that zlib cannot make", "7.1.2.1", PMD + "; server_max_window_bits=8", None, None),
+    ("an unknown parameter", "7.1", PMD + "; level=9", None, None),
+    (
+        "the second offer can be taken",
+        "5",
+        f"{PMD}; level=9, {PMD}",
+        PMD + "; server_max_window_bits=12",
+        (True, True, 12, 15),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("offer", "response", "outcome"), [row[2:] for row in TAKEOVER_OFFERS], ids=[row[0] for row in TAKEOVER_OFFERS]
+)
+def test_server_answers_an_offer_where_contexts_may_be_kept(offer, response, outcome):
+    answered, extensions = answer(offer, TAKEOVER)
+    assert answered == response
+    codec = deflate.negotiated(extensions, TAKEOVER)
+    if outcome is None:
+        assert codec is None
+        return
+    assert (codec.takeover, codec.inflate_takeover, codec.window_bits, inflate_bits(extensions)) == outcome
+    if outcome[3] > 8:
+        [(_, parameters)] = parse_extension(response)
+        exchange(codec, ClientPerMessageDeflateFactory().process_response_params(parameters, []))
+
+
+# what the server answers, (our takeover, theirs, our window bits, theirs)
+TAKEOVER_ANSWERS = [
+    (PMD, (True, True, 15, 15)),
+    (PMD + NO_TAKEOVER, (False, False, 15, 15)),
+    (PMD + "; server_no_context_takeover", (True, False, 15, 15)),
+    (PMD + "; client_no_context_takeover", (False, True, 15, 15)),
+    (PMD + "; server_max_window_bits=12; client_max_window_bits=11", (True, True, 11, 12)),
+    (PMD + "; server_max_window_bits=15; client_max_window_bits=15", (True, True, 15, 15)),
+    (PMD + "; client_max_window_bits=8", NegotiationError),
+    (PMD + "; level=9", NegotiationError),
+]
+
+
+@pytest.mark.parametrize(("response", "outcome"), TAKEOVER_ANSWERS)
+def test_client_reads_an_answer_where_contexts_may_be_kept(response, outcome):
+    [factory] = deflate.client_factories(TAKEOVER)
+    assert build_extension([(factory.name, factory.get_request_params())]) == PMD + "; client_max_window_bits"
+    protocol = ClientProtocol(parse_uri("ws://localhost/"), extensions=[factory])
+    headers = Headers({"Sec-WebSocket-Extensions": response})
+    if outcome is NegotiationError:
+        with pytest.raises(NegotiationError):
+            protocol.process_extensions(headers)
+        return
+    extensions = protocol.process_extensions(headers)
+    codec = deflate.negotiated(extensions, TAKEOVER)
+    assert (codec.takeover, codec.inflate_takeover, codec.window_bits, inflate_bits(extensions)) == outcome
+    exchange(codec, PerMessageDeflate(not outcome[0], not outcome[1], outcome[2], outcome[3]))
+
+
+def test_nothing_is_offered_or_taken_without_the_option():
+    assert deflate.server_factories(Options()) is None
+    assert deflate.client_factories(Options()) is None
+
+
+def test_the_threshold_goes_into_the_codec():
+    _, extensions = answer(PMD)
+    assert deflate.negotiated(extensions, DEFLATE).min_bytes == DEFLATE.compression_min_bytes
+    assert deflate.negotiated(extensions, Options(compression_min_bytes=7)).min_bytes == 7
+
+
 def test_no_extension_no_codec():
-    assert deflate.negotiated([]) is None
-    assert deflate.negotiated([object()]) is None
+    assert deflate.negotiated([], DEFLATE) is None
+    assert deflate.negotiated([object()], DEFLATE) is None

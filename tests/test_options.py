@@ -21,6 +21,8 @@ DEFAULTS = {
     "allowed_origins": None,
     "subprotocols": (),
     "compression": None,
+    "compression_min_bytes": 128,
+    "compression_takeover": False,
     "http_app": None,
     "backlog": 1024,
     "reuse_port": False,
@@ -28,9 +30,9 @@ DEFAULTS = {
 }
 
 LIMITS = ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes")
-COUNTS = (*LIMITS, "backlog")
+COUNTS = (*LIMITS, "backlog", "compression_min_bytes")
 SECONDS = ("handshake_timeout", "ping_interval", "ping_timeout", "close_timeout")
-SWITCHES = ("reuse_port", "raise_errors")
+SWITCHES = ("compression_takeover", "reuse_port", "raise_errors")
 NAMES = ("allowed_origins", "subprotocols")
 
 
@@ -44,7 +46,7 @@ def test_defaults():
 
 ACCEPTED = [
     *((name, value, value) for name in LIMITS for value in (1, 1 << 40)),
-    *(("backlog", value, value) for value in (1, (1 << 31) - 1)),
+    *((name, value, value) for name in ("backlog", "compression_min_bytes") for value in (1, (1 << 31) - 1)),
     *((name, None, None) for name in (*LIMITS, *SECONDS, "allowed_origins", "compression", "http_app")),
     *((name, value, float(value)) for name in SECONDS for value in (1, 0.001, 86400.0)),
     *((name, timedelta(milliseconds=1500), 1.5) for name in SECONDS),
@@ -74,6 +76,7 @@ REFUSED = [
     *((name, value, ValueError) for name in COUNTS for value in (0, -1)),
     *((name, value, TypeError) for name in COUNTS for value in ("1", 1.0, True, b"1", [1])),
     ("backlog", None, TypeError),
+    ("compression_min_bytes", None, TypeError),
     ("backlog", 1 << 31, ValueError),
     *((name, value, ValueError) for name in SECONDS for value in (-1, -0.5, float("nan"), float("inf"), 10**400)),
     *((name, timedelta(seconds=-1), ValueError) for name in SECONDS),

@@ -5,6 +5,7 @@ Bytes are written and read by hand (see `tables`), never by the code under test.
 
 import inspect
 import itertools
+import random
 import re
 import sys
 import time
@@ -818,9 +819,8 @@ def test_encoder(size):
     assert unframe(MaskingEncoder().encode(TEXT, payload)) == [(FIN | TEXT, True, payload)]
 
 
-@pytest.mark.parametrize("deflate", [None, Deflate()], ids=["plain", "deflate"])
-def test_encoder_returns_the_same_frame_for_the_same_object(deflate):
-    encoder = Encoder(deflate)
+def test_encoder_returns_the_same_frame_for_the_same_object():
+    encoder = Encoder()
     payload = bytes([1, 2, 3])
     published = encoder.encode(BINARY, payload)
     assert encoder.encode(BINARY, payload) is published
@@ -835,6 +835,54 @@ def test_encoder_returns_the_same_frame_for_the_same_object(deflate):
     as_text = encoder.encode(TEXT, other)
     assert as_text[0] & 0x0F == TEXT
     assert as_text[1:] == again[1:]
+
+
+def test_encoder_compresses_equal_bytes_once():
+    encoder = Encoder(Deflate())
+    payload = b"abc" * 100
+    published = encoder.encode(BINARY, payload)
+    assert published[0] == FIN | RSV1 | BINARY
+    assert encoder.encode(BINARY, payload) is published
+    # As they are when one text is written to each of many: each time it is encoded anew.
+    assert encoder.encode(BINARY, b"abc" * 50 + b"abc" * 50) is published
+    assert encoder.encode(BINARY, b"abd" * 100) != published
+    as_text = encoder.encode(TEXT, payload)
+    assert as_text == bytes([FIN | RSV1 | TEXT]) + published[1:]
+
+
+INCOMPRESSIBLE = random.Random(2).randbytes(20000)
+
+
+@pytest.mark.parametrize(
+    ("payload", "compressed"),
+    [(bytes(99), False), (bytes(100), True), (b"", False), (INCOMPRESSIBLE[:1000], False), (INCOMPRESSIBLE, False)],
+)
+@pytest.mark.parametrize("kind", [Encoder, MaskingEncoder])
+def test_encoders_compress_what_that_makes_shorter(kind, payload, compressed):
+    encoder = kind(Deflate(min_bytes=100))
+    for encode in (encoder.encode, lambda opcode, payload: b"".join(encoder.encode_large(opcode, payload))):
+        wire = encode(BINARY, payload)
+        assert (wire[0] == FIN | RSV1 | BINARY) is compressed
+        assert feed(Protocol(client=kind is Encoder, deflate=Deflate()), [wire]) == [(BINARY, payload)]
+
+
+def test_what_does_not_shrink_is_compressed_once_too(monkeypatch):
+    tried = []
+    monkeypatch.setattr(Deflate, "compress", lambda self, payload: tried.append(payload) or payload)
+    encoder = Encoder(Deflate())
+    assert encoder.encode(BINARY, INCOMPRESSIBLE) is encoder.encode(BINARY, INCOMPRESSIBLE)
+    assert tried == [INCOMPRESSIBLE]
+
+
+def test_what_a_kept_context_has_seen_is_sent():
+    # It refers to messages that were, so each must have been; those below the threshold never were in it.
+    encoder = Encoder(Deflate(takeover=True, min_bytes=10))
+    peer = Protocol(client=True, deflate=Deflate(inflate_takeover=True))
+    for payload in (INCOMPRESSIBLE[:1000], b"short", INCOMPRESSIBLE[:1000], b"", b"long enough"):
+        wire = encoder.encode(BINARY, payload)
+        assert (wire[0] == FIN | RSV1 | BINARY) is (len(payload) >= 10)
+        assert feed(peer, [wire]) == [(BINARY, payload)]
+    assert len(encoder.encode(BINARY, INCOMPRESSIBLE[:1000])) < 100
 
 
 def test_encoder_knows_no_message_to_begin_with():
@@ -886,7 +934,7 @@ def test_masking_encoder_never_sends_a_large_payload_as_it_is(deflate):
 
 
 def test_masking_encoder_compresses():
-    [(first, masked, payload)] = unframe(MaskingEncoder(Deflate()).encode(TEXT, b"Hello"))
+    [(first, masked, payload)] = unframe(MaskingEncoder(Deflate(takeover=True)).encode(TEXT, b"Hello"))
     assert (first, masked, payload) == (FIN | RSV1 | TEXT, True, bytes.fromhex("f2 48 cd c9 c9 07 00"))
 
 
