@@ -1,8 +1,11 @@
-"""The server under test: echoes text as text and binary as binary, on a plain and a TLS port of the system's choice.
+"""The server under test: echoes text as text and binary as binary, on ports of the system's choice.
 
-usage: echo_server.py CERT KEY    prints both URLs, and serves until it is terminated
+usage: echo_server.py CERT KEY    prints its URLs, and serves until it is terminated
+
+The ports are a plain one, one with TLS, and a plain one whose connections keep their compression contexts.
 """
 
+import dataclasses
 import sys
 
 import gevent
@@ -24,9 +27,12 @@ def main(cert, key):
     context = gowsev.MakeContext(Echo(), options)
     _, plain = context.ListenAndServe("127.0.0.1:0")
     _, tls = context.ListenAndServeTLS("127.0.0.1:0", cert, key)
+    keeping = gowsev.MakeContext(Echo(), dataclasses.replace(options, compression_takeover=True))
+    _, takeover = keeping.ListenAndServe("127.0.0.1:0")
     gevent.signal_handler(15, context.Shutdown)
-    print(f"ws://127.0.0.1:{plain}/ wss://127.0.0.1:{tls}/", flush=True)
-    context.EventLoop()
+    gevent.signal_handler(15, keeping.Shutdown)
+    print(f"ws://127.0.0.1:{plain}/ wss://127.0.0.1:{tls}/ ws://127.0.0.1:{takeover}/", flush=True)
+    gevent.joinall([gevent.spawn(context.EventLoop), gevent.spawn(keeping.EventLoop)])
 
 
 if __name__ == "__main__":

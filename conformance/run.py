@@ -1,6 +1,9 @@
 """Run the Autobahn test suite against gowsev: as server over plain TCP and TLS, and as client.
 
-usage: run.py [--quick] [server|tls|client ...]
+usage: run.py [--quick] [server|tls|client|server-takeover|client-takeover ...]
+
+All of it runs with compression on, and its sections on compression (12 and 13) once more, in the roles named
+`-takeover`, with contexts that are kept from one message to the next.
 
 The suite is installed from the package index into a virtual environment of its own on the first run (about 30 s).
 `--quick` leaves out sections 9, 12 and 13 (performance and compression), which take most of the time. Exits with 1 if
@@ -21,37 +24,42 @@ HERE = Path(__file__).parent
 #: Verdicts that the suite itself calls a matter of timing are reported as NON-STRICT, and don't count here.
 FAILING = "FAILED,UNCLEAN,UNIMPLEMENTED,WRONG CODE"
 
+_COMPRESSION = "12.*,13.*"
+#: Each role, and its cases.
+ROLES = {
+    "server": "*",
+    "tls": "*",
+    "client": "*",
+    "server-takeover": _COMPRESSION,
+    "client-takeover": _COMPRESSION,
+}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="leave out sections 9, 12 and 13")
-    parser.add_argument("what", nargs="*", help="server, tls, client; all three by default")
+    parser.add_argument("what", nargs="*", help=f"{', '.join(ROLES)}; all by default")
     arguments = parser.parse_args()
-    what = arguments.what or ["server", "tls", "client"]
-    if unknown := set(what) - {"server", "tls", "client"}:
-        parser.error(f"not one of server, tls, client: {', '.join(sorted(unknown))}")
+    what = arguments.what or list(ROLES)
+    if unknown := set(what) - set(ROLES):
+        parser.error(f"not one of {', '.join(ROLES)}: {', '.join(sorted(unknown))}")
     environ = {"AUTOBAHN_FAIL_ON": FAILING, **os.environ}
     if arguments.quick:
-        environ["AUTOBAHN_EXCLUDE"] = "9.*,12.*,13.*"
+        what = [role for role in what if ROLES[role] != _COMPRESSION]
+        environ["AUTOBAHN_EXCLUDE"] = f"9.*,{_COMPRESSION}"
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         server, urls = start_server(Path(folder))
         try:
-            for side in what:
-                if side == "client":
-                    command = [
-                        "bash",
-                        HERE / "autobahn_client.sh",
-                        "--",
-                        sys.executable,
-                        HERE / "echo_client.py",
-                        "{URL}",
-                    ]
+            for role in what:
+                if role.startswith("client"):
+                    client = [sys.executable, HERE / "echo_client.py", "{URL}", *role.split("-")[1:]]
+                    command = ["bash", HERE / "autobahn_client.sh", "-c", ROLES[role], "--", *client]
                 else:
-                    command = ["bash", HERE / "autobahn.sh", urls[side]]
-                print(f"== as {side}", flush=True)
+                    command = ["bash", HERE / "autobahn.sh", urls[role], ROLES[role]]
+                print(f"== as {role}", flush=True)
                 if subprocess.run(command, env=environ, check=False).returncode:
-                    failed.append(side)
+                    failed.append(role)
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(30)
@@ -65,8 +73,7 @@ def start_server(folder):
     cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(key)
     server = subprocess.Popen([sys.executable, HERE / "echo_server.py", cert, key], stdout=subprocess.PIPE, text=True)
-    plain, tls = server.stdout.readline().split()
-    return server, {"server": plain, "tls": tls}
+    return server, dict(zip(("server", "tls", "server-takeover"), server.stdout.readline().split(), strict=True))
 
 
 if __name__ == "__main__":

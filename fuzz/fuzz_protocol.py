@@ -13,6 +13,8 @@ peer sends. What must hold for every input:
    than one control frame, or the bytes of the last call where `more` says so.
 5. After the end (a close frame, a failure) nothing comes out any more.
 6. A close frame is sent at most once, and is the last thing sent.
+7. What came out, and the input itself, survives the way back: encoded for the peer, compressed in any way that can be
+   negotiated or not at all, and read by it.
 """
 
 import sys
@@ -22,7 +24,7 @@ import atheris
 with atheris.instrument_imports(include=["gowsev"]):
     from gowsev import frames
     from gowsev.deflate import Deflate
-    from gowsev.protocol import DONE, Protocol
+    from gowsev.protocol import DONE, Encoder, MaskingEncoder, Protocol
 
 LIMITS = (0, 1, 125, 1000)
 #: So many bytes are fed one at a time; the rest of a longer input follows at once, for speed.
@@ -66,6 +68,17 @@ def sent(protocol):
     return found
 
 
+def send_back(messages, client, takeover, bits, min_bytes):
+    """Encode messages for the peer, and check what it reads."""
+    deflate = Deflate(takeover=takeover, window_bits=bits, min_bytes=min_bytes)
+    encoder = MaskingEncoder(deflate) if client else Encoder(deflate)
+    wires = [encoder.encode(opcode, payload) for opcode, payload in messages]
+    longest = max(len(payload) for _, payload in messages)
+    deflate = Deflate(inflate_takeover=takeover, inflate_bits=bits)
+    peer = Protocol(client=not client, max_message_bytes=longest, deflate=deflate)
+    assert feed(peer, wires, longest) == messages, "what was sent is not what was read"
+
+
 def run(data):
     if len(data) < 3:
         return
@@ -75,11 +88,12 @@ def run(data):
     compressed = bool(choice & 8)
     closing = bool(choice & 16)
     takeover = bool(choice & 32)
+    bits = 9 if choice & 64 else 15
     cut = cut % (len(data) + 1)
     outcomes = []
     single = [data[i : i + 1] for i in range(min(len(data), _MOST_SINGLE))] + [data[_MOST_SINGLE:]]
     for parts in ([data], [data[:cut], data[cut:]], single):
-        deflate = Deflate(inflate_takeover=takeover) if compressed else None
+        deflate = Deflate(inflate_takeover=takeover, inflate_bits=bits) if compressed else None
         protocol = Protocol(client=client, max_message_bytes=limit, deflate=deflate)
         if closing:
             protocol.close(1001, "")
@@ -93,6 +107,8 @@ def run(data):
             failed = str(protocol.failure)
         outcomes.append((messages, found, failed, protocol.state, protocol.close_code, protocol.close_reason))
     assert outcomes[0] == outcomes[1] == outcomes[2], outcomes
+    if compressed:
+        send_back([*outcomes[0][0], (frames.BINARY, data)] * 2, client, takeover, bits, min_bytes=cut & 0x3F)
 
 
 def main():

@@ -81,11 +81,15 @@ def census(context):
 
 
 def serve(cert, key):
-    """Serve; for each line on standard input print a census, and at its end what went wrong."""
+    """Serve; for each line on standard input print a census, and at its end what went wrong.
+
+    Compression keeps its contexts where there is TLS, so that either way has its run.
+    """
     handler = Echo()
     options = gowsev.Options(
         max_message_bytes=10_000, handshake_timeout=0.8, ping_interval=0.4, ping_timeout=0.4, close_timeout=0.4,
         inbox_messages=16, inbox_bytes=20_000, outbox_bytes=50_000, compression="deflate",
+        compression_min_bytes=16, compression_takeover=bool(cert),
     )  # fmt: skip
     context = gowsev.MakeContext(handler, options)
     if cert:
