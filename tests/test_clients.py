@@ -39,10 +39,12 @@ class EchoBoth(Recorder):
             context.WriteText(id, text)
 
 
-@pytest.fixture(params=["plain", "TLS", "compressed"])
+@pytest.fixture(params=["plain", "TLS", "compressed", "compressed, contexts kept"])
 def server(request, serve, certificate):
-    compression = "deflate" if request.param == "compressed" else None
-    return serve(EchoBoth(), certificate=certificate if request.param == "TLS" else None, compression=compression)
+    compression = "deflate" if request.param.startswith("compressed") else None
+    kept = request.param.endswith("kept")
+    certificate = certificate if request.param == "TLS" else None
+    return serve(EchoBoth(), certificate=certificate, compression=compression, compression_takeover=kept)
 
 
 @pytest.fixture

@@ -26,6 +26,12 @@ from gowsev.options import Options
 DEFLATE = Options(compression="deflate")
 
 
+@pytest.fixture(params=["zlib", "isal"])
+def library(request, monkeypatch):
+    """Both libraries that compress long messages, in turn."""
+    monkeypatch.setattr(deflate, "fast", zlib if request.param == "zlib" else pytest.importorskip("isal.isal_zlib"))
+
+
 def inflate(codec, pieces, limit=None):
     """Read one message that comes in pieces."""
     inflated = b""
@@ -221,7 +227,8 @@ def test_what_a_kept_context_holds_is_sent_even_if_longer():
 
 @pytest.mark.parametrize("bits", [9, 12, 15])
 @pytest.mark.parametrize("size", [1, 249, 250, 251, 500, 5000, 32505, 32506, 32507, 100_000])
-def test_a_window_that_fits_the_message_finds_what_the_largest_finds(size, bits):
+def test_a_window_that_fits_the_message_finds_what_the_largest_finds(size, bits, monkeypatch):
+    monkeypatch.setattr(deflate, "fast", zlib)
     # Its end repeats its beginning, with nothing between that repeats.
     letters = base64.b64encode(random.Random(size).randbytes(size))
     payload = letters[: size - size // 5] + letters[: size // 5]
@@ -232,7 +239,8 @@ def test_a_window_that_fits_the_message_finds_what_the_largest_finds(size, bits)
     assert len(compressed) + 4 < len(longest) * 1.02 + 10  # shorter blocks have more headers
 
 
-def test_a_short_message_needs_a_small_compressor():
+def test_a_short_message_needs_a_small_compressor(monkeypatch):
+    monkeypatch.setattr(deflate, "fast", zlib)
     payload = b"hello" * 20
     assert most_held(lambda: Deflate().compress(payload)) < 60_000
     assert most_held(lambda: Deflate().compress(bytes(100_000))) > 200_000
@@ -255,18 +263,34 @@ def test_a_codec_holds_nothing_before_its_first_message_and_without_takeover_not
         assert least <= held < most
 
 
+#: Repeats at every distance up to 40,000, and what does not repeat.
+JUMBLE = b"".join(
+    base64.b64encode(random.Random(5).randbytes(30000))[start : start + size]
+    for start, size in zip(range(0, 39000, 13), random.Random(6).choices(range(3, 60), k=3000), strict=True)
+)
+
+
 # -- round trips -------------------------------------------------------------------------------------------------
 
 
 @PROPERTY
 @given(
-    st.lists(st.binary(max_size=300) | st.sampled_from([b"", b"hello" * 500, bytes(40000)]), max_size=5),
+    st.lists(st.binary(max_size=300) | st.sampled_from([b"", b"hello" * 500, bytes(40000), JUMBLE]), max_size=5),
     st.booleans(),
     st.integers(9, 15),
     st.lists(st.integers(0, 400), max_size=5),
     st.integers(0, 300),
+    st.sampled_from([zlib, deflate.fast]),
 )
-def test_messages_survive_however_they_are_cut(payloads, takeover, bits, places, min_bytes):
+def test_messages_survive_however_they_are_cut(payloads, takeover, bits, places, min_bytes, library):
+    before, deflate.fast = deflate.fast, library
+    try:
+        messages_survive(payloads, takeover, bits, places, min_bytes)
+    finally:
+        deflate.fast = before
+
+
+def messages_survive(payloads, takeover, bits, places, min_bytes):
     sender = Deflate(takeover=takeover, window_bits=bits, min_bytes=min_bytes)
     receiver = Deflate(inflate_takeover=takeover, inflate_bits=bits)
     for payload in payloads:
@@ -368,6 +392,7 @@ def inflate_bits(extensions):
 @pytest.mark.parametrize(
     ("offer", "response", "bits"), [row[2:] for row in OFFERS], ids=[f"{row[1]} {row[0]}" for row in OFFERS]
 )
+@pytest.mark.usefixtures("library")
 def test_server_answers_an_offer(offer, response, bits):
     answered, extensions = answer(offer)
     assert answered == response

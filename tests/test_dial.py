@@ -1,6 +1,7 @@
 """`dial`: a client connection by itself, in a synchronous style, against gowsev, another library and plain sockets."""
 
 import contextlib
+import random
 import re
 import socket
 import ssl
@@ -207,20 +208,41 @@ def test_a_large_message_goes_and_comes(echo_url):
         assert conn.ReadMessage() == (gowsev.BinaryMessage, data)
 
 
-def test_messages_are_compressed_where_both_agree(echo_url, library):
+@pytest.mark.parametrize("takeover", [False, True])
+def test_messages_are_compressed_where_both_agree(library, takeover):
     asked = []
 
     def note(connection):
         asked.append(connection.request.headers["Sec-WebSocket-Extensions"])
         echo_in_thread(connection)
 
-    with gowsev.Dial(library(note), options=gowsev.Options(compression="deflate")) as conn:
+    options = gowsev.Options(compression="deflate", compression_takeover=takeover)
+    with gowsev.Dial(library(note), options=options) as conn:
         for data in (b"x" * 100_000, b"x" * 100_000, b""):
             conn.WriteMessage(gowsev.BinaryMessage, data)
             assert conn.ReadMessage() == (gowsev.BinaryMessage, data)
         assert conn.bytes_sent < 1000
         assert conn.bytes_received < 1000
+        # It repeats no further within itself than it does from one to the next.
+        data = random.Random(7).randbytes(2000)
+        for _ in range(2):
+            before = conn.bytes_sent, conn.bytes_received
+            conn.WriteMessage(gowsev.BinaryMessage, data)
+            assert conn.ReadMessage() == (gowsev.BinaryMessage, data)
+        sent, received = conn.bytes_sent - before[0], conn.bytes_received - before[1]
+        assert [sent < 100, received < 100] == [takeover, takeover]
     assert asked[0].startswith("permessage-deflate")
+
+
+def test_short_messages_are_sent_as_they_are(serve):
+    server = serve(EchoBoth(), compression="deflate")
+    with gowsev.Dial(server.url, options=gowsev.Options(compression="deflate", compression_min_bytes=100)) as conn:
+        for size, sent in ((99, 99 + 6), (100, 20)):
+            before = conn.bytes_sent
+            conn.WriteMessage(gowsev.BinaryMessage, bytes(size))
+            assert conn.ReadMessage() == (gowsev.BinaryMessage, bytes(size))
+            assert (conn.bytes_sent - before == sent) is (size < 100)
+            assert conn.bytes_sent - before <= sent
 
 
 @pytest.mark.parametrize("made_by", [gevent.ssl.SSLContext, ssl.SSLContext], ids=["gevent", "standard library"])
