@@ -61,6 +61,8 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         application = host.options.http_app or upgrade_required
         # A pool, so that `stop` knows the greenlets that are still at a request.
         super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ, spawn=Pool())
+        # Not gevent's, patched or not.
+        self._plain_socket = monkey.get_original("socket", "socket")
         self._exhausted = False
         self.arrivals: set[_Arrival] = set()
 
@@ -88,7 +90,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             descriptor, address = self.socket._accept()
         except BlockingIOError:  # nobody waits any more
             return None
-        sock = _plain_socket(self.socket.family, self.socket.type, self.socket.proto, descriptor)
+        sock = self._plain_socket(self.socket.family, self.socket.type, self.socket.proto, descriptor)
         sock.setblocking(False)
         if self._exhausted:
             self._exhausted = False
@@ -247,8 +249,3 @@ class _Arrival:
                 watcher.stop()
                 watcher.close()
         self._listener.arrivals.discard(self)
-
-
-def _plain_socket(*args: Any) -> Any:
-    """Make a socket that is not gevent's, patched or not."""
-    return monkey.get_original("socket", "socket")(*args)
