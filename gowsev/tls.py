@@ -45,7 +45,8 @@ class TLSSocket:
             self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
         )
         self._encrypted = 0  # bytes of data whose ciphertext has not left completely: what a refused `send` was given
-        self._unsent = memoryview(b"")
+        self._unsent: bytes | memoryview = b""
+        self._left = False  # OpenSSL may hold data for which there was no room
         self._fruitless = 0
         self._ended = False
 
@@ -60,6 +61,7 @@ class TLSSocket:
         while True:
             try:
                 self._tls.do_handshake()
+                self._left = True  # the peer's first data may have come with its last words of the handshake
                 self._flush()
                 return
             except ssl.SSLWantReadError:  # the ordinary course of a handshake: it is the peer's turn
@@ -95,8 +97,10 @@ class TLSSocket:
             OSError: the connection broke, or the peer abuses it.
         """
         with memoryview(buffer) as view:
-            while not (received := self._decrypt(view)) and not self._ended:
+            received = self._decrypt(view) if self._left else 0
+            while not received and not self._ended:
                 self._ended = not self._fill()
+                received = self._decrypt(view)
         return received
 
     def _fill(self) -> int:
@@ -108,16 +112,18 @@ class TLSSocket:
 
     def _decrypt(self, view: memoryview) -> int:
         """Decrypt what OpenSSL was given, into `view`; return how much it is."""
-        received = 0
+        received, room = 0, len(view)
         try:
-            while received < len(view) and (self._incoming.pending or self._tls.pending()):
-                size = int(self._tls.read(len(view) - received, view[received:]))
-                received += size
+            while room and (self._left or self._incoming.pending):
+                size = int(self._tls.read(room, view[received:]))
                 if not size:  # the peer's close_notify: the end of the stream
                     self._ended = True
                     break
+                received += size
+                room -= size
+                self._left = not room
         except ssl.SSLWantReadError:
-            pass  # the rest of a record is still to come
+            self._left = False  # the rest of a record is still to come
         finally:
             if self._outgoing.pending:
                 self._send_answers()
@@ -153,13 +159,14 @@ class TLSSocket:
     def _flush(self) -> None:
         """Send the ciphertext that has been made."""
         while self._unsent or self._outgoing.pending:
-            if not self._unsent:
-                self._unsent = memoryview(self._outgoing.read())
-            self._unsent = self._unsent[self.sock.send(self._unsent) :]
+            data = self._unsent or self._outgoing.read()
+            self._unsent = data  # what `send` raises must not lose it
+            sent = self.sock.send(data)
+            self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
 
     def pending(self) -> bool:
         """Whether `recv_into` has something to return though the socket has nothing to read."""
-        return self._ended or bool(self._incoming.pending or self._tls.pending())
+        return self._ended or self._left
 
     def unwrap(self) -> None:
         """Send TLS's own farewell; the peer's is not waited for."""

@@ -165,6 +165,25 @@ def connected(pair, certificate, client_tls):
     client.close()
 
 
+class InMemory:
+    """A client whose bytes the test sends by itself."""
+
+    def __init__(self, client_tls):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = client_tls.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+
+    def shake_hands(self, sock):
+        """Return the last bytes of the handshake, which are still to be sent."""
+        with pytest.raises(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        sock.sendall(self.outgoing.read())
+        while not self.outgoing.pending:
+            self.incoming.write(sock.recv(1 << 16))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.do_handshake()
+        return self.outgoing.read()
+
+
 def fill(sock, data):
     """Send `data` again and again until the kernel takes no more; return how many bytes that were."""
     sent = 0
@@ -251,29 +270,32 @@ def _waiting(sock):
 def test_a_record_in_pieces(pair, certificate, client_tls):
     """Nothing is returned, and nothing lost, while a record is incomplete."""
     ours, theirs = pair
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = client_tls.wrap_bio(incoming, outgoing, server_hostname="localhost")
-
-    def by_hand():
-        with pytest.raises(ssl.SSLWantReadError):
-            client.do_handshake()
-        theirs.sendall(outgoing.read())
-        while outgoing.pending == 0:
-            incoming.write(theirs.recv(1 << 16))
-            with contextlib.suppress(ssl.SSLWantReadError):
-                client.do_handshake()
-        theirs.sendall(outgoing.read())
-
-    ours, _ = shake_hands(ours, certificate, by_hand)
+    client = InMemory(client_tls)
+    ours, _ = shake_hands(ours, certificate, lambda: theirs.sendall(client.shake_hands(theirs)))
     take_over(ours)
-    client.write(b"in pieces")
-    *first, last = outgoing.read()
+    client.tls.write(b"in pieces")
+    *first, last = client.outgoing.read()
     for byte in first:
         theirs.sendall(bytes([byte]))
         assert read_all(ours, bytearray(100)) == b""
     theirs.sendall(bytes([last]))
     assert read_all(ours, bytearray(100)) == b"in pieces"
     ours.close()
+
+
+def test_data_that_comes_with_the_end_of_the_handshake(pair, certificate, client_tls):
+    ours, theirs = pair
+    client = InMemory(client_tls)
+
+    def at_once():
+        last = client.shake_hands(theirs)
+        client.tls.write(b"at once")
+        theirs.sendall(last + client.outgoing.read())
+
+    ours, _ = shake_hands(ours, certificate, at_once)
+    assert ours.pending()
+    assert ours.recv(100) == b"at once"
+    assert not ours.pending()
 
 
 def test_a_refused_send_goes_on_where_it_was(connected):
