@@ -221,6 +221,11 @@ class _Arrival:
             return
         except OSError:
             done = False  # broken already, as pywsgi will find out and say
+        except BaseException:
+            # No fault of the client's. It goes to the hub, which shows it; but what the client has said must not bring
+            # it about again and again.
+            self.close()
+            raise
         self._stop()
         if not done:
             listener.serve(self._sock, self._address, self._accepted)

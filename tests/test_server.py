@@ -901,6 +901,27 @@ def test_a_socket_that_only_seems_to_be_readable_is_waited_for_again(serve):
     assert client.read_head().startswith(b"HTTP/1.1 101 ")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_mistake_of_ours_costs_its_client_only(serve, late, monkeypatch, capfd):
+    server = serve()
+    (listener,) = server.context._listeners
+    client = server.client(handshake=False)
+    if late:
+        wait_until(lambda: listener.arrivals)
+
+    def mistaken(_request, _options):
+        raise LookupError("a mistake")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gowsev.server.negotiate", mistaken)
+        client.send(upgrade())
+        with contextlib.suppress(ConnectionError):
+            assert client.read_to_end() == b""
+    assert capfd.readouterr().err.count("LookupError: a mistake") == 1
+    assert not listener.pending
+    wait_until(lambda: echoes(server.client()))
+
+
 def test_a_shutdown_lets_go_of_clients_that_have_said_nothing(serve):
     server = serve()
     (listener,) = server.context._listeners
