@@ -213,13 +213,13 @@ def Dial(
     try:
         with limit:
             sock = gevent.socket.create_connection((uri.host, uri.port))
-            request = _describe(sock, uri)
             if uri.secure:
                 step = "in the TLS handshake"
                 sock = TLSSocket(sock, ssl_context or ssl.create_default_context(), uri.host)
                 sock.do_handshake()
             step = "in the opening handshake"
-            leftover = _shake_hands(sock, client, pairs, request)
+            headers, leftover = _shake_hands(sock, client, pairs)
+            request = _describe(sock, uri, headers)
     except gevent.Timeout as expired:
         _close(sock)
         if expired is not limit:
@@ -267,20 +267,19 @@ def _checked(name: str, value: Any, kind: type) -> Any:
     return value
 
 
-def _describe(sock: Any, uri: WebSocketURI) -> Request:
-    """Describe the connection to come; the response's headers are added when they are there."""
+def _describe(sock: Any, uri: WebSocketURI, headers: Headers) -> Request:
     return Request(
         path=uri.path or "/",
         query=uri.query,
-        headers=Headers(),
+        headers=headers,
         peer=sock.getpeername()[:2],
         local=sock.getsockname()[:2],
         tls=uri.secure,
     )
 
 
-def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]], request: Request) -> bytes:
-    """Send the handshake, check the answer and note its headers in `request`; return what came behind it.
+def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]]) -> tuple[Headers, bytes]:
+    """Send the handshake and check the answer; return the answer's headers, and what came behind it.
 
     Raises:
         _Refused: the answer is no, or none.
@@ -309,9 +308,8 @@ def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, s
     client.receive_data(head + b"\r\n\r\n")
     if client.handshake_exc is not None:
         raise _Refused(str(client.handshake_exc)) from client.handshake_exc
-    for event in client.events_received():
-        request.headers.update(cast("Response", event).headers)
-    return leftover
+    (response,) = client.events_received()
+    return cast("Response", response).headers, leftover
 
 
 def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:

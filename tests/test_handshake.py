@@ -428,8 +428,23 @@ def test_bad_reject(arguments, error, text):
 def test_request_cannot_be_changed():
     asked = Request("/a", "b=c", Headers({"X": "y"}), ("127.0.0.1", 5), ("127.0.0.1", 9000), False)
     assert asked.headers["x"] == "y"
+    assert repr(asked) == "<Request '/a' peer=('127.0.0.1', 5)>"
     with pytest.raises(AttributeError):
         asked.path = "/b"
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [],
+        [("X", "")],
+        [("X", "a: b"), ("x", "second"), ("Y", ": colon"), ("Z", "\u00e9\xff\t.")],
+        [("Sec-WebSocket-Protocol", "a, b"), ("Cookie", 'a="b c"; d=e')],
+    ],
+)
+def test_the_headers_of_a_request_are_those_that_it_had(pairs):
+    asked = Request("/", "", Headers(pairs), ("", 0), ("", 0), False)
+    assert list(asked.headers.raw_items()) == pairs
 
 
 # -- requests in which nothing is out of the ordinary ------------------------------------------------------------
