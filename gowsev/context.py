@@ -367,7 +367,9 @@ class Context:
             while not self._finished:
                 try:
                     event = take()
-                except Empty:  # the hub has its turn, and reads what has arrived
+                except Empty:
+                    # Nothing more can be gathered; then the hub has its turn, and reads what has arrived.
+                    self._batch.flush()
                     event = get(self._timeout)
                 handle(event)
                 events += 1
