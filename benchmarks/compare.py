@@ -10,7 +10,6 @@ of single rounds stands beside.
 import argparse
 import contextlib
 import os
-import resource
 import statistics
 import subprocess
 import sys

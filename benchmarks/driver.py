@@ -96,11 +96,6 @@ class Connection:
         rest, self.unsent = memoryview(self.unsent), b""
         return self.send(rest)
 
-    def abort(self):
-        """Close with a reset, which leaves no port waiting."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self.sock.close()
-
 
 def read_head(sock):
     head = b""
@@ -113,13 +108,27 @@ def read_head(sock):
 
 
 class Client:
-    """Opens connections as the arguments say."""
+    """Opens connections as the arguments say, and aborts at the end what is left of them."""
 
     def __init__(self, arguments):
         self.address = ("127.0.0.1", arguments.port)
         self.request = wire.request(arguments.port, arguments.deflate)
         self.deflate = arguments.deflate
         self.tls = ssl.create_default_context(cafile=arguments.tls) if arguments.tls else None
+        self.socks = set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for sock in list(self.socks):
+            self.abort(sock)
+
+    def abort(self, sock):
+        """Close with a reset, which leaves no port waiting."""
+        self.socks.discard(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.close()
 
     def connect(self):
         """Return a socket on which the request is sent."""
@@ -127,6 +136,7 @@ class Client:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.tls is not None:
             sock = self.tls.wrap_socket(sock, server_hostname="localhost")
+        self.socks.add(sock)
         sock.sendall(self.request)
         return sock
 
@@ -135,9 +145,7 @@ class Client:
         opened = []
         for first in range(0, number, AT_ONCE):
             socks = [self.connect() for _ in range(min(AT_ONCE, number - first))]
-            opened += [
-                Connection(sock, replies, (first + i) * step, self.deflate) for i, sock in enumerate(socks)
-            ]
+            opened += [Connection(sock, replies, (first + i) * step, self.deflate) for i, sock in enumerate(socks)]
         return opened
 
     def requests(self, messages):
@@ -178,12 +186,12 @@ class Load:
         """How many replies, or deliveries, have not come."""
         raise NotImplementedError
 
-    def pump(self, seconds, wait=STALL):
+    def pump(self, seconds):
         """Let the load run for that long, and then to the end of the next batch, which matters for the longest."""
         deadline = time.perf_counter() + seconds
         while True:
             batches = len(self.times)
-            self.turn(wait)
+            self.turn(STALL)
             if len(self.times) > batches and time.perf_counter() >= deadline:
                 return
 
@@ -211,8 +219,6 @@ class Load:
         self.turn(0.05)
         if self.missing():
             raise WireError(f"{-self.missing()} replies too much")
-        for connection in self.connections.values():
-            connection.abort()
 
 
 class Echo(Load):
@@ -373,8 +379,8 @@ def memory(client, server, arguments):
     load = Echo(client, argparse.Namespace(**{**vars(arguments), "connections": 50, "depth": 1}))
     before = server.memory()
     load.sending = False
-    for connection in client.open(arguments.connections, replies, 1):
-        connection.next = len(load.connections) % len(load.batches)
+    for i, connection in enumerate(client.open(arguments.connections, replies, 1)):
+        connection.next = i % len(load.batches)
         load.add(connection)
     if arguments.deflate:
         load.start()
@@ -400,8 +406,7 @@ def churn(client, server, arguments):
                 reply += data
             if reply[:1] != bytes((wire.CLOSE,)) or len(reply) != 2 + reply[1]:
                 raise WireError(f"not one close frame in answer to one, but {reply!r}")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            sock.close()
+            client.abort(sock)
         return len(socks)
 
     end = time.perf_counter() + arguments.seconds * WARM_UP
@@ -417,7 +422,7 @@ def churn(client, server, arguments):
 KINDS = {"echo": echo, "fanout": fanout, "memory": memory, "churn": churn}
 
 
-def parse(words=None):
+def parse(words):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--port", type=int, required=True, help="of the server, on 127.0.0.1")
@@ -432,12 +437,24 @@ def parse(words=None):
     return parser.parse_args(words)
 
 
+def run(words):
+    """Do what these arguments say; return the figures.
+
+    Raises:
+        WireError: the server did not do what it should.
+        OSError: a connection, or the process, is not there.
+    """
+    arguments = parse(words)
+    server = Server(arguments.pid)
+    with Client(arguments) as client:
+        return KINDS[arguments.kind](client, server, arguments)
+
+
 def main():
-    arguments = parse()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        figures = KINDS[arguments.kind](Client(arguments), Server(arguments.pid), arguments)
+        figures = run(sys.argv[1:])
     except (WireError, OSError) as error:
         figures = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(figures))

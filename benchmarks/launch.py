@@ -87,7 +87,7 @@ def build_gorilla():
     packages = Path("/usr/share/gocode")  # where Debian's golang-github-gorilla-websocket-dev puts it
     if not (packages / "src/github.com/gorilla/websocket").is_dir():
         raise Unavailable("there is no github.com/gorilla/websocket (golang-github-gorilla-websocket-dev) here")
-    environ = {**os.environ, "GO111MODULE": "off", "GOPATH": str(packages)}
+    environ = {**os.environ, "GO111MODULE": "off", "GOPATH": str(packages), "GOCACHE": str(BUILD / "go")}
     run(["go", "build", "-o", str(BUILD / "gorilla"), str(SERVERS / "gorilla_server.go")], env=environ)
 
 

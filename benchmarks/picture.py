@@ -6,7 +6,7 @@ from report import MINE, figure, median
 from scenarios import SCENARIOS
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 PANELS = (
     "echo",
@@ -24,6 +24,7 @@ PANELS = (
 )
 #: A bar is cut off at so many times the shortest one; its figure stands beside it.
 CUT = 8
+UNITS = {"us": "µs of processor time", "kb": "KB of memory", "p50_us": "µs", "p99_us": "µs"}
 COLOURS = {MINE: "#0b6e4f", "floor": "#cfd8dc"}
 OTHER = "#90a4ae"
 
@@ -37,15 +38,17 @@ def panel(axes, results, name):
     for row, peer in enumerate(order):
         value, colour = values[peer], COLOURS.get(peer, OTHER)
         cut = value > limit
-        axes.barh(row, min(value, limit), color=colour, height=0.72, hatch="//" if cut else None, edgecolor="white", lw=0)
+        axes.barh(
+            row, min(value, limit), color=colour, height=0.72, hatch="//" if cut else None, edgecolor="white", lw=0
+        )
         weight = "bold" if peer == MINE else "normal"
         text = f" {figure(value)}" + (" →" if cut else "")
         axes.text(min(value, limit), row, text, va="center", fontsize=8, weight=weight)
         axes.text(-0.02 * limit, row, PEERS[peer].title, va="center", ha="right", fontsize=8, weight=weight)
     scenario = SCENARIOS[name]
-    axes.set_title(f"{scenario.title}\n{scenario.unit}", fontsize=9, loc="left")
+    axes.set_title(f"{scenario.title}\n{UNITS[scenario.figure]}", fontsize=9, loc="left")
     axes.set_xlim(0, limit * 1.22)
-    axes.invert_yaxis()
+    axes.set_ylim(len(PEERS) - 0.5, -0.5)
     axes.set_axis_off()
 
 
@@ -55,8 +58,6 @@ def draw(results, path):
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     plt.rcParams["svg.hashsalt"] = "gowsev"  # the same figures make the same file
-    plt.rcParams["svg.fonttype"] = "none"
-    plt.rcParams["font.family"] = "DejaVu Sans, Verdana, Helvetica, Arial, sans-serif".split(", ")
     figure_, grid = plt.subplots(rows, columns, figsize=(4.6 * columns, 2.35 * rows + 0.6), squeeze=False)
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()

@@ -123,7 +123,9 @@ def of_growth(results):
     growth = [g for g in GROWTH if median(results, g[0], MINE) and median(results, g[1], MINE)]
     rows = []
     for peer in PEERS:
-        pairs = [(median(results, large, peer), median(results, small, peer), times) for large, small, times, _ in growth]
+        pairs = [
+            (median(results, large, peer), median(results, small, peer), times) for large, small, times, _ in growth
+        ]
         if any(large and small for large, small, _ in pairs):
             rows.append((peer, [figure(a / b / times if a and b else None) for a, b, times in pairs]))
     return table([what for *_, what in growth], rows) if growth else ""
@@ -135,9 +137,10 @@ def title_of(name):
 
 def about(results):
     """Say when and where it was measured."""
+    rounds = f"medians of {results['rounds']} alternating rounds" if results["rounds"] > 1 else "a single round"
     return (
-        f"Measured on {results['date']}: {results['machine']}; {results['pinning']}; medians of {results['rounds']} "
-        f"alternating rounds of {results['seconds']:g} s. {', '.join(results['versions'])}."
+        f"Measured on {results['date']}: {results['machine']}; {results['pinning']}; {rounds} of "
+        f"{results['seconds']:g} s each. {', '.join(results['versions'])}."
     )
 
 
@@ -220,7 +223,9 @@ def versions(peers):
 
 
 def _output(*command):
-    return subprocess.run([shutil.which(command[0]), *command[1:]], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [shutil.which(command[0]), *command[1:]], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def make_results(arguments, peers):

@@ -44,7 +44,7 @@ def parse(words=None):
     return arguments
 
 
-def choose(arguments, skipped):
+def choose(arguments):
     """Return the scenarios that can run here; say which cannot, and why."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     chosen = []
@@ -114,7 +114,7 @@ def main(words=None):
         peers, skipped = gather(arguments)
         results = report.make_results(arguments, peers)
         results["skipped"] = skipped
-        measure_all(plan(choose(arguments, skipped), peers, arguments.rounds), arguments.seconds, results)
+        measure_all(plan(choose(arguments), peers, arguments.rounds), arguments.seconds, results)
     write(results, arguments)
     print(report.full(results))
     return bool(results["errors"])

@@ -49,9 +49,7 @@ SCENARIOS = {
         files=4_200,
     ),
     "latency": Scenario("latency of a lone message, p50", "echo --connections 1", "p50_us"),
-    "latency_loaded": Scenario(
-        "latency at 10,000 messages/s, p99", "echo --connections 100 --rate 10000", "p99_us"
-    ),
+    "latency_loaded": Scenario("latency at 10,000 messages/s, p99", "echo --connections 100 --rate 10000", "p99_us"),
     "echo_10k": Scenario("echo, 10,000 connections, 1 in flight", "echo --connections 10000", **MANY),
     "fanout_10k": Scenario("fan-out to 10,000, 1 publish in flight", "fanout --connections 10000", **MANY),
     "echo_1m": Scenario("echo of 1 MiB", "echo --connections 1 --size 1048576"),

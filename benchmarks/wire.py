@@ -44,7 +44,9 @@ def check_response(head, deflate=False):
     Raises:
         WireError: it is not the upgrade that was asked for.
     """
-    if not head.startswith(b"HTTP/1.1 101 ") or not re.search(rb"(?i:\nSec-WebSocket-Accept:) *%b\r" % re.escape(ACCEPT), head):
+    if not head.startswith(b"HTTP/1.1 101 ") or not re.search(
+        rb"(?i:\nSec-WebSocket-Accept:) *%b\r" % re.escape(ACCEPT), head
+    ):
         raise WireError(f"no upgrade: {head[:200]!r}")
     extensions = b" ".join(re.findall(rb"\nSec-WebSocket-Extensions:([^\r]*)", head, re.I))
     if deflate != (b"permessage-deflate" in extensions):
@@ -91,7 +93,9 @@ def documents(number, size):
         while len(text := json.dumps({"sequence": i, "prices": rows})) < size:
             symbol = "".join(made_up.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=4))
             price = round(made_up.uniform(1, 1000), 2)
-            rows.append({"symbol": symbol, "bid": price, "ask": round(price * 1.01, 2), "time": made_up.getrandbits(32)})
+            rows.append(
+                {"symbol": symbol, "bid": price, "ask": round(price * 1.01, 2), "time": made_up.getrandbits(32)}
+            )
         made.append(text.encode())
     return made
 

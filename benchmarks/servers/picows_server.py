@@ -16,8 +16,6 @@ class Echo(WSListener):
             transport.disconnect()
         elif frame.msg_type is WSMsgType.BINARY:
             self.on_message(transport, frame)
-        elif frame.msg_type is WSMsgType.PING:
-            transport.send_pong(frame.get_payload_as_bytes())
 
     def on_message(self, transport, frame):
         transport.send(WSMsgType.BINARY, frame.get_payload_as_memoryview())
@@ -41,7 +39,9 @@ class Relay(Echo):
 async def main():
     arguments = parse()
     listener = Echo if arguments.mode == "echo" else Relay
-    pings = {"enable_auto_ping": True, "auto_ping_idle_timeout": arguments.ping} if arguments.ping else {}
+    pings = (
+        {"auto_ping_idle_timeout": arguments.ping, "auto_ping_reply_timeout": arguments.ping} if arguments.ping else {}
+    )
     server = await ws_create_server(
         lambda request: listener(),
         "127.0.0.1",
@@ -49,6 +49,7 @@ async def main():
         ssl=tls_context(arguments),
         max_frame_size=MOST_BYTES,
         backlog=1024,
+        enable_auto_ping=True,
         **pings,
     )
     await server.serve_forever()

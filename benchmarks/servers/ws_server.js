@@ -15,7 +15,7 @@ server.on("connection", (ws) => {
       ws.send(message, { binary: isBinary });
       return;
     }
-    const text = message.latin1Slice(0, 80);
+    const text = message.toString("latin1", 0, 80);
     const [command, channel] = text.split(":", 2);
     if (!subscribers.has(channel)) subscribers.set(channel, new Set());
     ws.send(Buffer.from("OK"));

@@ -1,0 +1,421 @@
+"""The comparison with the peers: medians, tables and documents, and a driver that notices whatever a server gets wrong.
+
+Nothing here asserts how fast anything is.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import compare
+import driver
+import launch
+import pytest
+import report
+import run as command
+import wire
+from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
+from scenarios import GROWTH, SCENARIOS, Scenario
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# -- the driver's side of the wire -------------------------------------------------------------------------------------
+
+MESSAGES = wire.messages(4, 30)
+
+
+def stream_of(*pieces):
+    """A server's bytes: an index stands for a message, bytes for themselves."""
+    frames = [wire.frame(MESSAGES[piece], masked=False) if isinstance(piece, int) else piece for piece in pieces]
+    return b"".join(frames)
+
+
+PING = wire.frame(b"there?", wire.PING, masked=False)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 31, 32, 33, 1000])
+def test_replies_are_counted_however_they_are_cut(step):
+    pongs = []
+    reader = wire.Replies(MESSAGES).reader(1, pongs.append, True)
+    stream = stream_of(1, 2, PING, 3, 0, 1, PING, PING, 2, 3)
+    taken = [reader.take(memoryview(stream)[i : i + step]) for i in range(0, len(stream), step)]
+    assert sum(taken) == 7
+    assert pongs == [b"there?"] * 3
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 31, 1000])
+@pytest.mark.parametrize("alone", [True, False])
+def test_compressed_replies_are_counted_however_they_are_cut(step, alone):
+    pongs = []
+    reader = wire.CompressedReplies(MESSAGES).reader(0, pongs.append, alone)
+    context = zlib.compressobj(wbits=-15)
+    stream = PING
+    for message in MESSAGES * 2:
+        whole = context.compress(message) + context.flush(zlib.Z_SYNC_FLUSH)
+        payload = wire.compress(message) if alone else whole[:-4]
+        stream += wire.frame(payload, wire.BINARY | wire.COMPRESSED, masked=False)
+    stream += stream_of(0)  # one that is not compressed is allowed
+    taken = [reader.take(memoryview(stream)[i : i + step]) for i in range(0, len(stream), step)]
+    assert sum(taken) == 9
+    assert pongs == [b"there?"]
+
+
+@pytest.mark.parametrize("replies", [wire.Replies, wire.CompressedReplies])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param((0, 2), id="one is lost"),
+        pytest.param((1, 0), id="out of order"),
+        pytest.param((0, 0), id="doubled"),
+        pytest.param((stream_of(0)[:-1] + b"?",), id="changed"),
+        pytest.param((wire.frame(MESSAGES[0] + b"?", masked=False),), id="too long"),
+        pytest.param((wire.frame(MESSAGES[0], 0x81, masked=False),), id="text"),
+        pytest.param((wire.frame(b"", wire.CLOSE, masked=False),), id="a close"),
+    ],
+)
+def test_wrong_reply_is_an_error(replies, pieces):
+    reader = replies(MESSAGES).reader(0, None, True)
+    with pytest.raises(wire.WireError):
+        reader.take(stream_of(*pieces))
+
+
+@pytest.mark.parametrize(
+    ("head", "deflate"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", False),
+        (b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: wrong\r\n\r\n", False),
+        (b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: %b\r\n\r\n" % wire.ACCEPT, True),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: %b\r\n"
+            b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=9\r\n\r\n" % wire.ACCEPT,
+            True,
+        ),
+    ],
+)
+def test_response_that_is_not_the_one_wanted_is_an_error(head, deflate):
+    with pytest.raises(wire.WireError):
+        wire.check_response(head, deflate)
+
+
+# -- the driver against servers that err -------------------------------------------------------------------------------
+
+
+def drive(server, *words):
+    """Run the driver in a thread of this process."""
+    return in_thread(driver.run, [*words, "--port", str(server.port), "--pid", str(os.getpid()), "--seconds", "0.05"])
+
+
+def sometimes(fault):
+    """A handler that echoes, but for every tenth message of a connection, with which it does as `fault` says."""
+    seen = {}
+
+    def answer(context, id, message):
+        seen[id] = seen.get(id, 0) + 1
+        if seen[id] % 10 == 0:
+            fault(context, id, message)
+        else:
+            context.Write(id, message)
+
+    return Recorder(answer)
+
+
+def changed(context, id, message):
+    context.Write(id, message[:-1] + b"?")
+
+
+def cut(context, id, message):
+    context.Write(id, message[:-1])
+
+
+def doubled(context, id, message):
+    context.Write(id, message)
+    context.Write(id, message)
+
+
+def as_text(context, id, message):
+    context.WriteText(id, message.decode())
+
+
+def lost(context, id, message):
+    pass
+
+
+def closed(context, id, message):
+    context.Close(id)
+
+
+FAULTS = [(changed, "wrong at"), (cut, "wrong at"), (doubled, "wrong at|too much"), (as_text, "wrong at")]
+FAULTS += [(lost, "wrong at|lost"), (closed, "the server closed")]
+
+
+@pytest.mark.parametrize(("fault", "said"), FAULTS)
+@pytest.mark.parametrize("depth", ["1", "4"])
+def test_driver_reports_what_a_server_gets_wrong(serve, monkeypatch, fault, said, depth):
+    monkeypatch.setattr(driver, "STALL", 1.0)
+    server = serve(sometimes(fault))
+    with pytest.raises(wire.WireError, match=said):
+        drive(server, "echo", "--connections", "3", "--depth", depth)
+
+
+def test_driver_reports_deliveries_that_are_lost(serve, monkeypatch):
+    monkeypatch.setattr(driver, "STALL", 1.0)
+    subscribers = []
+
+    def relay(context, id, message):
+        context.Write(id, b"OK")
+        if message.startswith(b"subscribe:"):
+            subscribers.append(id)
+        else:
+            for subscriber in subscribers[1:]:
+                context.Write(subscriber, message.removeprefix(b"publish:bench:"))
+
+    with pytest.raises(wire.WireError, match="lost: 1 replies"):
+        drive(serve(Recorder(relay)), "fanout", "--connections", "3")
+
+
+def test_driver_sees_that_a_server_is_what_it_should_be(serve):
+    figures = drive(serve(Recorder(echo)), "echo", "--connections", "3", "--depth", "2")
+    assert figures["us"] > 0
+    assert 0 < figures["p50_us"] <= figures["p99_us"]
+
+
+# -- the driver against the server of the comparison -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return launch.make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.mark.parametrize(
+    ("figure", "scenario"),
+    [
+        ("us", Scenario("echo", "echo --connections 20")),
+        ("us", Scenario("in flight", "echo --connections 5 --depth 16")),
+        ("us", Scenario("long", "echo --connections 2 --size 300000")),
+        ("p99_us", Scenario("paced", "echo --connections 5 --rate 200")),
+        ("us", Scenario("TLS", "echo --connections 5", tls=True)),
+        ("us", Scenario("compressed", "echo --connections 5 --size 500 --deflate", server=("--deflate",))),
+        ("per_second", Scenario("fan-out", "fanout --connections 20 --depth 4")),
+        ("us", Scenario("compressed", "fanout --connections 5 --size 500 --deflate", server=("--deflate",))),
+        ("us", Scenario("churn", "churn --connections 5")),
+    ],
+    ids=lambda value: value.driver if isinstance(value, Scenario) else "",
+)
+def test_driver_measures_gowsev(files, figure, scenario):
+    figures = launch.measure(launch.PEERS["gowsev"], scenario, 0.1, files)
+    assert figures.get(figure, 0) > 0, figures
+
+
+def test_memory_is_measured_and_pings_are_answered(files):
+    scenario = Scenario("memory", "memory --connections 100", server=("--ping", "0.2"), seconds=1.0)
+    figures = launch.measure(launch.PEERS["gowsev"], scenario, 0.1, files)
+    assert set(figures) == {"kb"}, figures
+
+
+def test_server_that_does_not_start_is_unavailable():
+    peer = launch.Peer("nobody", (sys.executable, "-c", "raise SystemExit('there is no such library')"))
+    with pytest.raises(launch.Unavailable, match="there is no such library"):
+        launch.prepare(peer)
+    with pytest.raises(launch.Unavailable, match="there is no such-command here"):
+        launch.run(["such-command"])
+
+
+def of_this_mark(mark):
+    """The processes that have this in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes())
+        except OSError:
+            pass  # it has just ended
+    return [cmdline for cmdline in found if cmdline]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_when_it_is_ended(how, tmp_path):
+    mark = f"GOWSEV_MARK={tmp_path}"
+    program = (
+        "import run, launch, scenarios, signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1));"
+        "launch.measure(launch.PEERS['gowsev'], scenarios.Scenario('', 'echo', seconds=60.0), 0, (None, None, None))"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "GOWSEV_MARK": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environ, stderr=subprocess.DEVNULL)
+    try:
+        # Itself, a server and a driver.
+        wait_until(lambda: len(of_this_mark(mark.encode())) == 3)
+        wait_until(lambda: any(b"driver.py" in cmdline for cmdline in of_this_mark(mark.encode())))
+        process.send_signal(how)
+        assert process.wait(PATIENCE) != 0
+        wait_until(lambda: not of_this_mark(mark.encode()))
+    finally:
+        process.kill()
+        process.wait()
+
+
+# -- arguments and order -----------------------------------------------------------------------------------------------
+
+
+def test_arguments_have_defaults():
+    arguments = command.parse([])
+    assert (arguments.rounds, arguments.seconds, arguments.update, arguments.against) == (5, 1.0, False, None)
+    assert command.parse(["--quick"]).rounds == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
+        (["--seconds", "0"], "--seconds must be above 0 and at most 60, not 0"),
+        (["--seconds", "nan"], "not nan"),
+        (["--scenario", "nosuch"], "nosuch"),
+        (["--peer", "nosuch"], "nosuch"),
+    ],
+)
+def test_bad_argument_is_named(capsys, words, said):
+    with pytest.raises(SystemExit):
+        command.parse(words)
+    assert said in capsys.readouterr().err
+
+
+def test_rounds_alternate_between_peers():
+    assert command.plan(["echo"], ["gowsev", "picows"], 2) == [("echo", "gowsev"), ("echo", "picows")] * 2
+
+
+def test_peers_are_left_out_where_they_cannot_join():
+    joining = {name: {peer for _, peer in command.plan([name], launch.PEERS, 1)} for name in SCENARIOS}
+    assert all("gowsev" in peers for peers in joining.values())
+    assert "floor" in joining["echo"]
+    assert "floor" not in joining["fanout_1"]
+    assert "gorilla" not in joining["echo_tls"]
+    assert joining["echo_deflate"] == {"gowsev", "aiohttp", "websockets", "ws"}
+
+
+def test_scenarios_that_take_long_have_fewer_rounds():
+    assert len(command.plan(["memory_idle"], ["gowsev"], 5)) == SCENARIOS["memory_idle"].rounds
+
+
+def test_scenarios_are_commands_of_the_driver():
+    for scenario in SCENARIOS.values():
+        arguments = driver.parse([*scenario.driver.split(), "--port", "1", "--pid", "1"])
+        assert scenario.figure in {"memory": ("kb",), "churn": ("us",)}.get(arguments.kind, ("us", "p50_us", "p99_us"))
+
+
+# -- medians and tables ------------------------------------------------------------------------------------------------
+
+
+def test_median_of_each_figure():
+    samples = [{"us": 3.0, "busy": 0.5}, {"us": 1.0, "busy": 0.7}, {"us": 9.0, "busy": 0.6}]
+    expected = {"us": 3.0, "busy": 0.6, "median": 3.0, "least": 1.0, "most": 9.0, "runs": 3}
+    assert report.summarize(samples, "us") == expected
+    with pytest.raises(ValueError, match="no runs"):
+        report.summarize([], "us")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "–"),
+        (0.5, "0.50"),
+        (9.994, "9.99"),
+        (9.996, "10.0"),
+        (99.94, "99.9"),
+        (99.96, "100"),
+        (12345.6, "12,346"),
+    ],
+)
+def test_figures_have_three_digits(value, written):
+    assert report.figure(value) == written
+
+
+def results_of(figures):
+    """Results with these medians."""
+    made = {
+        name: {peer: {"median": value, "p50_us": value, "p99_us": value * 2} for peer, value in peers.items()}
+        for name, peers in figures.items()
+    }
+    return {"figures": made}
+
+
+def test_table_has_gowsev_in_bold_and_dashes_where_nothing_was_measured():
+    results = results_of({"echo": {"gowsev": 8.0, "picows": 6.0}, "echo_tls": {"gowsev": 12.0}})
+    assert report.of_scenarios(results, {"echo": "echo", "echo_tls": "TLS", "churn": "churn"}).splitlines() == [
+        "| | echo | TLS |",
+        "|---|---:|---:|",
+        "| **gowsev** | **8.00** | **12.0** |",
+        "| picows on uvloop | 6.00 | – |",
+    ]
+    assert report.of_scenarios(results, {"churn": "churn"}) == ""
+
+
+def test_growth_is_a_ratio_in_proportion_to_the_work():
+    results = results_of({"echo_16m": {"gowsev": 3200.0}, "echo_1m": {"gowsev": 100.0}, "echo": {"gowsev": 1.0}})
+    assert report.of_growth(results).splitlines()[2:] == ["| **gowsev** | **2.00** |"]
+    assert {name for large, small, *_ in GROWTH for name in (large, small)} <= set(SCENARIOS)
+
+
+def test_latency_table_has_both_percentiles():
+    table = report.of_latency(results_of({"latency": {"gowsev": 30.0}}))
+    assert table.splitlines()[0] == "| | lone message, p50 | lone message, p99 |"
+    assert table.splitlines()[2] == "| **gowsev** | **30.0** | **60.0** |"
+
+
+def test_replacing_between_markers():
+    text = "before\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n"
+    once = report.replace(text, "x", "new \\1")
+    assert once == "before\n<!-- x: begin -->\nnew \\1\n<!-- x: end -->\nafter\n"
+    assert report.replace(once, "x", "new \\1") == once
+
+
+@pytest.mark.parametrize("text", ["", "<!-- x: end --><!-- x: begin -->", "<!-- x: begin --><!-- x: end -->" * 2])
+def test_missing_or_doubled_markers_are_an_error(text):
+    with pytest.raises(ValueError, match="must stand in the document once"):
+        report.replace(text, "x", "new")
+
+
+@pytest.mark.parametrize("name", report.DOCUMENTS)
+def test_figures_of_the_documents_are_those_measured(name):
+    results = json.loads((ROOT / "docs" / "performance.json").read_text("utf-8"))
+    text = (ROOT / name).read_text("utf-8")
+    assert report.replace(text, "benchmarks", report.DOCUMENTS[name](results)) == text
+
+
+def test_machine_is_described():
+    assert f"{os.cpu_count()} cores" in report.machine()
+    assert any(version.startswith("gowsev ") for version in report.versions(()))
+
+
+def test_picture_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    from picture import draw
+
+    results = results_of({"echo": {"gowsev": 1.0, "picows": 100.0}, "churn": {"gowsev": 3.0}})
+    draw({**results, "date": "2026-01-01", "machine": "one"}, tmp_path / "picture.svg")
+    assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
+
+
+# -- against another commit --------------------------------------------------------------------------------------------
+
+
+def test_ratio_is_that_of_the_medians():
+    pairs = [({"us": 1.0}, {"us": 2.0}), ({"us": 3.0}, {"us": 2.0}), ({"us": 2.0}, {"us": 4.0})]
+    assert compare.ratios(pairs, "us") == (1.0, 0.5, 1.5)
+
+
+def test_servers_import_the_tree_that_is_measured(tmp_path):
+    compare.check_tree(ROOT)
+    with pytest.raises(launch.Unavailable, match="gowsev would come from"):
+        compare.check_tree(tmp_path)
+
+
+def test_commit_that_does_not_exist_is_named(capsys):
+    arguments = argparse.Namespace(against="no-such-commit", scenario=None, rounds=1, seconds=0.1)
+    assert compare.against(arguments)
+    assert "cannot compare: " in capsys.readouterr().out
