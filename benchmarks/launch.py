@@ -122,7 +122,7 @@ PEERS = {
         tls=False,
         relay=False,
         pings=False,
-        leaves_out=frozenset({"churn", "memory_open", "memory_idle", "echo_1m", "echo_16m"}),
+        leaves_out=frozenset({"echo_64k", "churn", "memory_open", "memory_idle", "echo_1m", "echo_16m"}),
     ),
 }
 

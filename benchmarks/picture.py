@@ -1,5 +1,7 @@
 """The picture: a panel for each scenario, a bar for each peer, the shortest on top, gowsev in colour."""
 
+import statistics
+
 import matplotlib
 from launch import PEERS
 from report import MINE, figure, median
@@ -22,8 +24,8 @@ PANELS = (
     "echo_deflate",
     "fanout_deflate",
 )
-#: A bar is cut off at so many times the shortest one; its figure stands beside it.
-CUT = 8
+#: A bar is cut off, hatched, at so many times the median of its panel; its figure stands beside it.
+CUT = 3
 UNITS = {"us": "µs of processor time", "kb": "KB of memory", "p50_us": "µs", "p99_us": "µs"}
 COLOURS = {MINE: "#0b6e4f", "floor": "#cfd8dc"}
 OTHER = "#90a4ae"
@@ -33,8 +35,7 @@ def panel(axes, results, name):
     """Draw one scenario."""
     values = {peer: value for peer in PEERS if (value := median(results, name, peer)) is not None}
     order = sorted(values, key=values.get)
-    limit = CUT * values[order[0]]
-    limit = min(limit, values[order[-1]])
+    limit = min(CUT * statistics.median(values.values()), values[order[-1]])
     for row, peer in enumerate(order):
         value, colour = values[peer], COLOURS.get(peer, OTHER)
         cut = value > limit

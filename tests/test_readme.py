@@ -284,6 +284,12 @@ def setup_cfg():
     return parser
 
 
+def tox_ini():
+    parser = configparser.RawConfigParser()
+    parser.read(ROOT / "tox.ini", "utf-8")
+    return parser
+
+
 def check_pip(arguments):
     assert arguments[0] == "install"
     for target in arguments[1:]:
@@ -299,7 +305,11 @@ def check_python(arguments):
     if first == "-m":
         # tox runs the tests, and is not there in the environment that it runs them in.
         assert rest[0] == "tox" or importlib.util.find_spec(rest[0]) is not None
-        assert rest[1:] in ([], [".venv"])
+        if rest[1:2] == ["-e"]:
+            assert (rest[0], rest[3:]) == ("tox", [])
+            assert f"testenv:{rest[2]}" in tox_ini()
+        else:
+            assert rest[1:] in ([], [".venv"])
     elif first in PROGRAMS:
         assert not rest
     else:
@@ -424,12 +434,10 @@ def test_python_versions_are_those_of_setup_cfg_and_tox():
 
 
 def test_tox_environments_are_those_of_tox_ini():
-    tox = configparser.RawConfigParser()
-    tox.read(ROOT / "tox.ini", "utf-8")
     listed = [
         name for cell, _ in rows(CONTRIBUTING, "environment", "what it does") for name in re.findall("`(.*?)`", cell)
     ]
-    assert listed == tox["tox"]["envlist"].split(", ")
+    assert listed == tox_ini()["tox"]["envlist"].split(", ")
 
 
 def test_floors_are_those_that_the_layers_are_held_to():
