@@ -1,6 +1,6 @@
 """Compare this tree with another commit: the same servers and driver, alternating runs, and ratios.
 
-usage: compare.py REV [--scenario NAME ...] [--rounds 7] [--seconds 0.5]
+usage: compare.py REV [--scenario NAME ...] [--rounds 5] [--seconds 1.0]
 
 The server of gowsev runs with the package of this tree, as it lies there, and with that of REV, checked out into a
 temporary folder. A ratio below 1 says that this tree is cheaper. Noise of 2 or 3 % is usual; the spread of the ratios
@@ -78,6 +78,15 @@ def one_scenario(name, tree, arguments, certificate):
     return pairs
 
 
+def line_of(name, pairs):
+    """Return the line that says what came out for one scenario."""
+    scenario = SCENARIOS[name]
+    ratio, least, most = ratios(pairs, scenario.figure)
+    this, that = (statistics.median(pair[i][scenario.figure] for pair in pairs) for i in (0, 1))
+    figures = f"{this:9.2f} {that:9.2f}  {ratio:5.2f}  ({least:.2f} to {most:.2f})"
+    return f"{scenario.title:42} {figures} {scenario.unit}"
+
+
 def against(arguments):
     """Compare, and print a line for each scenario; return whether something failed."""
     failed = False
@@ -87,19 +96,14 @@ def against(arguments):
             check_tree(ROOT)
             certificate = launch.make_certificate(folder)
             print(f"{launch.pinning()}; below 1, this tree is cheaper than {arguments.against}")
-            print(f"{'':42} {'this':>9} {'that':>9}  ratio  (single rounds)")
+            print(f"{'':42} {'this':>9} {'that':>9}  ratio  (single rounds)", flush=True)
             for name in arguments.scenario or USUAL:
-                scenario = SCENARIOS[name]
                 try:
-                    pairs = one_scenario(name, tree, arguments, certificate)
+                    line = line_of(name, one_scenario(name, tree, arguments, certificate))
                 except Unavailable as reason:
                     failed = True
-                    print(f"{scenario.title:42} failed: {reason}", flush=True)
-                    continue
-                ratio, least, most = ratios(pairs, scenario.figure)
-                this, that = (statistics.median(p[i][scenario.figure] for p in pairs) for i in (0, 1))
-                line = f"{scenario.title:42} {this:9.2f} {that:9.2f}  {ratio:5.2f}  ({least:.2f} to {most:.2f})"
-                print(f"{line} {scenario.unit}", flush=True)
+                    line = f"{SCENARIOS[name].title:42} failed: {reason}"
+                print(line, flush=True)
     except Unavailable as reason:
         print(f"cannot compare: {reason}")
         return True
@@ -109,11 +113,10 @@ def against(arguments):
 def main():
     import run
 
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=__doc__.splitlines()[2][7:])
-        parser.add_argument("REV", help="a commit, as git names it; options are those of run.py")
-        parser.parse_args()
-    return run.main(["--against", *sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=__doc__.splitlines()[2][7:])
+    parser.add_argument("revision", metavar="REV", help="a commit, as git names it; the options are those of run.py")
+    known, rest = parser.parse_known_args()
+    return run.main(["--against", known.revision, *rest])
 
 
 if __name__ == "__main__":

@@ -146,14 +146,14 @@ def about(results):
 
 def full(results):
     """Return all tables, as docs/performance.md shows them."""
-    parts = [about(results)]
-    for heading, names in TABLES:
-        parts += [f"### {heading}", of_scenarios(results, {name: title_of(name) for name in names})]
-    parts += ["### Growth", of_growth(results), "### Latency", "In µs, round trip.", of_latency(results)]
-    parts += ["### Throughput", "A second, of one core for the server and one for the driver.", of_throughput(results)]
+    tables = {head: of_scenarios(results, {name: title_of(name) for name in names}) for head, names in TABLES}
+    tables["Growth"] = of_growth(results)
+    tables["Latency, round trip, in µs"] = of_latency(results)
+    tables["Throughput, a second, with one core for the server and one for the driver"] = of_throughput(results)
+    parts = [about(results), *(f"### {head}\n\n{table}" for head, table in tables.items() if table)]
     parts += [f"Left out: {PEERS[peer].title}, as {why}." for peer, why in results["skipped"].items()]
     parts += [f"Failed: {error}." for error in results["errors"]]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
 
 
 def summary(results):

@@ -39,6 +39,8 @@ def parse(words=None):
         parser.error(f"--rounds must be at least 1, not {arguments.rounds}")
     if not 0 < arguments.seconds <= 60:
         parser.error(f"--seconds must be above 0 and at most 60, not {arguments.seconds}")
+    if arguments.against and (arguments.peer or arguments.update or arguments.draw):
+        parser.error("--against compares gowsev with itself: not with --peer, --update or --draw")
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 0.3
     return arguments

@@ -277,6 +277,7 @@ def test_arguments_have_defaults():
         (["--seconds", "nan"], "not nan"),
         (["--scenario", "nosuch"], "nosuch"),
         (["--peer", "nosuch"], "nosuch"),
+        (["--against", "v1", "--update"], "--against compares gowsev with itself"),
     ],
 )
 def test_bad_argument_is_named(capsys, words, said):
