@@ -80,14 +80,18 @@ class Connection:
             return None  # a part of a record, or one that holds no data of ours
 
     def pong(self, payload):
+        # So few bytes have room, or stand behind others, which are sent when there is some.
         self.send(wire.frame(payload, wire.PONG))
 
     def send(self, data):
         """Send as much as the kernel takes; return whether that is all."""
         if self.unsent:
-            self.unsent += data
+            self.unsent = bytes(self.unsent) + data
             return False
-        sent = self.sock.send(data)
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0  # the server is far behind; epoll says when there is room
         self.unsent = data[sent:]
         return not self.unsent
 
@@ -272,10 +276,12 @@ class PacedEcho(Echo):
         self.turns = itertools.cycle(self.connections.values())
 
     def start(self):
-        self.due = time.perf_counter()
+        self.due = self.heard = time.perf_counter()
 
     def turn(self, wait):
         now = time.perf_counter()
+        if now > self.heard + STALL:
+            raise WireError(f"lost: {self.missing()} replies have not come for {STALL} s")
         while self.sending and self.due <= now:
             # The time counts from when it was due: a driver that is held up by the server must not hide that.
             self.send_batch(next(self.turns), self.due)
@@ -285,7 +291,7 @@ class PacedEcho(Echo):
     def received(self, connection, number):
         connection.missing -= number
         self.completed += number
-        now = time.perf_counter()
+        now = self.heard = time.perf_counter()
         for _ in range(number):
             self.times.append(now - connection.begins.popleft())
 
@@ -429,12 +435,19 @@ def parse(words):
     parser.add_argument("--pid", type=int, required=True, help="the server's process")
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--depth", type=int, default=1, help="messages in flight, of a connection or of the publisher")
-    parser.add_argument("--size", type=int, default=64, help="bytes of a message")
+    parser.add_argument("--size", type=int, default=64, help="bytes of a message, at least 8")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--rate", type=float, help="messages a second, for echo")
     parser.add_argument("--tls", metavar="CA", help="use TLS, and trust this authority")
     parser.add_argument("--deflate", action="store_true", help="compressed JSON documents")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    # Shorter messages could not all differ from each other.
+    for name, least in {"connections": 1, "depth": 1, "size": 8}.items():
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name} must be at least {least}, not {getattr(arguments, name)}")
+    if arguments.rate is not None and not 0 < arguments.rate <= 1e6:
+        parser.error(f"--rate must be above 0 and at most a million, not {arguments.rate}")
+    return arguments
 
 
 def run(words):

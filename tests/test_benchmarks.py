@@ -163,6 +163,12 @@ def test_driver_reports_what_a_server_gets_wrong(serve, monkeypatch, fault, said
         drive(server, "echo", "--connections", "3", "--depth", depth)
 
 
+def test_driver_reports_what_is_lost_at_a_fixed_rate(serve, monkeypatch):
+    monkeypatch.setattr(driver, "STALL", 0.5)
+    with pytest.raises(wire.WireError, match="lost: "):
+        drive(serve(Recorder()), "echo", "--connections", "3", "--rate", "200", "--size", "100000")
+
+
 def test_driver_reports_deliveries_that_are_lost(serve, monkeypatch):
     monkeypatch.setattr(driver, "STALL", 1.0)
     subscribers = []
@@ -283,6 +289,21 @@ def test_arguments_have_defaults():
 def test_bad_argument_is_named(capsys, words, said):
     with pytest.raises(SystemExit):
         command.parse(words)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--connections", "0"], "--connections must be at least 1, not 0"),
+        (["--depth", "-1"], "--depth must be at least 1, not -1"),
+        (["--size", "7"], "--size must be at least 8, not 7"),
+        (["--rate", "0"], "--rate must be above 0"),
+    ],
+)
+def test_bad_argument_of_the_driver_is_named(capsys, words, said):
+    with pytest.raises(SystemExit):
+        driver.parse(["echo", "--port", "1", "--pid", "1", *words])
     assert said in capsys.readouterr().err
 
 
