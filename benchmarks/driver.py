@@ -22,23 +22,17 @@ import json
 import os
 import resource
 import select
-import socket
-import ssl
-import struct
 import sys
 import time
-from collections import deque
 
 import wire
+from client import Client, read_head
 from wire import WireError
 
 #: After so many seconds without a byte, what is missing is lost.
 STALL = 20.0
-#: So many connections are opened at once; any server's backlog holds them.
-AT_ONCE = 100
 #: The share of the time that is not measured, before.
 WARM_UP = 0.25
-RESET = struct.pack("ii", 1, 0)
 
 
 class Server:
@@ -58,108 +52,6 @@ class Server:
         """The bytes that are resident."""
         with open(self.statm) as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-class Connection:
-    """One connection, its handshake done, its socket non-blocking."""
-
-    def __init__(self, sock, replies, start, deflate):
-        self.sock = sock
-        self.alone = wire.check_response(read_head(sock), deflate)
-        self.reader = replies.reader(start, self.pong, self.alone)
-        self.missing = 0  # replies
-        self.begins = deque()  # when what is in flight was sent
-        self.unsent = b""
-        sock.setblocking(False)
-        self.receive = self._receive_tls if isinstance(sock, ssl.SSLSocket) else sock.recv_into
-
-    def _receive_tls(self, buffer):
-        try:
-            return self.sock.recv_into(buffer)
-        except ssl.SSLWantReadError:
-            return None  # a part of a record, or one that holds no data of ours
-
-    def pong(self, payload):
-        # So few bytes have room, or stand behind others, which are sent when there is some.
-        self.send(wire.frame(payload, wire.PONG))
-
-    def send(self, data):
-        """Send as much as the kernel takes; return whether that is all."""
-        if self.unsent:
-            self.unsent = bytes(self.unsent) + data
-            return False
-        try:
-            sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0  # the server is far behind; epoll says when there is room
-        self.unsent = data[sent:]
-        return not self.unsent
-
-    def send_rest(self):
-        """The same with what is left."""
-        rest, self.unsent = memoryview(self.unsent), b""
-        return self.send(rest)
-
-
-def read_head(sock):
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        data = sock.recv(4096)
-        if not data:
-            raise WireError(f"the server closed during the handshake, after {head!r}")
-        head += data
-    return head
-
-
-class Client:
-    """Opens connections as the arguments say, and aborts at the end what is left of them."""
-
-    def __init__(self, arguments):
-        self.address = ("127.0.0.1", arguments.port)
-        self.request = wire.request(arguments.port, arguments.deflate)
-        self.deflate = arguments.deflate
-        self.tls = ssl.create_default_context(cafile=arguments.tls) if arguments.tls else None
-        self.socks = set()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        for sock in list(self.socks):
-            self.abort(sock)
-
-    def abort(self, sock):
-        """Close with a reset, which leaves no port waiting."""
-        self.socks.discard(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        sock.close()
-
-    def connect(self):
-        """Return a socket on which the request is sent."""
-        sock = socket.create_connection(self.address, STALL)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls is not None:
-            sock = self.tls.wrap_socket(sock, server_hostname="localhost")
-        self.socks.add(sock)
-        sock.sendall(self.request)
-        return sock
-
-    def open(self, number, replies, step=0):
-        """Return so many connections; each begins `step` further in the cycle of replies than the one before."""
-        opened = []
-        for first in range(0, number, AT_ONCE):
-            socks = [self.connect() for _ in range(min(AT_ONCE, number - first))]
-            opened += [Connection(sock, replies, (first + i) * step, self.deflate) for i, sock in enumerate(socks)]
-        return opened
-
-    def requests(self, messages):
-        """Return the frame for each message."""
-        if self.deflate:
-            return [wire.frame(wire.compress(message), wire.BINARY | wire.COMPRESSED) for message in messages]
-        return [wire.frame(message) for message in messages]
-
-    def replies(self, messages):
-        return wire.CompressedReplies(messages) if self.deflate else wire.Replies(messages)
 
 
 class Load:

@@ -10,6 +10,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -138,10 +139,11 @@ def title_of(name):
 def about(results):
     """Say when and where it was measured."""
     rounds = f"medians of {results['rounds']} alternating rounds" if results["rounds"] > 1 else "a single round"
-    return (
+    text = (
         f"Measured on {results['date']}: {results['machine']}; {results['pinning']}; {rounds} of "
         f"{results['seconds']:g} s each. {', '.join(results['versions'])}."
     )
+    return textwrap.fill(text, 120)
 
 
 def full(results):
