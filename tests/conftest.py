@@ -12,8 +12,10 @@ import gc
 import logging
 import os
 import ssl
+import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import gevent
 import gevent.socket
@@ -23,6 +25,10 @@ import trustme
 
 import gowsev
 from gowsev import frames
+
+#: The example relay. Its modules are scripts of one directory, which comes first on their path.
+RELAY = Path(__file__).resolve().parent.parent / "examples" / "subscribe_publish"
+sys.path.insert(0, str(RELAY))
 
 #: Generous: these machines are slow at times, and a test that waits so long has failed anyway.
 PATIENCE = 30.0

@@ -10,8 +10,8 @@ import shutil
 import subprocess
 
 import pytest
+import relay
 from conftest import wait_until
-from test_subscribe_publish import relay
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -5,7 +5,6 @@ The clients of the program are other people's: websockets and websocket-client.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import signal
@@ -15,36 +14,23 @@ import stat
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
+import localhost_certificate as certificates
 import pytest
+import relay
 import websocket
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, RELAY, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from programs import websockets_client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "subscribe_publish" / "relay.py"
-SOURCES = {"relay.py", "localhost_certificate.py"}
+EXAMPLE = RELAY / "relay.py"
+#: What is of the example in its directory: tests of it may have left a certificate.
+SOURCES = {path.name for path in EXAMPLE.parent.iterdir() if path.suffix in {".py", ".html", ".css", ".js", ".svg"}}
 
 OK = (2, b"OK")
 INVALID = (2, b"Invalid message")
-
-
-def load_relay():
-    spec = importlib.util.spec_from_file_location("relay", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(EXAMPLE.parent))  # as for a script, whose own directory comes first
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(EXAMPLE.parent))
-    return module
-
-
-relay = load_relay()
-certificates = sys.modules["localhost_certificate"]
 
 
 # -- the grammar -----------------------------------------------------------------------------------------------------
@@ -497,8 +483,8 @@ MISTAKES = [
     (["--key", "key.pem"], r"--cert and --key go together"),
     (["--port", "0", "--cert", "a", "--key", "b"], r"cannot read the certificate in 'a' and 'b': No such file .*"),
     (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1:9000: .*"),
-    (["--allow-origin", "example.com"], r"argument --allow-origin: an origin is like .*, not 'example\.com'"),
-    (["--allow-origin", "https://x.com/"], r"argument --allow-origin: an origin is like .*, not 'https://x\.com/'"),
+    (["--allowed-origin", "example.com"], r"argument --allowed-origin: an origin is like .*, not 'example\.com'"),
+    (["--allowed-origin", "https://x.com/"], r"argument --allowed-origin: an origin is like .*, not 'https://x\.com/'"),
     (["extra"], r"unrecognized arguments: extra"),
 ]
 
@@ -514,7 +500,7 @@ def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(run, co
 def test_help_lists_the_options(run, copy):
     program = run(copy, "--help", COLUMNS="200", NO_COLOR="1")
     assert program.process.wait(PATIENCE) == 0
-    for option in ("--host", "--port", "--tls-port", "--cert", "--key", "--allow-origin", "--verbose"):
+    for option in ("--host", "--port", "--tls-port", "--cert", "--key", "--allowed-origin", "--verbose"):
         assert re.search(rf"^  .*{option}\b", program.output, re.MULTILINE)
 
 
@@ -541,7 +527,7 @@ def test_a_host_limits_where_it_listens(run, copy):
     ],
 )
 def test_allow_origin_lets_pages_in(run, copy, allowed, origin, status):
-    options = [word for one in allowed for word in ("--allow-origin", one)]
+    options = [word for one in allowed for word in ("--allowed-origin", one)]
     program = run(copy, "--host", "127.0.0.1", "--port", 0, "--tls-port", "none", *options)
     url = program.url()
     if status == 101:

@@ -22,19 +22,19 @@ Where the Go example reads with `fmt.Sscanf` and `strings.SplitN`, the same mess
 
 One thing differs: Go's scan replaces a byte that is no UTF-8 by U+FFFD when it subscribes, but not when it publishes.
 Here such a byte is part of the channel's name in both.
+
+This module is the whole of the relay. What a service needs besides (the command line, a page to try it with, limits,
+more than one process) stands beside it, and begins in service.py. Without all that, it would run with
+
+    context = gowsev.MakeContext(Service())
+    context.ListenAndServe("9000")
+    context.EventLoop()
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import re
-import signal
-from pathlib import Path
-
-import gevent
-from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
 
 import gowsev
 
@@ -76,30 +76,16 @@ class Service:
     # -- what they do --------------------------------------------------------------------------------------------
 
     def handle_message(self, context: gowsev.Context, id: int, message: bytes) -> None:
-        channel = scan_channel(b"subscribe:", message)
-        if channel:
-            context.Write(id, b"OK")
+        command, channel, body = parse(message)
+        context.Write(id, b"OK" if command else b"Invalid message")
+        if command == "subscribe":
             self.subscribe(id, channel)
-            return
-
-        channel = scan_channel(b"unsubscribe:", message)
-        if channel:
-            context.Write(id, b"OK")
+        elif command == "unsubscribe":
             self.unsubscribe(id, channel)
-            return
-
-        if message == b"unsubscribe-all":
-            context.Write(id, b"OK")
+        elif command == "unsubscribe-all":
             self.unsubscribe_all(id)
-            return
-
-        components = message.split(b":", 2)
-        if len(components) == 3 and components[0] == b"publish":
-            context.Write(id, b"OK")
-            self.publish(context, components[1], components[2])
-            return
-
-        context.Write(id, b"Invalid message")
+        elif command == "publish":
+            self.publish(context, channel, body)
 
     def subscribe(self, id: int, channel: bytes) -> None:
         self.channels_of.setdefault(id, set()).add(channel)
@@ -125,6 +111,20 @@ class Service:
             context.Write(id, body)
 
 
+def parse(message: bytes) -> tuple[str, bytes, bytes]:
+    """Return the command of a message, its channel and its body; the command is empty if the message is invalid."""
+    for command in ("subscribe", "unsubscribe"):
+        channel = scan_channel(command.encode() + b":", message)
+        if channel:
+            return command, channel, b""
+    if message == b"unsubscribe-all":
+        return "unsubscribe-all", b"", b""
+    components = message.split(b":", 2)
+    if len(components) == 3 and components[0] == b"publish":
+        return "publish", components[1], components[2]
+    return "", b"", b""
+
+
 def scan_channel(command: bytes, message: bytes) -> bytes:
     """Return the channel behind `command`, as `Sscanf(message, command + "%s")` would read it; empty if invalid."""
     if not message.startswith(command):
@@ -138,104 +138,7 @@ def scan_channel(command: bytes, message: bytes) -> bytes:
     return SPACES.split(rest, 1)[0]
 
 
-# -- the command -----------------------------------------------------------------------------------------------------
-
-
-def arguments() -> argparse.ArgumentParser:
-    description, *_ = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="Without --cert and --key, TLS uses a self-signed certificate for localhost, made on the first start.",
-    )
-    parser.add_argument("--host", default="", help="address to listen on (default: all interfaces)")
-    parser.add_argument(
-        "--port", type=port, default=9000, metavar="N", help="port for ws:// (default: %(default)s; 0: any free one)"
-    )
-    parser.add_argument(
-        "--tls-port",
-        type=port_or_none,
-        default=9001,
-        metavar="N",
-        help='port for wss:// (default: %(default)s; 0: any free one; "none": no TLS)',
-    )
-    parser.add_argument("--cert", type=Path, metavar="FILE", help="certificate for TLS, PEM")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
-    parser.add_argument(
-        "--allow-origin",
-        type=origin,
-        action="append",
-        metavar="ORIGIN",
-        help='let pages of this origin connect, such as https://example.com, "null" (a local file) or "*" (any); may '
-        "be repeated (default: none; programs other than browsers may always connect)",
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log every message too")
-    return parser
-
-
-def port(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
-    return int(text)
-
-
-def port_or_none(text: str) -> int | None:
-    return None if text == "none" else port(text)
-
-
-def origin(text: str) -> str:
-    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#]+", text):
-        raise argparse.ArgumentTypeError(f'an origin is like https://example.com, "null" or "*", not {text!r}')
-    return text
-
-
-def main() -> None:
-    parser = arguments()
-    args = parser.parse_args()
-    if (args.cert is None) != (args.key is None):
-        parser.error("--cert and --key go together")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if args.verbose:
-        logger.setLevel(logging.DEBUG)
-
-    service = Service()
-    context = gowsev.MakeContext(service, gowsev.Options(allowed_origins=args.allow_origin))
-    try:
-        urls = listen(context, args)
-    except (OSError, ValueError) as error:  # a port in use, a file that is no certificate, a host that is none
-        parser.exit(2, f"{parser.prog}: error: {getattr(error, 'strerror', None) or error}\n")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(number, stop, context)
-    for url in urls:
-        logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
-    context.EventLoop()
-    logger.info("Stopped")
-
-
-def listen(context: gowsev.Context, args: argparse.Namespace) -> list[str]:
-    """Open the ports; return their URLs."""
-    host = f"[{args.host.strip('[]')}]" if ":" in args.host else args.host
-    shown = host or "localhost"
-    _, number = context.ListenAndServe(f"{host}:{args.port}")
-    urls = [f"ws://{shown}:{number}/"]
-    if args.tls_port is not None:
-        cert, key = args.cert, args.key
-        if cert is None:
-            cert, key = OWN_CERT, OWN_KEY
-            try:
-                ensure_certificate(cert, key)
-            except NoCertificate as error:
-                logger.warning("No TLS: %s. Give one with --cert and --key, or say --tls-port none.", error)
-                return urls
-        _, number = context.ListenAndServeTLS(f"{host}:{args.tls_port}", os.fspath(cert), os.fspath(key))
-        urls.append(f"wss://{shown}:{number}/")
-    return urls
-
-
-def stop(context: gowsev.Context) -> None:
-    logger.info("Stopping")
-    context.Shutdown(5.0)
-
-
 if __name__ == "__main__":
-    main()
+    import service
+
+    service.main()

@@ -1,0 +1,340 @@
+#!/usr/bin/env python3
+"""A relay between WebSocket clients: what one publishes to a channel goes to all who subscribed to it.
+
+This is the relay's command: its options, and one process from its start to its end. `python relay.py` is the same.
+What the relay does is in relay.py, what a process adds to that in service is in node.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+import gevent
+import gevent.socket
+from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
+from metrics import Metrics
+from node import SUBPROTOCOL, Limits, Node
+from page import Page
+from workers import Workers, command, reserve
+
+import gowsev
+
+logger = logging.getLogger("relay")
+
+
+class ConfigurationError(Exception):
+    """Something that was asked for cannot be; the text is for whoever asked."""
+
+
+# -- options ---------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def arguments() -> argparse.ArgumentParser:
+    description, *_ = (__doc__ or "").splitlines()
+    parser = Parser(
+        description=description,
+        epilog="Without --cert and --key, TLS uses a self-signed certificate for localhost, made on the first start. "
+        "Browsers get a page to try the relay with at /; monitors look at /healthz and /metrics.",
+    )
+    listening = parser.add_argument_group("listening")
+    listening.add_argument("--host", default="", help="address to listen on (default: all interfaces)")
+    listening.add_argument(
+        "--port", type=port, default=9000, metavar="N", help="port for ws:// (default: %(default)s; 0: any free one)"
+    )
+    listening.add_argument(
+        "--tls-port",
+        type=port_or_none,
+        default=9001,
+        metavar="N",
+        help='port for wss:// (default: %(default)s; 0: any free one; "none": no TLS)',
+    )
+    listening.add_argument("--cert", type=Path, metavar="FILE", help="certificate for TLS, PEM")
+    listening.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
+    add_limits(parser.add_argument_group("who may connect, and what clients may do"))
+    scaling = parser.add_argument_group("more than one process")
+    scaling.add_argument(
+        "--backplane",
+        metavar="URL",
+        help="join all relays that name the same Redis (7.0 or newer), such as redis://localhost:6379/0",
+    )
+    scaling.add_argument(
+        "--backplane-length",
+        type=count,
+        default=10_000,
+        metavar="N",
+        help="messages of a channel that Redis keeps for a relay that has to catch up, about (default: %(default)s)",
+    )
+    scaling.add_argument(
+        "--workers",
+        type=count,
+        default=1,
+        metavar="N",
+        help="processes that share the ports (default: %(default)s; more than one takes a backplane)",
+    )
+    scaling.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)  # set by workers.py
+    scaling.add_argument("--worker-folder", type=Path, help=argparse.SUPPRESS)
+    logs = parser.add_argument_group("the log")
+    logs.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="of the lines on standard error (default: text)"
+    )
+    logs.add_argument("-v", "--verbose", action="store_true", help="log every message too")
+    return parser
+
+
+def add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--allowed-origin",
+        type=origin,
+        action="append",
+        metavar="ORIGIN",
+        help='let pages of this origin connect, such as https://example.com, "null" (a local file) or "*" (any); may '
+        "be repeated, and then replaces the default (the relay's own page; programs other than browsers may always "
+        "connect)",
+    )
+    group.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="let only clients in that present a token of this file, one a line (default: anyone)",
+    )
+    group.add_argument(
+        "--max-connections", type=count, metavar="N", help="connections that each process takes (default: no limit)"
+    )
+    group.add_argument(
+        "--max-message-bytes",
+        type=count,
+        default=1 << 20,
+        metavar="N",
+        help="the longest message (default: %(default)s)",
+    )
+    limits = Limits()
+    group.add_argument(
+        "--max-channels",
+        type=count,
+        default=limits.channels,
+        metavar="N",
+        help="channels that a client may subscribe to (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-channel-bytes",
+        type=count,
+        default=limits.channel_bytes,
+        metavar="N",
+        help="the longest name of a channel (default: %(default)s)",
+    )
+
+
+def port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def port_or_none(text: str) -> int | None:
+    return None if text == "none" else port(text)
+
+
+def count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 31):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def origin(text: str) -> str:
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#]+", text):
+        raise argparse.ArgumentTypeError(f'an origin is like https://example.com, "null" or "*", not {text!r}')
+    return text
+
+
+def read_tokens(path: Path | None) -> tuple[bytes, ...]:
+    """Return the tokens in a file: its lines that are not empty."""
+    if path is None:
+        return ()
+    try:
+        tokens = tuple(line.strip() for line in path.read_bytes().splitlines() if line.strip())
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the tokens in {str(path)!r}: {error.strerror or error}") from error
+    if not tokens:
+        raise ConfigurationError(f"there is no token in {str(path)!r}")
+    return tokens
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = arguments()
+    args = parser.parse_args()
+    if (args.cert is None) != (args.key is None):
+        parser.error("--cert and --key go together")
+    if args.workers > 1 and args.backplane is None:
+        # They would be separate relays, and who hears whom a matter of luck.
+        parser.error("more than one of --workers takes a --backplane, which makes them one relay")
+    configure_log(args)
+    # As many connections as the system allows.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        if args.workers > 1 and not args.worker:
+            code = run_workers(args)
+        else:
+            run(args)
+            code = 0
+    except (ConfigurationError, OSError, ValueError) as error:  # a port in use, a file that is no certificate
+        parser.exit(2, f"{parser.prog}: error: {getattr(error, 'strerror', None) or error}\n")
+    sys.exit(code)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve, until a signal ends it."""
+    node = Node(Limits(args.max_channels, args.max_channel_bytes), read_tokens(args.token_file))
+    metrics = Metrics(node, args.worker or 1, args.worker_folder)
+    backplane = connect(args, node) if args.backplane else None
+    options = gowsev.Options(
+        max_connections=args.max_connections,
+        max_message_bytes=args.max_message_bytes,
+        allowed_origins=args.allowed_origin,
+        subprotocols=(SUBPROTOCOL,),
+        http_app=Page(metrics, token=bool(node.tokens)),
+        reuse_port=bool(args.worker),
+    )
+    context = gowsev.MakeContext(node, options)
+    metrics.start(context)
+    urls = listen(context, args)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(number, node.stop, context)
+    if args.worker:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocks what it waits for
+        gevent.spawn(stop_after_parent, node, context)
+    if backplane is not None:
+        backplane.start(context)
+    for url in urls:
+        logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
+    context.EventLoop()
+    if backplane is not None:
+        backplane.close()
+    logger.info("Stopped")
+
+
+def connect(args: argparse.Namespace, node: Node):  # its module may not be there
+    """Give a node its backplane."""
+    try:
+        from redis_backplane import RedisBackplane
+    except ImportError as error:
+        raise ConfigurationError(f"--backplane takes the Python package redis: {error}") from error
+    try:
+        node.backplane = RedisBackplane(args.backplane, node.arrived, args.backplane_length)
+    except ValueError as error:
+        raise ConfigurationError(f"--backplane is like redis://host:6379/0: {error}") from error
+    return node.backplane
+
+
+def stop_after_parent(node: Node, context: gowsev.Context) -> None:
+    gevent.socket.wait_read(sys.stdin.fileno())
+    node.stop(context)
+
+
+def run_workers(args: argparse.Namespace) -> int:
+    """Let several processes serve; return the exit code."""
+    read_tokens(args.token_file)
+    connect(args, Node())
+    with tempfile.TemporaryDirectory(prefix="relay-") as folder:
+        holders = [reserve(args.host.strip("[]"), args.port)]
+        more = ["--worker-folder", folder, "--port", str(holders[0].getsockname()[1])]
+        if args.tls_port is not None and certificate(args) is not None:
+            holders.append(reserve(args.host.strip("[]"), args.tls_port))
+            more += ["--tls-port", str(holders[1].getsockname()[1])]
+        else:
+            more += ["--tls-port", "none"]
+        try:
+            return Workers(command(*more), args.workers, Path(folder)).run()
+        finally:
+            for holder in holders:
+                holder.close()
+            logger.info("Stopped")
+
+
+def listen(context: gowsev.Context, args: argparse.Namespace) -> list[str]:
+    """Open the ports; return their URLs."""
+    host = f"[{args.host.strip('[]')}]" if ":" in args.host else args.host
+    shown = host or "localhost"
+    _, number = context.ListenAndServe(f"{host}:{args.port}")
+    urls = [f"ws://{shown}:{number}/"]
+    files = certificate(args) if args.tls_port is not None else None
+    if files is not None:
+        _, number = context.ListenAndServeTLS(f"{host}:{args.tls_port}", *map(os.fspath, files))
+        urls.append(f"wss://{shown}:{number}/")
+    return urls
+
+
+def certificate(args: argparse.Namespace) -> tuple[Path, Path] | None:
+    """The files of a certificate and its key; `None`, and a line in the log, if there are none."""
+    if args.cert is not None:
+        return args.cert, args.key
+    try:
+        ensure_certificate(OWN_CERT, OWN_KEY)
+    except NoCertificate as error:
+        logger.warning("No TLS: %s. Give one with --cert and --key, or say --tls-port none.", error)
+        return None
+    return OWN_CERT, OWN_KEY
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------
+
+#: What every record has; the rest of its attributes were given by `extra`.
+USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and what else the record tells."""
+
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = {"worker": worker} if worker else {}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **self._worker,
+            **{name: value for name, value in vars(record).items() if name not in USUAL},
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_log(args: argparse.Namespace) -> None:
+    handler = logging.StreamHandler()
+    if args.log_format == "json":
+        handler.setFormatter(JSONFormatter(args.worker))
+    else:
+        worker = f"worker {args.worker}: " if args.worker else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {worker}%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if args.verbose:
+        logger.setLevel(logging.DEBUG)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Several processes on one port: a parent that starts them, replaces those that die, and ends them in order.
+
+The kernel deals new connections out among the processes that listen with SO_REUSEPORT. The parent serves nobody; it
+runs no loop, and only waits for signals. A worker sees at the end of its standard input that the parent is gone, and
+then ends too.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+logger = logging.getLogger("relay")
+
+#: A worker that lived so many seconds did not die of its start.
+SETTLED = 10.0
+#: Seconds before a worker that died of its start is replaced, at first and at most.
+FIRST_DELAY, LAST_DELAY = 0.5, 30.0
+#: Seconds that a worker has for its end.
+DRAINING = 15.0
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+
+#: The exit code of a configuration error.
+MISCONFIGURED = 2
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Take a port for the workers, so that nobody else can; return a socket that holds it and never listens.
+
+    Raises:
+        OSError: it is taken; the text names it.
+    """
+    family, where = _address(host, port)
+    try:
+        if port:
+            # Without SO_REUSEPORT: two relays must not share a port by mistake.
+            with socket.socket(family) as probe:
+                _bind(probe, where)
+        holder = socket.socket(family)
+        try:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _bind(holder, where)
+        except BaseException:
+            holder.close()
+            raise
+    except OSError as error:
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise OSError(error.errno, f"cannot listen on {shown}: {error.strerror or error}") from error
+    return holder
+
+
+def _address(host: str, port: int) -> tuple[int, tuple[str, int]]:
+    """As the library binds: no host is all interfaces, IPv6 and IPv4."""
+    if not host:
+        return (socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET), ("", port)
+    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return family, (str(where[0]), int(where[1]))
+
+
+def _bind(sock: socket.socket, where: tuple[str, int]) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if where[0] else 0)
+    sock.bind(where)
+
+
+class Worker:
+    """One place for a worker, and the process that fills it at the moment."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
+        self.due = 0.0
+        self.quick_deaths = 0
+
+
+class Workers:
+    """A number of processes that do the same.
+
+    Args:
+        command: what to run; the worker's number is added behind `--worker`.
+        number: how many.
+        folder: where they leave their counters.
+    """
+
+    def __init__(self, command: list[str], number: int, folder: Path) -> None:
+        self._command = command
+        self._folder = folder
+        self._workers = [Worker(i + 1) for i in range(number)]
+        self._settled = False
+
+    def run(self) -> int:
+        """Run until a SIGTERM or SIGINT, or until it turns out that they cannot be; return the exit code."""
+        # Waited for in one place, instead of handled in between: nothing happens behind our back.
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        try:
+            while True:
+                self._start_due()
+                number = signal.sigtimedwait(WATCHED, self._until_next())
+                if number is not None and number.si_signo != signal.SIGCHLD:
+                    logger.info("Stopping %d workers", len(self._workers))
+                    return self._end(0)
+                if self._reap() == MISCONFIGURED and not self._settled:
+                    return self._end(MISCONFIGURED)  # it has said why
+        except BaseException:
+            for worker in self._workers:
+                if worker.process is not None:
+                    worker.process.kill()
+            raise
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.process is None and now >= worker.due:
+                worker.started = now
+                worker.process = subprocess.Popen(  # noqa: S603  # our own command line
+                    [*self._command, "--worker", str(worker.number)], stdin=subprocess.PIPE
+                )
+
+    def _until_next(self) -> float:
+        """Seconds until there is something to do besides signals."""
+        due = [worker.due for worker in self._workers if worker.process is None]
+        return max(0.0, min(due) - time.monotonic()) if due else SETTLED
+
+    def _reap(self) -> int:
+        """Take note of workers that have ended; return the exit code of the last one, or 0."""
+        now, last = time.monotonic(), 0
+        for worker in self._workers:
+            if worker.process is None:
+                continue
+            lived = now - worker.started
+            self._settled = self._settled or lived >= SETTLED
+            code = worker.process.poll()
+            if code is None:
+                continue
+            last = code
+            self._forget(worker)
+            worker.quick_deaths = worker.quick_deaths + 1 if lived < SETTLED else 0
+            delay = min(FIRST_DELAY * 2 ** (worker.quick_deaths - 1), LAST_DELAY) if worker.quick_deaths else 0.0
+            worker.due = now + delay
+            if code != MISCONFIGURED or self._settled:
+                logger.error(
+                    "Worker %d %s after %.1f s; a new one starts in %.1f s", worker.number, _how(code), lived, delay
+                )
+        return last
+
+    def _forget(self, worker: Worker) -> None:
+        assert worker.process is not None and worker.process.stdin is not None  # noqa: PT018
+        worker.process.stdin.close()
+        worker.process = None
+        (self._folder / f"{worker.number}.json").unlink(missing_ok=True)
+
+    def _end(self, code: int) -> int:
+        """Let all workers end; return the exit code."""
+        running = [worker for worker in self._workers if worker.process is not None]
+        for worker in running:
+            worker.process.terminate()
+        deadline = time.monotonic() + DRAINING
+        for worker in running:
+            try:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.error("Worker %d did not end within %g s, and is killed", worker.number, DRAINING)
+                worker.process.kill()
+                worker.process.wait()
+                code = code or 1
+            self._forget(worker)
+        return code
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def command(*arguments: str) -> list[str]:
+    """The command that runs this program again, with more arguments."""
+    return [sys.executable, *sys.argv, *arguments]

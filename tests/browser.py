@@ -1,0 +1,129 @@
+"""Headless Chromium, driven as a person would drive it: keys, clicks and looking, through its debugging port."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import urllib.request
+
+import pytest
+from conftest import PATIENCE, wait_until
+from websockets.sync.client import connect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+OPTIONS += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"]
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+
+
+class Browser:
+    """A running browser; each tab is a page of its own."""
+
+    def __init__(self, folder):
+        self.log = folder / "chromium.log"
+        with self.log.open("wb") as log:
+            command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        ports = folder / "profile" / "DevToolsActivePort"
+        wait_until(lambda: self.process.poll() is not None or (ports.exists() and "\n" in ports.read_text()), 120)
+        assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+        self._address = f"http://127.0.0.1:{ports.read_text().splitlines()[0]}"
+        self._tabs = []
+
+    def open(self, url, width=1280, height=800):
+        request = urllib.request.Request(f"{self._address}/json/new?about:blank", method="PUT")
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            target = json.load(response)
+        tab = Tab(target["webSocketDebuggerUrl"], url, width, height)
+        self._tabs.append(tab)
+        return tab
+
+    def close(self):
+        for tab in self._tabs:
+            tab.close()
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
+
+class Tab:
+    def __init__(self, address, url, width, height):
+        self._connection = connect(address, proxy=None, max_size=None, open_timeout=PATIENCE)
+        self._numbers = itertools.count(1)
+        self.complaints = []
+        self.call("Page.enable")
+        self.call("Runtime.enable")
+        self.call("Log.enable")
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.go(url)
+
+    def call(self, method, **parameters):
+        number = next(self._numbers)
+        self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._connection.recv(timeout=PATIENCE))
+            if answer.get("method") == "Log.entryAdded":
+                self.complaints.append(answer["params"]["entry"]["text"])
+            elif answer.get("method") == "Runtime.exceptionThrown":
+                self.complaints.append(str(answer["params"]["exceptionDetails"]))
+            elif answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def go(self, url):
+        self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def look(self, expression):
+        """The value of an expression in the page."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait_for(self, expression):
+        return wait_until(lambda: self.look(expression))
+
+    def text(self, selector):
+        return self.look(f"document.querySelector({selector!r}).textContent")
+
+    def texts(self, selector):
+        return self.look(f"[...document.querySelectorAll({selector!r})].map((item) => item.textContent)")
+
+    def click(self, selector):
+        where = f"JSON.stringify(document.querySelector({selector!r}).getBoundingClientRect())"
+        box = json.loads(self.look(where))
+        point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **point)
+
+    def type(self, text):
+        """Type text into what has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key):
+        """Press Tab, Enter or the like."""
+        code, text = {"Tab": (9, ""), "Enter": (13, "\r"), "Space": (32, " ")}[key]
+        name = " " if key == "Space" else key
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=name, code=key, windowsVirtualKeyCode=code, text=text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=name, code=key, windowsVirtualKeyCode=code)
+
+    def focus(self):
+        return self.look("document.activeElement.id")
+
+    def screenshot(self, path):
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def close(self):
+        self._connection.close()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    opened = Browser(tmp_path)
+    yield opened
+    opened.close()
