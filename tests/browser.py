@@ -120,10 +120,3 @@ class Tab:
 
     def close(self):
         self._connection.close()
-
-
-@pytest.fixture
-def browser(tmp_path):
-    opened = Browser(tmp_path)
-    yield opened
-    opened.close()

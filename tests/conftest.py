@@ -295,6 +295,27 @@ def run(tmp_path):
         program.process.wait()
 
 
+@pytest.fixture
+def redis_server(tmp_path):
+    """A real Redis."""
+    from redis_server import RedisServer
+
+    server = RedisServer(tmp_path / "redis")
+    yield server
+    server.thaw()
+    server.kill()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium."""
+    from browser import Browser
+
+    opened = Browser(tmp_path)
+    yield opened
+    opened.close()
+
+
 def open_sockets():
     links = []
     for name in os.listdir("/proc/self/fd"):

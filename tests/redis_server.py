@@ -1,0 +1,60 @@
+"""A real Redis, started by the test itself on a free port, to be killed and started again."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+
+import pytest
+import redis
+from conftest import PATIENCE, wait_until
+
+SERVER, CLI = shutil.which("redis-server"), shutil.which("redis-cli")
+
+needs_redis = pytest.mark.skipif(
+    SERVER is None or CLI is None, reason="needs redis-server and redis-cli (Debian's package redis-server)"
+)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+class RedisServer:
+    """A server that loses nothing it has acknowledged, however it ends."""
+
+    def __init__(self, folder):
+        folder.mkdir()
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process = None
+        self.start()
+
+    def start(self):
+        command = [SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "local"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(lambda: self.cli("ping") == "PONG")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def cli(self, *words):
+        """Ask it something with Redis's own client."""
+        command = [CLI, "-p", str(self.port), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout.strip()
+
+    def client(self):
+        return redis.Redis.from_url(self.url)
