@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Load a running relay: open thousands of subscribers, publish, and check every delivery, its count and its order.
+
+    load.py --subscribers 1000 --messages 1000
+
+Each publish is a number and a time. A new one is sent as soon as fewer than `--in-flight` are still on their way to
+somebody. It ends by itself, at the latest after `--seconds`, and with exit code 1 if anything was lost, doubled or out
+of order. The package `tqdm` draws the progress bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import struct
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import gevent.pool
+from tqdm import tqdm
+
+import gowsev
+
+#: What each body begins with: the message's number, and when it was sent.
+HEAD = struct.Struct("!Qd")
+DIALLING = 50
+
+
+class Load(gowsev.Handler):
+    """The subscribers, and the one who publishes to all their channels in turn."""
+
+    def __init__(self, args: argparse.Namespace, bar: tqdm) -> None:
+        self.args = args
+        self.bar = bar
+        self.next_of: dict[int, int] = {}
+        """By connection: the number that it must receive next."""
+        self.publisher = 0
+        self.left: dict[int, int] = {}
+        """By message under way: how many have not received it yet."""
+        self.latencies = array("d")
+        self.sent = self.answered = self.delivered = 0
+        self.failed = ""
+
+    @property
+    def done(self) -> bool:
+        return bool(self.failed) or (self.answered == self.args.messages and not self.left)
+
+    def subscribers_of(self, number: int) -> int:
+        """How many subscribe to the channel that a message goes to."""
+        channel, channels = number % self.args.channels, self.args.channels
+        return len(range(channel, self.args.subscribers, channels))
+
+    def publish(self, context: gowsev.Context) -> None:
+        while self.sent < self.args.messages and len(self.left) < self.args.in_flight:
+            number = self.sent
+            self.sent += 1
+            self.left[number] = self.subscribers_of(number)
+            body = HEAD.pack(number, time.monotonic()).ljust(self.args.bytes, b".")
+            context.Write(self.publisher, b"publish:%s:%s" % (channel(number % self.args.channels), body))
+
+    def MessageReceived(self, context: gowsev.Context, id: int, message: bytes) -> None:
+        if id == self.publisher:
+            self.answered += 1
+            if message != b"OK":
+                self.failed = f"a publish was answered with {message!r}"
+            return
+        number, at = HEAD.unpack_from(message)
+        if number != self.next_of[id]:
+            self.failed = f"subscriber {id} received {number} where {self.next_of[id]} was due"
+        self.next_of[id] = number + self.args.channels
+        self.latencies.append(time.monotonic() - at)
+        self.delivered += 1
+        self.left[number] -= 1
+        if not self.left[number]:
+            del self.left[number]
+            self.bar.update(self.subscribers_of(number))
+            self.publish(context)
+
+    def ConnClosed(self, context: gowsev.Context, id: int) -> None:
+        if not self.done:
+            conn = context.Conn(id)
+            self.failed = f"connection {id} was lost: {conn and conn.close_code}"
+
+
+def channel(number: int) -> bytes:
+    return b"load-%d" % number
+
+
+def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> None:
+    """Open all connections, and subscribe."""
+    headers = {}
+    if args.token_file is not None:
+        headers["Authorization"] = f"Bearer {args.token_file.read_text().split()[0]}"
+    # The driver is not what is measured: it answers pings, and sends none.
+    options = gowsev.Options(ping_interval=None)
+
+    def dial(number: int) -> tuple[int, gowsev.DialledConn]:
+        conn = gowsev.Dial(args.url[number % len(args.url)], timeout=60.0, headers=headers, options=options)
+        conn.WriteMessage(gowsev.BinaryMessage, b"subscribe:" + channel(number % args.channels))
+        _, answer = conn.ReadMessage()
+        if answer != b"OK":
+            raise SystemExit(f"a subscription was answered with {answer!r}")
+        return number, conn
+
+    with tqdm(total=args.subscribers, desc="subscribing", unit=" subscribers") as bar:
+        for number, conn in gevent.pool.Pool(DIALLING).imap_unordered(dial, range(args.subscribers)):
+            load.next_of[context.AddConn(conn)] = number % args.channels
+            bar.update()
+    load.publisher = context.AddConn(gowsev.Dial(args.url[0], timeout=60.0, headers=headers, options=options))
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The nearest rank, in milliseconds."""
+    return 1000 * ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def run(args: argparse.Namespace) -> str:
+    """Put the load on; return what went wrong, or nothing."""
+    total = sum(len(range(n % args.channels, args.subscribers, args.channels)) for n in range(args.messages))
+    bar = tqdm(total=total, desc="delivering", unit=" messages", unit_scale=True, disable=None)
+    load = Load(args, bar)
+    context = gowsev.MakeContext(load, gowsev.Options(raise_errors=True))
+    connecting = time.monotonic()
+    connect(args, load, context)
+    began = time.monotonic()
+    print(f"{args.subscribers} subscribers on {args.channels} channels in {began - connecting:.1f} s")
+    context.SetTimeout(1.0)
+    load.publish(context)
+    while not load.done and time.monotonic() - began < args.seconds:
+        context.EventLoopIteration()
+    took = time.monotonic() - began
+    bar.close()
+    if load.failed:
+        return load.failed
+    if not load.done:
+        return f"not done after {args.seconds} s: {load.delivered} of {total} deliveries"
+    # Whatever is delivered twice would come behind.
+    settled = time.monotonic() + 0.5
+    context.SetTimeout(0.1)
+    while time.monotonic() < settled:
+        context.EventLoopIteration()
+    if load.delivered != total:
+        return f"{load.delivered} deliveries instead of {total}"
+    ordered = sorted(load.latencies)
+    shares = "  ".join(f"{name} {percentile(ordered, share):.1f}" for name, share in
+                       (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)))  # fmt: skip
+    print(f"{args.messages} publishes of {args.bytes} bytes in {took:.2f} s: {args.messages / took:,.0f} a second")
+    print(f"{total:,} deliveries, each checked: {total / took:,.0f} a second")
+    print(f"latency in ms, {args.in_flight} in flight: {shares}")
+    return ""
+
+
+def whole(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def main() -> None:
+    description, *_ = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--url", nargs="+", default=["ws://localhost:9000/"], help="of the relay, or of several that are one"
+    )
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="present the token in this file")
+    for option, default, text in (
+        ("subscribers", 1000, "connections that subscribe"),
+        ("channels", 1, "over which they are spread evenly"),
+        ("messages", 1000, "how many are published in all"),
+        ("bytes", 64, "of each message; at least 16"),
+        ("in-flight", 8, "publishes that not everybody has received yet"),
+        ("seconds", 240, "after which it is given up"),
+    ):
+        parser.add_argument(f"--{option}", type=whole, default=default, metavar="N", help=f"{text} (%(default)s)")
+    args = parser.parse_args()
+    args.bytes = max(args.bytes, HEAD.size)
+    args.channels = min(args.channels, args.subscribers)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        wrong = run(args)
+    except (gowsev.DialError, ValueError, OSError) as error:
+        wrong = str(error)
+    if wrong:
+        sys.exit(f"{parser.prog}: FAILED: {wrong}")
+
+
+if __name__ == "__main__":
+    main()
