@@ -10,8 +10,8 @@ import subprocess
 import urllib.request
 
 import pytest
+import websocket
 from conftest import PATIENCE, wait_until
-from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -51,7 +51,9 @@ class Browser:
 
 class Tab:
     def __init__(self, address, url, width, height):
-        self._connection = connect(address, proxy=None, max_size=None, open_timeout=PATIENCE)
+        self._connection = websocket.create_connection(
+            address, timeout=PATIENCE, suppress_origin=True, http_no_proxy=["*"]
+        )
         self._numbers = itertools.count(1)
         self.complaints = []
         self.call("Page.enable")
@@ -66,7 +68,7 @@ class Tab:
         number = next(self._numbers)
         self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self._connection.recv(timeout=PATIENCE))
+            answer = json.loads(self._connection.recv())
             if answer.get("method") == "Log.entryAdded":
                 self.complaints.append(answer["params"]["entry"]["text"])
             elif answer.get("method") == "Runtime.exceptionThrown":

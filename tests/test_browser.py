@@ -6,16 +6,12 @@ Debian's package `chromium`; skipped where it is missing.
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 
-import pytest
 import relay
-from conftest import wait_until
+from browser import needs_chromium
+from conftest import in_thread, wait_until
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+pytestmark = needs_chromium
 
 #: Two connections of one page: one subscribes, the other publishes; what they saw is posted back.
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>relay</title><script>
@@ -55,7 +51,7 @@ main().catch((error) => saw.push(String(error))).finally(() =>
 </script>"""
 
 
-def test_a_page_subscribes_publishes_and_closes(serve, tmp_path):
+def test_a_page_subscribes_publishes_and_closes(serve, browser):
     reports = []
 
     def pages(environ, start_response):
@@ -66,17 +62,9 @@ def test_a_page_subscribes_publishes_and_closes(serve, tmp_path):
 
     service = relay.Service()
     server = serve(service, http_app=pages)
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path}", "--remote-debugging-port=0", f"http://{server.host}:{server.port}/"]
-    with (tmp_path / "chromium.log").open("wb") as log:
-        browser = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: reports or browser.poll() is not None, 120)
-    finally:
-        browser.terminate()
-        browser.wait(30)
-    assert reports, (tmp_path / "chromium.log").read_text(errors="replace")[-3000:]
+    # In a thread: this one serves the page that the browser loads.
+    in_thread(browser.open, f"http://{server.host}:{server.port}/")
+    wait_until(lambda: reports, 120)
     assert reports[0] == ["OK", "OK", "gr\u00fc\u00dfe: \U0001f600", "Invalid message", [3001, "", True]]
     wait_until(lambda: not server.context.Stats().connections)
     assert not service.channels_of

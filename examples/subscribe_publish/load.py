@@ -70,6 +70,7 @@ class Load(gowsev.Handler):
         number, at = HEAD.unpack_from(message)
         if number != self.next_of[id]:
             self.failed = f"subscriber {id} received {number} where {self.next_of[id]} was due"
+            return
         self.next_of[id] = number + self.args.channels
         self.latencies.append(time.monotonic() - at)
         self.delivered += 1
@@ -119,8 +120,11 @@ def percentile(ordered: list[float], share: float) -> float:
 
 def run(args: argparse.Namespace) -> str:
     """Put the load on; return what went wrong, or nothing."""
-    total = sum(len(range(n % args.channels, args.subscribers, args.channels)) for n in range(args.messages))
-    bar = tqdm(total=total, desc="delivering", unit=" messages", unit_scale=True, disable=None)
+    channels = range(args.channels)
+    total = sum(
+        len(range(c, args.subscribers, len(channels))) * len(range(c, args.messages, len(channels))) for c in channels
+    )
+    bar = tqdm(total=total, desc="delivering", unit=" messages", unit_scale=True)
     load = Load(args, bar)
     context = gowsev.MakeContext(load, gowsev.Options(raise_errors=True))
     connecting = time.monotonic()

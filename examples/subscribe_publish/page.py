@@ -74,7 +74,7 @@ class Page:
             headers.append(("Cache-Control", "no-store"))
             status, type, body = self._answer(path)
         start_response(status, [*headers, ("Content-Type", type), ("Content-Length", str(len(body)))])
-        return [body] if method == "GET" else []
+        return [] if method == "HEAD" else [body]
 
     def _answer(self, path: str) -> Answer:
         if path == "/healthz":

@@ -222,7 +222,6 @@ def run(args: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, node.stop, context)
     if args.worker:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocks what it waits for
         gevent.spawn(stop_after_parent, node, context)
     if backplane is not None:
         backplane.start(context)

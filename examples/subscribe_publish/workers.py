@@ -120,7 +120,9 @@ class Workers:
             if worker.process is None and now >= worker.due:
                 worker.started = now
                 worker.process = subprocess.Popen(  # noqa: S603  # our own command line
-                    [*self._command, "--worker", str(worker.number)], stdin=subprocess.PIPE
+                    [*self._command, "--worker", str(worker.number)],
+                    stdin=subprocess.PIPE,
+                    preexec_fn=_let_signals_through,  # safe: there are no threads here
                 )
 
     def _until_next(self) -> float:
@@ -172,6 +174,10 @@ class Workers:
                 code = code or 1
             self._forget(worker)
         return code
+
+
+def _let_signals_through() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
 
 
 def _how(code: int) -> str:

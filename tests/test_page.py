@@ -1,0 +1,190 @@
+"""The relay's page as a person uses it, in headless Chromium: by keyboard, by click, and with the server going away."""
+
+from __future__ import annotations
+
+import pytest
+from browser import needs_chromium
+from conftest import RELAY
+from programs import websockets_client
+
+pytestmark = needs_chromium
+
+FIRST, LAST = 500, 15000  # milliseconds, of page.js
+
+
+@pytest.fixture
+def page_of(run):
+    """A function that starts the relay on a given port; returns it and the page's address."""
+
+    def start(*options, port=0):
+        options = ["--host", "127.0.0.1", "--port", port, "--tls-port", "none", *options]
+        program = run(RELAY / "relay.py", *options)
+        return program, program.url().replace("ws:", "http:")
+
+    return start
+
+
+def connected(tab):
+    return tab.wait_for("document.body.dataset.state === 'open'")
+
+
+def subscribed(tab, number):
+    return tab.wait_for(f"document.querySelectorAll('.channel[data-state=open]').length === {number}")
+
+
+def shows(tab, number):
+    return tab.wait_for(f"document.querySelectorAll('.message').length === {number}")
+
+
+def messages(tab):
+    """What the page shows: pairs of channel and body."""
+    return list(zip(tab.texts(".message .tag"), tab.texts(".message .body"), strict=True))
+
+
+def test_two_pages_talk_to_each_other_by_keyboard_and_by_click(page_of, browser):
+    program, url = page_of()
+    ann, bob = browser.open(url), browser.open(url, 390, 844)
+    for tab in (ann, bob):
+        assert connected(tab)
+        assert tab.text("#state-text") == "Connected"
+    # Ann has a keyboard: from the top of the page, Tab leads to everything in its order.
+    ann.press("Tab")
+    assert ann.look("document.activeElement.className") == "skip"
+    for id in ("connect", "subscribe-channel"):
+        ann.press("Tab")
+        assert ann.focus() == id
+    for channel in ("weather", "zürich"):
+        ann.type(channel)
+        ann.press("Enter")
+    subscribed(ann, 2)
+    # Bob has a finger.
+    bob.click("#subscribe-channel")
+    bob.type("weather")
+    bob.click("#subscribe-form button")
+    subscribed(bob, 1)
+
+    ann.look("document.getElementById('publish-channel').select()")
+    ann.type("weather")
+    ann.press("Tab")
+    assert ann.focus() == "body"
+    ann.type("rain: all day")
+    ann.press("Enter")
+    shows(bob, 1)
+    bob.click("#body")
+    bob.type("grüße 😀 <b>")
+    bob.click("#send")
+    for tab in (ann, bob):
+        shows(tab, 2)
+        assert messages(tab) == [("weather", "rain: all day"), ("weather", "grüße 😀 <b>")]
+    bob.wait_for("document.getElementById('answer').textContent === 'Published to weather.'")
+    assert ann.texts(".channel .count") == ["2", "0"]
+
+    # Ann no longer, and what comes is for Bob's page alone.
+    ann.click(".channel button")
+    ann.wait_for("document.querySelectorAll('.channel').length === 1")
+    bob.click("#body")
+    bob.type("only Bob")
+    bob.press("Enter")
+    shows(bob, 3)
+    assert len(messages(ann)) == 2
+    for tab in (ann, bob):
+        assert tab.complaints == []
+        assert tab.look("document.documentElement.scrollWidth <= innerWidth")
+    assert program.end() == 0
+
+
+def test_pages_come_back_when_the_server_does(page_of, browser):
+    program, url = page_of()
+    port = int(url.rsplit(":", 1)[1].strip("/"))
+    ann, bob = (browser.open(f"{url}#weather,news") for _ in range(2))
+    for tab in (ann, bob):
+        subscribed(tab, 2)
+    for _ in range(2):
+        assert program.end() == 0
+        for tab in (ann, bob):
+            tab.wait_for("document.body.dataset.state === 'waiting' || document.body.dataset.state === 'opening'")
+            assert tab.look("document.getElementById('send').disabled")
+            assert tab.texts(".channel .note")[0]
+        program, _ = page_of(port=port)
+        for tab in (ann, bob):  # by themselves
+            assert connected(tab)
+            subscribed(tab, 2)
+    ann.look("document.getElementById('publish-channel').value = 'news'")
+    ann.click("#body")
+    ann.type("back again")
+    ann.press("Enter")
+    for tab in (ann, bob):
+        shows(tab, 1)
+        assert messages(tab) == [("news", "back again")]
+    ann.click("#connect")
+    ann.wait_for("document.body.dataset.state === 'closed'")
+    assert ann.text("#state-text") == "Disconnected"
+    assert ann.texts(".channel .note") == ["Not connected."] * 2
+
+
+def test_the_waits_before_reconnecting_grow_and_are_random(page_of, browser):
+    program, url = page_of()
+    tab = browser.open(url)
+    assert connected(tab)
+    # All waits are noted, and cut short.
+    tab.look(
+        "window.delays = []; const wait = setTimeout; window.setTimeout = (f, ms, ...more) => {"
+        " if (ms >= 100) delays.push(ms); return wait(f, ms >= 100 ? 10 : ms, ...more); }; true"
+    )
+    program.end()
+    tab.wait_for("delays.length >= 12")
+    longest = [min(FIRST * 2**attempt, LAST) for attempt in range(12)]
+    delays = tab.look("delays.slice(0, 12)")
+    assert all(most / 2 <= delay <= most for most, delay in zip(longest, delays, strict=True))
+    assert len({delay / most for most, delay in zip(longest, delays, strict=True)}) > 6
+
+
+def test_the_page_asks_for_a_token_and_says_when_it_is_wrong(page_of, browser, tmp_path):
+    (tmp_path / "tokens").write_text("sésame\n")
+    _, url = page_of("--token-file", tmp_path / "tokens")
+    tab = browser.open(url)
+    assert tab.text("#state-text") == "A token is needed"
+    tab.click("#token")
+    tab.type("wrong")
+    tab.press("Enter")
+    tab.wait_for("document.getElementById('state-text').textContent === 'Refused: is the token right?'")
+    assert tab.focus() == "token"
+    tab.look("document.getElementById('token').select()")
+    tab.type("sésame")
+    tab.press("Enter")
+    assert connected(tab)
+    assert tab.look("document.getElementById('token-form').hidden")
+
+
+def test_the_page_shows_errors_and_bytes_as_they_are(page_of, browser):
+    program, url = page_of("--max-channel-bytes", 4)
+    tab = browser.open(f"{url}#news,too-long")
+    subscribed(tab, 1)
+    error = "Error: not subscribed: a channel's name has at most 4 bytes."
+    tab.wait_for(f'[...document.querySelectorAll(".note")].some((note) => note.textContent.startsWith("{error}"))')
+    tab.look("document.getElementById('publish-channel').value = 'longer'")
+    tab.click("#body")
+    tab.type("kept")
+    tab.press("Enter")
+    tab.wait_for("document.getElementById('answer').dataset.kind === 'bad'")
+    assert tab.text("#answer") == "Error: not published: a channel's name has at most 4 bytes"
+    assert tab.look("document.getElementById('body').value") == "kept"
+    with websockets_client(program.url()) as client:
+        for body in (b"\x00\xff", b""):
+            client.send(b"publish:news:" + body)
+            assert client.recv() == b"OK"
+    shows(tab, 2)
+    assert messages(tab) == [("news", "2 bytes: 00 ff"), ("news", "empty")]
+
+
+def test_everything_on_the_page_has_a_name_and_room_for_a_finger(page_of, browser):
+    _, url = page_of()
+    tab = browser.open(f"{url}#news", 390, 844)
+    subscribed(tab, 1)
+    roles = {"button", "textbox", "combobox", "link", "log", "list"}
+    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+    controls = [node for node in nodes if not node["ignored"] and node.get("role", {}).get("value") in roles]
+    assert len(controls) >= 8
+    assert [node for node in controls if not node.get("name", {}).get("value")] == []
+    heights = tab.look("[...document.querySelectorAll('button')].map((b) => b.offsetHeight).filter(Boolean)")
+    assert min(heights) >= 36

@@ -1,0 +1,540 @@
+"""The relay's command in service: who may connect, limits, its pages, its log, several workers, and its own clients."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+import workers
+from conftest import PATIENCE, RELAY, wait_until
+from node import Limits, Node
+from programs import websockets_client
+from prometheus_client.parser import text_string_to_metric_families
+from redis_server import needs_redis
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+CURL = shutil.which("curl")
+OK = b"OK"
+
+needs_curl = pytest.mark.skipif(CURL is None, reason="needs curl (Debian's package curl)")
+
+
+@pytest.fixture
+def relay(run):
+    """A factory of running relays, on a port of this machine."""
+    return lambda *options, **environ: run(
+        RELAY / "relay.py", "--host", "127.0.0.1", "--port", 0, "--tls-port", "none", *options, **environ
+    )
+
+
+def ask(client, message):
+    client.send(message)
+    return client.recv(timeout=PATIENCE)
+
+
+def curl(program, path, *options):
+    """Fetch a page; return its status, its headers and its body."""
+    url = program.url().replace("ws:", "http:") + path
+    command = [CURL, "-sS", "-i", "--max-time", str(int(PATIENCE)), *options, url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    head, _, body = done.stdout.partition("\n\n")
+    status, *lines = head.splitlines()
+    return int(status.split()[1]), dict(line.split(": ", 1) for line in lines), body
+
+
+# -- who may connect -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("sésame\n\n  another-token \n")
+    return path
+
+
+def bearer(token):
+    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
+
+
+def offered(token):
+    text = base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+    return {"subprotocols": ["relay", f"token.{text}"]}
+
+
+def test_a_token_lets_in_and_nothing_else_does(relay, token_file):
+    program = relay("--token-file", token_file)
+    for right in (bearer("another-token"), offered("another-token"), offered("sésame")):
+        with websockets_client(program.url(), **right) as client:
+            assert ask(client, "subscribe:a") == OK
+            assert client.subprotocol == ("relay" if "subprotocols" in right else None)
+    wrong = [{}, bearer(""), bearer("another-toke"), bearer("another-token2"), bearer("x"), offered("nobody's")]
+    wrong += [
+        {"subprotocols": ["relay"]},
+        {"subprotocols": ["relay", "token.!"]},
+        {"subprotocols": ["relay", "token."]},
+    ]
+    wrong += [{"additional_headers": {"Authorization": "Basic another-token"}}]
+    for given in wrong:
+        with pytest.raises(InvalidStatus) as refused:
+            websockets_client(program.url(), **given).__enter__()
+        assert refused.value.response.status_code == 401
+        assert refused.value.response.headers["WWW-Authenticate"] == 'Bearer realm="relay"'
+    assert program.end() == 0
+    assert "another-token" not in program.output
+
+
+def test_tokens_are_compared_in_constant_time_and_all_of_them(monkeypatch):
+    import hmac
+
+    compared = []
+    original = hmac.compare_digest
+
+    def compare(one, other):
+        compared.append((one, other))
+        return original(one, other)
+
+    monkeypatch.setattr("node.hmac.compare_digest", compare)
+    node = Node(tokens=(b"a", b"b", b"c"))
+    assert node._knows(b"a")
+    assert not node._knows(b"d")
+    assert compared == [(token, known) for token in (b"a", b"d") for known in (b"a", b"b", b"c")]
+
+
+def test_connections_beyond_the_limit_are_refused(relay):
+    program = relay("--max-connections", 2)
+    with websockets_client(program.url()), websockets_client(program.url()):
+        with pytest.raises(InvalidStatus) as refused:
+            websockets_client(program.url()).__enter__()
+        assert refused.value.response.status_code == 503
+
+
+def test_a_message_beyond_the_limit_is_refused(relay):
+    program = relay("--max-message-bytes", 1000)
+    with websockets_client(program.url()) as client:
+        assert ask(client, b"publish:a:" + b"x" * 990) == OK
+        client.send(b"publish:a:" + b"x" * 991)
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(timeout=PATIENCE)
+        assert closed.value.rcvd.code == 1009
+
+
+# -- limits ----------------------------------------------------------------------------------------------------------
+
+
+def answer(client, message):
+    client.send_binary(message)
+    return client.read_frame()[1]
+
+
+def test_what_is_beyond_a_limit_is_an_error_and_nothing_is_lost(serve):
+    node = Node(Limits(channels=2, channel_bytes=5))
+    server = serve(node)
+    client = server.client()
+    for channel in (b"one", b"two", b"one"):
+        assert answer(client, b"subscribe:" + channel) == OK
+    too_many = b"Error: not subscribed: at most 2 channels for each client"
+    assert answer(client, b"subscribe:three") == too_many
+    too_long = b"a channel's name has at most 5 bytes"
+    assert answer(client, b"subscribe:sixsix") == b"Error: not subscribed: " + too_long
+    assert answer(client, b"publish:sixsix:body") == b"Error: not published: " + too_long
+    assert answer(client, b"nonsense") == b"Invalid message"
+    assert node.channels_of == {1: {b"one", b"two"}}
+    assert answer(client, b"publish:two:still here") == OK
+    assert client.read_frame()[1] == b"still here"
+    assert answer(client, b"unsubscribe:one") == OK
+    assert answer(client, b"subscribe:three") == OK
+    assert (node.counters.errors, node.counters.publishes, node.counters.deliveries) == (3, 1, 1)
+
+
+def test_a_slow_consumer_is_counted_and_costs_nobody_else_a_message(serve):
+    node = Node()
+    server = serve(node, outbox_bytes=100_000)
+    slow, quick, publisher = (server.client() for _ in range(3))
+    for client in (slow, quick):
+        assert answer(client, b"subscribe:a") == OK
+    body = b"x" * 500_000
+    for _ in range(100):
+        assert answer(publisher, b"publish:a:" + body) == OK
+        assert quick.read_frame()[1] == body
+        if node.counters.slow_consumers:
+            break
+    assert node.counters.slow_consumers == 1
+    assert node.counters.drops >= 1
+
+
+# -- pages -----------------------------------------------------------------------------------------------------------
+
+
+@needs_curl
+def test_the_page_and_its_files_are_served_with_a_strict_policy(relay):
+    program = relay()
+    types = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript", "page.svg": "image/svg+xml"}
+    for path, type in types.items():
+        status, headers, body = curl(program, path)
+        assert status == 200
+        assert headers["Content-Type"].startswith(type)
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "*" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        # Nothing from outside, nothing inline.
+        assert not re.search(
+            r"(src|href)=.?(https?:)?//|\surl\(|@import|style=|<script>|\son(click|load|error|submit)=", body
+        )
+        again = curl(program, path, "-H", f"If-None-Match: {headers['ETag']}")
+        assert (again[0], again[2]) == (304, "")
+    status, headers, body = curl(program, "", "-I")
+    assert (status, body) == (200, "")
+    assert curl(program, "nowhere")[0] == 404
+    assert curl(program, "../relay.py", "--path-as-is")[0] == 404
+    status, headers, _ = curl(program, "", "-d", "x=y")
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+@needs_curl
+def test_health_and_metrics_tell_how_things_are(relay):
+    program = relay()
+    with websockets_client(program.url()) as one, websockets_client(program.url()) as two:
+        for client in (one, two):
+            assert ask(client, "subscribe:a") == OK
+        for _ in range(3):
+            assert ask(one, "publish:a:hello") == OK
+            assert [one.recv(timeout=PATIENCE), two.recv(timeout=PATIENCE)] == [b"hello"] * 2
+        status, _, body = curl(program, "healthz")
+        health = json.loads(body)
+        assert status == 200
+        assert (health["status"], health["backplane"], health["connections"]) == ("ok", "none", 2)
+        status, headers, body = curl(program, "metrics")
+        assert status == 200
+        assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        samples = [sample for family in text_string_to_metric_families(body) for sample in family.samples]
+        values = {sample.name: sample.value for sample in samples if "le" not in sample.labels}
+        assert values["relay_connections"] == 2
+        assert values["relay_channels"] == 1
+        assert values["relay_subscriptions"] == 2
+        assert values["relay_publishes_total"] == 3
+        assert values["relay_deliveries_total"] == 6
+        assert values["relay_messages_received_total"] == 5
+        assert values["relay_messages_sent_total"] == 11
+        assert values["relay_bytes_received_total"] > 0
+        for name in ("relay_drops_total", "relay_slow_consumers_total", "relay_connections_rejected_total"):
+            assert values[name] == 0
+        assert "relay_backplane_up" not in values
+    wait_until(
+        lambda: re.search(r"^relay_loop_delay_seconds_count\S+ [1-9]", curl(program, "metrics")[2], re.MULTILINE)
+    )
+
+
+@needs_curl
+def test_without_prometheus_client_metrics_say_what_they_need(relay, tmp_path):
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')\n")
+    program = relay(PYTHONPATH=str(tmp_path))
+    assert curl(program, "metrics")[::2] == (501, "Metrics need the Python package prometheus-client.\n")
+    assert curl(program, "healthz")[0] == 200
+
+
+def test_the_relay_needs_no_package_but_gowsev(run, tmp_path):
+    for name in ("redis", "prometheus_client", "tqdm", "cryptography"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not installed')\n")
+    options = ["--host", "127.0.0.1", "--port", 0, "--tls-port", "none"]
+    program = run(RELAY / "relay.py", *options, PYTHONPATH=str(tmp_path))
+    with websockets_client(program.url()) as client:
+        assert ask(client, "subscribe:a") == OK
+    assert program.end() == 0
+    refused = run(RELAY / "relay.py", *options, "--backplane", "redis://localhost/", PYTHONPATH=str(tmp_path))
+    assert refused.process.wait(PATIENCE) == 2
+    assert refused.output == "relay.py: error: --backplane takes the Python package redis: not installed\n"
+
+
+# -- configuration and the log ---------------------------------------------------------------------------------------
+
+MISTAKES = [
+    (["--workers", "2"], "more than one of --workers takes a --backplane, which makes them one relay"),
+    (["--workers", "0"], "argument --workers: expected a whole number of at least 1, not '0'"),
+    (["--max-connections", "many"], "argument --max-connections: expected a whole number of at least 1, not 'many'"),
+    (["--max-channels", "-1"], "argument --max-channels: .*"),
+    (["--backplane", "http://localhost"], "--backplane is like redis://host:6379/0: .*"),
+    (["--backplane", "redis://localhost:port"], "--backplane is like redis://host:6379/0: .*"),
+    (["--token-file", "missing"], "cannot read the tokens in 'missing': No such file or directory"),
+    (["--token-file", os.devnull], "there is no token in '/dev/null'"),
+    (["--workers", "2", "--backplane", "nonsense"], "--backplane is like redis://host:6379/0: .*"),
+    (["--log-format", "xml"], "argument --log-format: .*"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES)
+def test_a_mistake_in_the_configuration_is_one_line_and_exit_code_2(relay, arguments, said):
+    program = relay(*arguments)
+    assert program.process.wait(PATIENCE) == 2
+    assert re.fullmatch(rf"relay\.py: error: {said}\n", program.output)
+
+
+def test_log_lines_can_be_json(relay):
+    program = relay("--log-format", "json")
+    url = wait_until(lambda: re.search(r"ws://[\d.:]+/", program.output))[0]
+    with websockets_client(url) as client:
+        assert ask(client, "subscribe:a") == OK
+    program.wait_for("Connection closed")
+    assert program.end() == 0
+    lines = [json.loads(line) for line in program.output.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    accepted = next(line for line in lines if line["message"] == "Connection accepted 1")
+    assert (accepted["connection"], accepted["level"]) == (1, "info")
+    assert accepted["peer"].startswith("127.0.0.1:")
+    closed = next(line for line in lines if line["message"] == "Connection closed 1")
+    assert closed["code"] == 1000
+
+
+# -- workers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workers_of(relay, redis_server):
+    def start(number=2, *options):
+        program = relay("--workers", number, "--backplane", redis_server.url, *options)
+        for worker in range(1, number + 1):
+            program.wait_for(f"worker {worker}: The backplane .* is there")
+        return program
+
+    return start
+
+
+def pids(program):
+    """The processes of a relay's workers."""
+    path = f"/proc/{program.process.pid}/task/{program.process.pid}/children"
+    with open(path) as children:
+        return [int(pid) for pid in children.read().split()]
+
+
+def dead(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@needs_redis
+def test_workers_share_a_port_and_are_one_relay(workers_of):
+    program = workers_of(2)
+    clients = [websockets_client(program.url()).__enter__() for _ in range(30)]
+    try:
+        for client in clients:
+            assert ask(client, "subscribe:a") == OK
+        accepted = {worker for worker in (1, 2) if f"worker {worker}: Connection accepted" in program.output}
+        assert accepted == {1, 2}  # by chance, in one of half a billion runs, not
+        publisher = websockets_client(program.url()).__enter__()
+        clients.append(publisher)
+        assert ask(publisher, "publish:a:to all") == OK
+        assert [client.recv(timeout=PATIENCE) for client in clients[:-1]] == [b"to all"] * 30
+        if CURL:
+
+            def connections():
+                body = curl(program, "metrics")[2]
+                found = re.findall(r'^relay_connections\{worker="(\d)"\} (\S+)', body, re.MULTILINE)
+                return {worker: int(float(number)) for worker, number in found}
+
+            # Whichever worker is asked: the other's counters are at most a second old.
+            wait_until(lambda: sum(connections().values()) == 31)
+            assert set(connections()) == {"1", "2"}
+        program.process.send_signal(signal.SIGTERM)
+        for client in clients:
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(timeout=PATIENCE)
+            assert closed.value.rcvd.code == 1001
+        assert program.process.wait(PATIENCE) == 0
+        assert program.output.rstrip().endswith("Stopped")
+    finally:
+        for client in clients:
+            client.close()
+
+
+@needs_redis
+def test_a_worker_that_dies_is_replaced_and_the_others_go_on(workers_of):
+    program = workers_of(2)
+    before = pids(program)
+    os.kill(before[0], signal.SIGKILL)
+    program.wait_for(r"Worker 1 was killed by SIGKILL after .* s; a new one starts in 0\.5 s")
+    wait_until(lambda: program.output.count("worker 1: The backplane") == 2)
+    after = pids(program)
+    assert before[1] in after
+    assert before[0] not in after
+    assert len(after) == 2
+    with websockets_client(program.url()) as client:
+        assert ask(client, "subscribe:a") == OK
+        assert ask(client, "publish:a:x") == OK
+        assert client.recv(timeout=PATIENCE) == b"x"
+    assert program.end() == 0
+
+
+@needs_redis
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_their_parent(workers_of, number):
+    program = workers_of(2)
+    children = pids(program)
+    assert program.end(number) == 0
+    assert all(dead(pid) for pid in children)
+
+
+@needs_redis
+def test_workers_do_not_outlive_a_parent_that_is_killed(workers_of):
+    program = workers_of(2)
+    children = pids(program)
+    program.process.kill()
+    wait_until(lambda: all(dead(pid) for pid in children))
+
+
+def test_two_relays_do_not_share_a_port_by_mistake():
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            workers.reserve("127.0.0.1", port)
+    with workers.reserve("127.0.0.1", 0) as holder, socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(holder.getsockname())
+
+
+def supervise(tmp_path, script, number=1):
+    """Run workers that are this script, under a parent of their own; return its process."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(script)
+    parent = (
+        f"import sys, logging, pathlib; sys.path.insert(0, {str(RELAY)!r}); import workers\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        f"command = [sys.executable, {str(worker)!r}]\n"
+        f"sys.exit(workers.Workers(command, {number}, pathlib.Path({str(tmp_path)!r})).run())\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True)
+
+
+def test_workers_that_die_of_their_start_are_replaced_ever_more_slowly(tmp_path):
+    with supervise(tmp_path, "raise SystemExit(1)") as parent:
+        delays = []
+        for line in parent.stderr:
+            delays += re.findall(r"Worker 1 ended with exit code 1 after .* a new one starts in (.*) s", line)
+            if len(delays) == 3:
+                break
+        parent.terminate()
+        parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
+    assert delays == ["0.5", "1.0", "2.0"]
+
+
+def test_workers_that_cannot_be_configured_end_their_parent(tmp_path):
+    with supervise(tmp_path, "import sys; sys.exit(2 if '1' in sys.argv else sys.stdin.read())", 2) as parent:
+        parent.stderr.read()
+        assert parent.wait(PATIENCE) == 2
+
+
+# -- the relay's own clients -----------------------------------------------------------------------------------------
+
+
+def client_of(program, *arguments, url=None, input=None):
+    command = [sys.executable, str(RELAY / "client.py"), "--url", url or program.url(), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, input=input, timeout=PATIENCE * 2)
+
+
+def test_the_command_line_client_publishes_and_prints_what_arrives(relay, run):
+    program = relay()
+    printing = run(RELAY / "client.py", "--url", program.url(), "subscribe", "weather", "news")
+    single = run(RELAY / "client.py", "--url", program.url(), "subscribe", "news")
+    program.wait_for("Connection accepted 3")
+    with websockets_client(program.url()) as watching:
+        assert ask(watching, "subscribe:weather") == OK
+
+        # All have subscribed when what they publish has come back.
+        def published():
+            done = client_of(program, "publish", "news", "hello: all")
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            return "news: hello: all" in printing.output and "hello: all\n" in single.output
+
+        wait_until(published)
+        done = client_of(program, "publish", "weather", input="one\n\ntwo: zürich")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [watching.recv(timeout=PATIENCE) for _ in range(3)] == [b"one", b"", "two: zürich".encode()]
+    printing.wait_for("^weather: one\nweather: \nweather: two: zürich$")
+    assert single.process.poll() is None
+    assert printing.end(signal.SIGINT) == 130
+    assert "Traceback" not in printing.output
+    program.end()
+    assert single.process.wait(PATIENCE) == 1
+    assert single.output.splitlines()[-1] == "client.py: the connection for news has ended: 1001 shutting down"
+
+
+def test_the_command_line_client_over_tls_with_a_token(run, certificate, client_tls, token_file, tmp_path):
+    import ssl
+
+    authority = tmp_path / "authority.pem"
+    authority.write_text("".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
+    cert, key = certificate
+    options = ["--port", 0, "--tls-port", 0, "--cert", cert, "--key", key, "--token-file", token_file]
+    program = run(RELAY / "relay.py", "--host", "127.0.0.1", *options)
+    secret = tmp_path / "secret"
+    secret.write_text("another-token\n")
+    url = program.url("wss")
+    done = client_of(program, "--cafile", authority, "--token-file", secret, "publish", "a", "x", url=url)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = client_of(program, "--cafile", authority, "publish", "a", "x", url=url)
+    assert done.returncode == 1
+    assert re.fullmatch(r"client\.py: dial .*: the server answered HTTP 401 Unauthorized\n", done.stderr)
+    done = client_of(program, "publish", "a", "x", url=url)
+    assert done.returncode == 1
+    assert "CERTIFICATE_VERIFY_FAILED" in done.stderr
+
+
+def test_mistakes_of_the_command_line_client_are_one_line(relay):
+    program = relay("--max-channel-bytes", 3)
+    done = client_of(program, "subscribe", "long-name")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "client.py: Error: not subscribed: a channel's name has at most 3 bytes\n"
+    assert client_of(program, "publish", "a:b", "x").returncode == 2
+    assert "must be like ws://" in client_of(program, "publish", "a", "x", url="http://localhost/").stderr
+    assert client_of(program, "--token-file", "missing", "publish", "a", "x").returncode == 1
+
+
+def test_the_load_checks_every_delivery(relay):
+    program = relay()
+    command = [
+        sys.executable,
+        str(RELAY / "load.py"),
+        "--url",
+        program.url(),
+        "--subscribers",
+        "50",
+        "--messages",
+        "40",
+    ]
+    done = subprocess.run([*command, "--channels", "3"], capture_output=True, text=True, timeout=PATIENCE * 2)
+    assert done.returncode == 0, done.stderr
+    assert "50 subscribers on 3 channels" in done.stdout
+    assert re.search(r"^667 deliveries, each checked", done.stdout, re.MULTILINE)
+    assert re.search(r"p50 [\d.]+  p90 [\d.]+  p99 [\d.]+  max [\d.]+", done.stdout)
+    assert "delivering: 100%" in done.stderr
+
+
+def test_the_load_fails_on_what_is_not_its_own(relay):
+    program = relay()
+    command = [sys.executable, str(RELAY / "load.py"), "--url", program.url(), "--subscribers", "5"]
+    command += ["--messages", "100000000", "--seconds", "60"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        output = []
+        reading = threading.Thread(target=lambda: output.append(process.stderr.read()))
+        reading.start()
+        with websockets_client(program.url()) as intruder:
+            program.wait_for("Connection accepted 6$")
+            assert ask(intruder, b"publish:load-0:" + b"\0" * 16) == OK
+            assert process.wait(PATIENCE) == 1
+        reading.join(PATIENCE)
+    assert re.search(r"FAILED: subscriber \d received 0 where \d+ was due", output[0])
