@@ -1,0 +1,100 @@
+"""The systemd unit and the nginx snippet of the relay's README, tried: what is written there is what runs here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import ssl
+import subprocess
+import urllib.request
+
+import pytest
+from conftest import PATIENCE, RELAY, wait_until
+from programs import websockets_client
+from redis_server import free_port
+from websockets.exceptions import InvalidStatus
+
+README = (RELAY / "README.md").read_text("utf-8")
+NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+ANALYZE = shutil.which("systemd-analyze")
+
+
+def block(language):
+    """The README's fenced block of one language."""
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return found
+
+
+def replaced(text, **replacements):
+    """`text` with each of these, found exactly as often as it must be, replaced."""
+    for old, new in replacements.values():
+        assert old in text, old
+        text = text.replace(old, str(new))
+    return text
+
+
+@pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze (Debian's package systemd)")
+def test_the_unit_is_one_that_systemd_understands(tmp_path):
+    unit = tmp_path / "relay.service"
+    # The program must exist, and Redis's unit may not be installed here.
+    text = replaced(block("ini"), python=("/opt/gowsev/.venv/bin/python", shutil.which("python3")))
+    unit.write_text(replaced(text, redis=(" redis-server.service", "")))
+    done = subprocess.run([ANALYZE, "verify", unit], capture_output=True, text=True, timeout=PATIENCE)
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "relay.service" in line]
+    assert complaints == []
+
+
+def test_the_unit_starts_the_relay_with_options_that_it_has(run):
+    arguments = block("ini").split("relay.py", 1)[1].split("LoadCredential")[0].replace("\\\n", " ").split()
+    shown = run(RELAY / "relay.py", "--help", COLUMNS="200", NO_COLOR="1")
+    assert shown.process.wait(PATIENCE) == 0
+    for option in arguments:
+        assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown.output, re.MULTILINE)
+
+
+@pytest.mark.skipif(NGINX is None, reason="needs nginx (Debian's package nginx-light)")
+def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, client_tls, tmp_path):
+    program = run(RELAY / "relay.py", "--host", "127.0.0.1", "--port", 0, "--tls-port", "none")
+    port, (cert, key) = free_port(), certificate
+    snippet = replaced(
+        block("nginx"),
+        port=("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+        name=("relay.example.com", "localhost"),
+        cert=("/etc/ssl/relay.pem", cert),
+        key=("/etc/ssl/relay.key", key),
+        relay=("http://127.0.0.1:9000", program.url().replace("ws:", "http:").rstrip("/")),
+    )
+    paths = "".join(
+        f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"pid {tmp_path}/pid;\nerror_log {tmp_path}/log;\ndaemon off;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{paths}{snippet}}}\n"
+    )
+    nginx = subprocess.Popen([NGINX, "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "log"])
+    try:
+        wait_until(lambda: (tmp_path / "pid").exists() or nginx.poll() is not None)
+        assert nginx.poll() is None, (tmp_path / "log").read_text()
+        tls = ssl.create_default_context()
+        tls.load_verify_locations(cadata="".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
+        url = f"https://localhost:{port}/"
+        for path, found in (
+            ("", "<title>Relay</title>"),
+            ("healthz", '"status": "ok"'),
+            ("metrics", "relay_connections"),
+        ):
+            with urllib.request.urlopen(url + path, timeout=PATIENCE, context=tls) as response:
+                assert found in response.read().decode()
+        # As the page does it: its origin is the proxy's.
+        address = f"wss://localhost:{port}/"
+        with websockets_client(address, ssl=tls, origin=url.rstrip("/")) as client:
+            client.send("subscribe:a")
+            assert client.recv(timeout=PATIENCE) == b"OK"
+            client.send(b"publish:a:" + b"x" * 500_000)
+            assert [client.recv(timeout=PATIENCE) for _ in range(2)] == [b"OK", b"x" * 500_000]
+        with pytest.raises(InvalidStatus) as refused:
+            websockets_client(address, ssl=tls, origin="https://elsewhere.example").__enter__()
+        assert refused.value.response.status_code == 403
+    finally:
+        nginx.terminate()
+        nginx.wait(PATIENCE)
