@@ -87,14 +87,14 @@ def test_answers_come_in_the_order_of_the_commands_and_before_what_they_cause(re
         for i in range(200):
             for command in ("subscribe:a", f"publish:a:{i}", "?", "unsubscribe-all", "publish:a:nobody", "publish::b"):
                 client.send(command)
-            expected += [OK, OK, i, b"Invalid message", OK, OK, OK]
+            expected += [OK, OK, b"Invalid message", OK, OK, OK]
         received = [client.recv(timeout=PATIENCE) for _ in range(200 * 6)]
         answers = [message for message in received if message in (OK, b"Invalid message")]
         bodies = [int(message) for message in received if message not in (OK, b"Invalid message")]
         # A body may come after the unsubscription that was sent before it arrived, and so not at all; what comes, comes
         # in order, each once, and behind the OK of its publish.
         assert bodies == sorted(set(bodies))
-        assert answers[:1195] == [answer for answer in expected if isinstance(answer, bytes)][: len(answers)][:1195]
+        assert answers == expected[: len(answers)]
 
 
 def test_one_order_for_everybody(relays):

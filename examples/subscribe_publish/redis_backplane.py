@@ -7,6 +7,8 @@ Two threads talk to Redis, each over a connection of its own, so that neither wa
 neither; `Post` is all that leads back into the loop. The *writer* sends what the loop asks for, in batches and in
 order. The *reader* reads the channels that are followed, each from the position up to which it has been read.
 
+The file is long because the loop's side and the two threads share what only together is understood.
+
 Invariants: at most one batch is under way. Batches are numbered, and the script that applies one notes its number and
 its answers in the same step; so a batch can be sent again after a lost connection, and is applied once. A `Followed`
 belongs to one stretch of interest in a channel; what was read for an earlier one is thrown away.
