@@ -486,6 +486,8 @@ def test_the_command_line_client_over_tls_with_a_token(run, certificate, client_
     url = program.url("wss")
     done = client_of(program, "--cafile", authority, "--token-file", secret, "publish", "a", "x", url=url)
     assert (done.returncode, done.stderr) == (0, "")
+    done = client_of(program, "publish", "a", "x", "--cafile", authority, "--token-file", secret, url=url)
+    assert (done.returncode, done.stderr) == (0, ""), "options behind the command"
     done = client_of(program, "--cafile", authority, "publish", "a", "x", url=url)
     assert done.returncode == 1
     assert re.fullmatch(r"client\.py: dial .*: the server answered HTTP 401 Unauthorized\n", done.stderr)

@@ -99,23 +99,38 @@ def channel(text: str) -> str:
     return text
 
 
+def add_connecting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url", default=argparse.SUPPRESS, help="of the relay, ws:// or wss:// (default: ws://localhost:9000/)"
+    )
+    parser.add_argument(
+        "--token-file", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="present the token in this file"
+    )
+    parser.add_argument(
+        "--cafile",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="trust the certificates in this file, such as a self-signed one",
+    )
+
+
 def main() -> None:
     description, *_ = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--url", default="ws://localhost:9000/", help="of the relay, ws:// or wss:// (%(default)s)")
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="present the token in this file")
-    parser.add_argument(
-        "--cafile", metavar="FILE", help="trust the certificates in this file, such as a self-signed one"
-    )
+    add_connecting(parser)
+    # They are understood behind the command too, where most people look for them.
+    behind = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    add_connecting(behind)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    subscribing = commands.add_parser("subscribe", help="print what arrives on channels, a line each")
+    subscribing = commands.add_parser("subscribe", parents=[behind], help="print what arrives on channels, a line each")
     subscribing.add_argument("channel", nargs="+", type=channel, metavar="CHANNEL")
     subscribing.set_defaults(run=subscribe)
-    publishing = commands.add_parser("publish", help="publish to a channel")
+    publishing = commands.add_parser("publish", parents=[behind], help="publish to a channel")
     publishing.add_argument("channel", type=channel, metavar="CHANNEL")
     publishing.add_argument("body", nargs="?", metavar="BODY", help="without it, each line of standard input is one")
     publishing.set_defaults(run=publish)
-    args = parser.parse_args()
+    args = argparse.Namespace(url="ws://localhost:9000/", token_file=None, cafile=None)
+    parser.parse_args(namespace=args)
     try:
         args.run(args)
     except Failed as error:
