@@ -26,7 +26,7 @@ import sys
 import time
 
 import wire
-from client import Client, read_head
+from raw_client import Client, read_head
 from wire import WireError
 
 #: After so many seconds without a byte, what is missing is lost.
