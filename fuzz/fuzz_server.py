@@ -87,7 +87,7 @@ def serve(cert, key):
     """
     handler = Echo()
     options = gowsev.Options(
-        max_message_bytes=10_000, handshake_timeout=0.8, ping_interval=0.4, ping_timeout=0.4, close_timeout=0.4,
+        max_message_bytes=10_000, handshake_timeout=0.8, ping_interval=0.4, ping_timeout=2.0, close_timeout=0.4,
         inbox_messages=16, inbox_bytes=20_000, outbox_bytes=50_000, compression="deflate",
         compression_min_bytes=16, compression_takeover=bool(cert),
     )  # fmt: skip
