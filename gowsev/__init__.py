@@ -31,6 +31,7 @@ from gowsev.options import Options
 from gowsev.stats import Stats
 from gowsev.timer import Timer
 from gowsev.version import __version__
+from gowsev.wsgi import WebSocketHandler
 
 __all__ = [
     "BinaryMessage",
@@ -54,5 +55,6 @@ __all__ = [
     "Stats",
     "TextMessage",
     "Timer",
+    "WebSocketHandler",
     "__version__",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
-from weakref import finalize
+from weakref import WeakSet, finalize
 
 import gevent
 from gevent.event import AsyncResult
@@ -23,18 +23,21 @@ from gowsev.address import listen, parse_port
 from gowsev.certificate import Certificate
 from gowsev.conn import Conn
 from gowsev.connection import CLOSED, Connection
-from gowsev.dial import adopt
+from gowsev.dial import DialledConn, release
+from gowsev.entrance import serve
 from gowsev.errors import IdNotFound
+from gowsev.foreign import adopt
 from gowsev.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close_payload
 from gowsev.handshake import Handshake, Reject, Request, Response, refusal
 from gowsev.keepalive import Keepalive
 from gowsev.mailbox import MOST_IN_A_ROW, Empty, Mailbox, poll_sockets
 from gowsev.options import Options, as_seconds
 from gowsev.outbox import Batch
-from gowsev.protocol import Encoder, Protocol
+from gowsev.protocol import Encoder, MaskingEncoder, Protocol
 from gowsev.server import Listener
 from gowsev.stats import Stats
 from gowsev.timer import Timer
+from gowsev.wsgi import asks_for_websocket, upgrade_required
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 
     Args = TypeVarTuple("Args")
 
-__all__ = ["Context", "MakeContext"]
+__all__ = ["Context", "MakeContext", "shut_down_all"]
 
 logger = logging.getLogger("gowsev")
 
@@ -63,6 +66,9 @@ _EVENTS_A_FLUSH = 64
 #: These always leave the loop.
 _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
 
+#: Every context that is still held by somebody, for a server that ends and must tell them.
+_contexts: WeakSet[Context] = WeakSet()
+
 _METHODS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived")
 
 
@@ -77,6 +83,21 @@ def MakeContext(handler: Any, options: Options | None = None) -> Context:
         TypeError: `handler` lacks a method, or `options` is no `Options`.
     """
     return Context(handler, options)
+
+
+def shut_down_all(timeout: float) -> Callable[[], bool]:
+    """Shut down every context of this process; return a function that tells whether all driven ones have ended.
+
+    Args:
+        timeout: as for `Context.Shutdown`.
+    """
+    contexts = tuple(_contexts)
+    for context in contexts:
+        if gevent.get_hub() is context._hub:
+            context.Shutdown(timeout)
+        elif not context._finished:
+            context.Post(Context.Shutdown, timeout)  # it belongs to another thread
+    return lambda: all(context._finished or context._driver is None for context in contexts)
 
 
 class Context:
@@ -114,6 +135,7 @@ class Context:
         self._finishing = False
         self._finished = False
         finalize(self, self._mailbox.close)
+        _contexts.add(self)
 
     # -- listening and connections -------------------------------------------------------------------------------
 
@@ -175,16 +197,62 @@ class Context:
             RuntimeError: the context has been shut down.
         """
         self._check_not_shut_down()
-        connection = adopt(conn)
-        id = self._register(connection)
-        connection.move(self._mailbox, self._batch, self._keepalive)
+        if isinstance(conn, DialledConn):
+            connection = release(conn)
+            self._register(connection)
+            connection.move(self._mailbox, self._batch, self._keepalive)
+        else:
+            foreign = adopt(conn)
+            connection = self._connect(
+                foreign.sock,
+                request=foreign.request,
+                subprotocol=foreign.subprotocol,
+                tls=foreign.tls,
+                protocol=Protocol(client=foreign.client, max_message_bytes=self.options.max_message_bytes),
+                encoder=MaskingEncoder() if foreign.client else self._encoder(None),
+            )
+            connection.start(foreign.leftover)
         self._stats.added += 1
-        return id
+        return connection.id
 
-    def _register(self, connection: Connection) -> int:
+    def _connect(self, sock: Any, **known: Any) -> Connection:
+        """Make a connection of this context, with an id, that has not begun to read."""
+        connection = Connection(
+            sock, options=self.options, mailbox=self._mailbox, batch=self._batch, keepalive=self._keepalive, **known
+        )
+        self._register(connection)
+        return connection
+
+    def _register(self, connection: Connection) -> None:
         connection.id = id = next(self._ids)
         self._connections[id] = connection
-        return id
+
+    def ServeHTTP(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Upgrade a request that another server has read: the context as a WSGI application, after Go's `http.Handler`.
+
+        Mount it in a web app at the path of its WebSockets; a Flask view returns it: `return context.ServeHTTP`. It
+        works under gevent's `WSGIServer`, best with `handler_class=gowsev.WebSocketHandler`, under gevent-websocket's
+        `WebSocketHandler`, and under gunicorn with `-k gevent` or, best, `-k gowsev.gunicorn.Worker`. The handshake
+        follows the context's options and `ConnRequested`, as with `ListenAndServe`. Only under gevent-websocket's
+        handler, which shakes hands by itself, a refusal is a close frame, and neither subprotocol nor compression is
+        negotiated. A request that is no upgrade is answered with 426.
+
+        May block the calling greenlet, for `ConnRequested`, for at most `Options.handshake_timeout`. When it returns,
+        the connection belongs to the loop, and the server's greenlet is free.
+
+        Args:
+            environ: the request, as PEP 3333 has it.
+            start_response: begins the response, likewise.
+
+        Returns:
+            The response's body.
+
+        Raises:
+            RuntimeError: the server is none of these, or this is not the thread that made the context.
+        """
+        if not asks_for_websocket(environ):
+            return upgrade_required(environ, start_response)
+        return serve(self, environ, start_response)
 
     def Conn(self, id: int) -> Conn | None:
         """Return what is known of a connection; `None` if there is none with this id."""
@@ -404,8 +472,7 @@ class Context:
 
     def _enter(self) -> bool:
         """Make the calling greenlet the driver; return whether it is one already, in a callback."""
-        if gevent.get_hub() is not self._hub:
-            raise RuntimeError("a context belongs to the thread that made it; only Post may be called from another")
+        self.check_thread()
         greenlet = gevent.getcurrent()
         if self._driver is greenlet:
             return True
@@ -507,6 +574,10 @@ class Context:
 
     # -- what `server.Host` asks for -----------------------------------------------------------------------------
 
+    def check_thread(self) -> None:
+        if gevent.get_hub() is not self._hub:
+            raise RuntimeError("a context belongs to the thread that made it; only Post may be called from another")
+
     @property
     def may_refuse(self) -> bool:
         return self._conn_requested is not None or self._full() is not None
@@ -534,19 +605,14 @@ class Context:
         self._stats.rejected += 1
 
     def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
-        connection = Connection(
+        connection = self._connect(
             sock,
             request=request,
             subprotocol=handshake.subprotocol,
             tls=tls,
             protocol=Protocol(max_message_bytes=self.options.max_message_bytes, deflate=handshake.deflate),
             encoder=self._encoder(handshake.deflate),
-            options=self.options,
-            mailbox=self._mailbox,
-            batch=self._batch,
-            keepalive=self._keepalive,
         )
-        self._register(connection)
         self._stats.accepted += 1
         self._mailbox.put((ACCEPTED, connection, None))
         connection.start(leftover)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from websockets.http11 import Response
     from websockets.typing import Origin, Subprotocol
 
-__all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "adopt"]
+__all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "release"]
 
 # As gorilla/websocket names them; their values are the opcodes of RFC 6455 section 5.2.
 TextMessage = TEXT
@@ -152,19 +152,16 @@ class DialledConn(Conn):
             raise RuntimeError(f"{method} on connection {self.id}: it belongs to a Context since AddConn")
 
 
-def adopt(conn: object) -> Connection:
-    """Take the connection out of what was given to `AddConn`, which can then not use it any more.
+def release(conn: DialledConn) -> Connection:
+    """Take the connection out of a dialled one, which can then not use it any more.
 
     Raises:
-        TypeError: it is nothing that can be taken over.
         ValueError: it was taken over already.
     """
-    if isinstance(conn, DialledConn):
-        if conn._owned:
-            raise ValueError(f"{conn!r} was added to a Context before")
-        conn._owned = True
-        return conn._connection
-    raise TypeError(f"AddConn takes what gowsev.Dial returns, not {conn!r}")
+    if conn._owned:
+        raise ValueError(f"{conn!r} was added to a Context before")
+    conn._owned = True
+    return conn._connection
 
 
 def Dial(

@@ -8,6 +8,9 @@ whoever sends much without saying anything is cut off.
 A `TLSSocket` can do what is needed of a socket. On a gevent socket its methods wait cooperatively, for the handshakes;
 `take_over` in `connection` then puts a plain non-blocking one in its place, where they raise what those of `ssl` would.
 
+What another server or client has set up TLS on cannot be moved here, since its session lives in its own OpenSSL object;
+`TakenTLS` makes the best of it.
+
 Invariants: ciphertext leaves in the order in which it was made. What is held is at most one record of input, one send
 of ciphertext, and the answers that TLS itself makes, which are bounded.
 """
@@ -18,7 +21,7 @@ import io
 import ssl
 from typing import Any
 
-__all__ = ["TLSSocket"]
+__all__ = ["TLSSocket", "TakenTLS"]
 
 #: OpenSSL is given so many bytes at a time, in either direction: its buffers grow with more, and never shrink.
 _PART = 1 << 14
@@ -184,6 +187,54 @@ class TLSSocket:
     def __getattr__(self, name: str) -> Any:
         """Be, in all else (its addresses, options, timeout, end), the socket itself."""
         return getattr(self.sock, name)
+
+
+class TakenTLS:
+    """TLS that somebody else has set up on a gevent socket, with gevent and its waiting left out.
+
+    OpenSSL reads the network by itself here: what `TLSSocket` bounds is not bounded.
+
+    Args:
+        sock: the non-blocking socket inside gevent's.
+        tls: OpenSSL's object, bound to it.
+    """
+
+    def __init__(self, sock: Any, tls: Any) -> None:
+        self._sock = sock
+        self._tls = tls
+
+    def recv_into(self, buffer: Any) -> int:
+        """Receive what has come, as far as `buffer` has room for it; return its length, 0 at the end of the stream.
+
+        Raises:
+            ssl.SSLWantReadError: there is nothing to return now.
+            OSError: the connection broke.
+        """
+        try:
+            return int(self._tls.read(len(buffer), buffer))
+        except ssl.SSLEOFError:  # the end of the stream, without TLS's farewell
+            return 0
+
+    def send(self, data: Any) -> int:
+        """Send `data`; return how many bytes of it have left.
+
+        Raises:
+            ssl.SSLWantWriteError: the kernel takes no more now. The next call must be given the same bytes again.
+            OSError: the connection broke.
+        """
+        return int(self._tls.write(data))
+
+    def pending(self) -> bool:
+        """Whether `recv_into` has something to return though the socket has nothing to read."""
+        return bool(self._tls.pending())
+
+    def unwrap(self) -> None:
+        """Send TLS's own farewell; the peer's is not waited for."""
+        self._tls.shutdown()
+
+    def __getattr__(self, name: str) -> Any:
+        """Be, in all else, the socket itself."""
+        return getattr(self._sock, name)
 
 
 class _Stream(io.RawIOBase):

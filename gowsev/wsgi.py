@@ -1,7 +1,9 @@
 """HTTP requests, until one of them asks for an upgrade: pywsgi's handler, by way of gevent-websocket's.
 
-A request for an upgrade is answered by `handshake.negotiate`, and its socket handed to the `Host`; any other goes to
-the WSGI application. What a `Host` is, the context says; nothing of it is known here but that it admits requests and
+Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
+does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
+There a request for an upgrade is answered by `handshake.negotiate`, and its socket handed to the `Host`; any other goes
+to the WSGI application. What a `Host` is, the context says; nothing of it is known here but that it admits requests and
 takes sockets. How long all this may take is for `server` to bound.
 """
 
@@ -14,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import gevent
-from geventwebsocket.handler import WebSocketHandler
+from gevent.pywsgi import WSGIHandler
+from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 from websockets.exceptions import WebSocketException
 
 from gowsev.connection import take_over
@@ -26,9 +29,25 @@ if TYPE_CHECKING:
 
     from gowsev.options import Options
 
-__all__ = ["FairFile", "Host", "Upgrader", "describe", "shown", "upgrade_required"]
+__all__ = [
+    "HEADERS",
+    "FairFile",
+    "Host",
+    "Upgrader",
+    "WebSocketHandler",
+    "asks_for_websocket",
+    "describe",
+    "host_and_port",
+    "judge",
+    "shown",
+    "start",
+    "upgrade_required",
+]
 
 logger = logging.getLogger("gowsev")
+
+#: Where `WebSocketHandler` puts a request's headers as they were sent; WSGI's own form joins those that are repeated.
+HEADERS = "gowsev.headers"
 
 #: RFC 9112 leaves the limits on a request's head to the server. pywsgi itself bounds the request line.
 _MAX_HEAD_BYTES = 1 << 16
@@ -44,10 +63,17 @@ _ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 
 class Host(Protocol):
-    """Who receives the connections of a listener."""
+    """Who receives connections."""
 
     @property
     def options(self) -> Options: ...
+
+    def check_thread(self) -> None:
+        """Check that this is the host's thread.
+
+        Raises:
+            RuntimeError: it is another.
+        """
 
     @property
     def may_refuse(self) -> bool:
@@ -63,19 +89,28 @@ class Host(Protocol):
         """Count a refused upgrade."""
 
 
-class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has no types
-    """One accepted socket: HTTP requests, until one of them asks for an upgrade."""
+class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no types
+    """A handler of requests, for a `gevent.pywsgi.WSGIServer` whose application has `Context.ServeHTTP` in it.
 
-    timeout: Any
-    """Runs while a request is awaited or being upgraded."""
-    socket: Any
+        WSGIServer(("", 8000), app, handler_class=gowsev.WebSocketHandler)
+
+    `ServeHTTP` works with pywsgi's own handler too. This one is derived from it, and reads requests as our own
+    listeners do: the length of their head is bounded, lines that are no header are refused (RFC 9112 section 5), and
+    `Conn.headers` has repeated headers one by one.
+    """
+
     path: Any
-    websocket: Handshake
 
     def MessageClass(self, rfile: Any, seekable: int) -> Any:
+        """Read a request's header lines; called by pywsgi."""
         return super().MessageClass(_BoundedHead(rfile), seekable)
 
     def read_request(self, raw_requestline: str) -> bool:
+        """Parse a request; called by pywsgi.
+
+        Raises:
+            ValueError: it cannot be understood.
+        """
         try:
             complete = bool(super().read_request(raw_requestline))
         except ValueError:
@@ -91,6 +126,21 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
                 self.path = "/" + self.path
         return complete
 
+    def get_environ(self) -> dict[str, Any]:
+        """Describe the request to the application; called by pywsgi."""
+        environ: dict[str, Any] = super().get_environ()
+        environ[HEADERS] = [(name.strip(), value.strip()) for name, value in self.headers.items()]
+        return environ
+
+
+class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc]  # gevent-websocket has no types
+    """One socket that a listener of ours accepted: HTTP requests, until one of them asks for an upgrade."""
+
+    timeout: Any
+    """Runs while a request is awaited or being upgraded."""
+    socket: Any
+    websocket: Handshake
+
     def run_application(self) -> None:
         if self._asks_for_websocket():
             super().run_application()
@@ -104,42 +154,31 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
             self.timeout.start()
 
     def _asks_for_websocket(self) -> bool:
-        return "websocket" in (self.headers.get("Upgrade") or "").lower()
+        return asks_for_websocket(self.environ)
 
-    # -- called by WebSocketHandler.run_application --------------------------------------------------------------
+    # -- called by gevent-websocket's run_application --------------------------------------------------------------
 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
         """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
         if not self._asks_for_websocket():
             return None
-        host: Host = self.server.host
-        try:
-            headers = Headers((name.strip(), value.strip()) for name, value in self.headers.items())
-            http_request = HTTPRequest(self.path, headers, self.command, self.request_version)
-            tls = self.server.certificate is not None
-            self._request = describe(http_request, self.client_address, self.socket.getsockname(), tls)
-            handshake = negotiate(http_request, host.options)
-        except WebSocketException as error:
-            logger.debug("headers from %s that cannot be: %r", shown(self.client_address), error)
-            handshake = Handshake(refusal(400, "Invalid header.\n"), None, None)
+        self._request, handshake = judge(self.server.host, self._read, self.client_address, self.path)
         response = handshake.response
         if response.status_code == 101:
-            response = host.admit(self._request) or response
-        if response.status_code == 101:
             self.websocket = handshake
-            # WebSocketHandler prepares the response to be an upgrade if it finds this; the value is nobody's.
+            # gevent-websocket prepares the response to be an upgrade if it finds this; the value is nobody's.
             self.environ["wsgi.websocket"] = handshake
             body = None
         else:
-            host.refused()
-            logger.info(
-                "refused %s, which asked for %r: %d %r",
-                shown(self.client_address), self.path, response.status_code, bytes(response.body[:200]),
-            )  # fmt: skip
             self.close_connection = True
             body = [bytes(response.body)]
-        self.start_response(*_start(response))
+        self.start_response(*start(response))
         return body
+
+    def _read(self) -> tuple[HTTPRequest, Request]:
+        request = HTTPRequest(self.path, Headers(self.environ[HEADERS]), self.command, self.request_version)
+        tls = self.server.certificate is not None
+        return request, describe(request, self.client_address, self.socket.getsockname(), tls)
 
     def run_websocket(self) -> None:
         """Hand the socket over. The response 101 has been sent, and this greenlet ends."""
@@ -191,11 +230,47 @@ class Upgrader(WebSocketHandler):  # type: ignore[misc]  # gevent-websocket has 
 
     def _refuse(self, response: Response) -> None:
         if not self.headers_sent:
-            self.start_response(*_start(response))
+            self.start_response(*start(response))
             self.write(bytes(response.body))
 
 
-def _start(response: Response) -> tuple[str, list[tuple[str, str]]]:
+def asks_for_websocket(environ: dict[str, Any]) -> bool:
+    """Whether a request, as WSGI describes it, is for a WebSocket."""
+    return "websocket" in environ.get("HTTP_UPGRADE", "").lower()
+
+
+def judge(
+    host: Host, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
+) -> tuple[Request | None, Handshake]:
+    """Answer a request for an upgrade, by the rules and as the host wants it. May block the calling greenlet.
+
+    Args:
+        host: who is to have the connection.
+        read: returns the request, as it is negotiated and as the program is told of it; raises a `WebSocketException`
+            if it has headers that cannot be.
+        peer: where the request comes from; for the log.
+        target: what it asks for, likewise.
+    """
+    description = None
+    try:
+        request, description = read()
+        handshake = negotiate(request, host.options)
+        if handshake.response.status_code == 101:
+            handshake = handshake._replace(response=host.admit(description) or handshake.response)
+    except WebSocketException as error:
+        logger.debug("headers from %s that cannot be: %r", shown(peer), error)
+        handshake = Handshake(refusal(400, "Invalid header.\n"), None, None)
+    response = handshake.response
+    if response.status_code != 101:
+        host.refused()
+        logger.info(
+            "refused %s, which asked for %r: %d %r",
+            shown(peer), target, response.status_code, bytes(response.body[:200]),
+        )  # fmt: skip
+    return description, handshake
+
+
+def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
     """Return the arguments of WSGI's `start_response`."""
     return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
 
@@ -275,13 +350,13 @@ def describe(request: HTTPRequest, peer: Any, local: Any, tls: bool) -> Request:
         query=query.decode("utf-8", "replace"),
         headers=request.headers,
         # A unix socket's client may have given its own socket any name.
-        peer=_host_and_port(peer) if isinstance(peer, tuple) else ("", 0),
-        local=_host_and_port(local),
+        peer=host_and_port(peer) if isinstance(peer, tuple) else ("", 0),
+        local=host_and_port(local),
         tls=tls,
     )
 
 
-def _host_and_port(address: Any) -> tuple[str, int]:
+def host_and_port(address: Any) -> tuple[str, int]:
     """A socket's address as `Request` has it; IPv4 through an IPv6 socket looks like IPv4."""
     if isinstance(address, tuple):
         return str(address[0]).removeprefix("::ffff:"), int(address[1])
@@ -289,5 +364,5 @@ def _host_and_port(address: Any) -> tuple[str, int]:
 
 
 def shown(address: Any) -> str:
-    host, port = _host_and_port(address)
+    host, port = host_and_port(address)
     return f"{host}:{port}" if port else "a unix socket"

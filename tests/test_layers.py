@@ -19,15 +19,23 @@ FLOORS = [
     {"deflate", "protocol", "handshake"},
     {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls"},
     {"connection"},
-    {"conn", "server", "wsgi", "dial"},
+    {"conn", "server", "wsgi", "dial", "foreign", "entrance"},
     {"handler"},
     {"context"},
-    {"__init__"},
+    {"__init__", "gunicorn"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 
 #: What may be imported on the same floor.
-BESIDE = {("protocol", "deflate"), ("handshake", "deflate"), ("dial", "conn"), ("server", "wsgi")}
+BESIDE = {
+    ("protocol", "deflate"),
+    ("handshake", "deflate"),
+    ("dial", "conn"),
+    ("server", "wsgi"),
+    ("foreign", "wsgi"),
+    ("entrance", "foreign"),
+    ("entrance", "wsgi"),
+}
 
 #: No I/O, no greenlets and no clocks up to here.
 PURE = {module for module, number in FLOOR.items() if number <= FLOOR["protocol"]}
@@ -45,7 +53,7 @@ OUTSIDE = {
 }
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
-LOGGING = {"context", "server", "wsgi", "certificate"}
+LOGGING = {"context", "server", "wsgi", "entrance", "certificate"}
 
 
 def is_type_checking(node):
@@ -145,8 +153,10 @@ def test_lower_floors_know_no_sockets_no_greenlets_and_no_clocks():
 
 
 def test_only_the_server_knows_pywsgi_and_gevent_websocket():
-    assert importers("gevent.pywsgi") == {"server"}
+    assert importers("gevent.pywsgi") == {"server", "wsgi"}
     assert importers("geventwebsocket") == {"wsgi"}
+    assert importers("gunicorn") == {"gunicorn"}
+    assert not importers("websocket")
 
 
 def test_only_these_log():

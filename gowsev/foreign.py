@@ -1,0 +1,254 @@
+"""Connections that another library opened: taking the socket out of its hands.
+
+Three kinds of owners: a WSGI server (for `Context.ServeHTTP`), gevent-websocket, and websocket-client (both for
+`Context.AddConn`). What they have already read and not used is taken along.
+
+An owner that is a server still holds its socket object when the socket is ours, and will read from it, write to it and
+close it when its request is over. It finds a *dead end* there: a socket whose peer is gone. It reads the end of the
+stream and cannot write, as after any client that has left, which every server takes quietly. An empty shell, which
+raises "bad file descriptor", would be logged as an error by some.
+
+Nothing is imported of websocket-client, and of gevent-websocket no class: whoever has such an object has imported it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gevent.socket
+import gevent.ssl
+from gevent import monkey
+
+from gowsev import frames
+from gowsev.connection import take_over
+from gowsev.handshake import Headers, Request
+from gowsev.tls import TakenTLS
+from gowsev.wsgi import HEADERS, host_and_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Foreign", "adopt", "from_gevent_websocket", "is_gevent_websocket", "request_of", "socket_of", "take"]
+
+
+class Foreign(NamedTuple):
+    """A connection that has been taken out of its owner's hands."""
+
+    sock: Any
+    """Non-blocking."""
+    tls: bool
+    client: bool
+    """Whether we are the client."""
+    request: Request
+    subprotocol: str | None
+    leftover: bytes
+    """What was read of it already, and not used."""
+
+
+def adopt(conn: Any) -> Foreign:
+    """Take a connection that was given to `AddConn`.
+
+    Raises:
+        TypeError: it is nothing that can be taken.
+        ValueError: it is closed, or was taken before.
+    """
+    if is_gevent_websocket(conn):
+        return from_gevent_websocket(conn)
+    if _is_a(conn, "websocket", "WebSocket"):
+        return _from_websocket_client(conn)
+    raise TypeError(
+        "AddConn takes what gowsev.Dial returns, a WebSocket of gevent-websocket, or a connected WebSocket of "
+        f"websocket-client, not {conn!r}"
+    )
+
+
+def is_gevent_websocket(conn: Any) -> bool:
+    """Whether this is a `WebSocket` of gevent-websocket."""
+    return _is_a(conn, "geventwebsocket.websocket", "WebSocket")
+
+
+def _is_a(conn: Any, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(conn, kind)
+
+
+def from_gevent_websocket(websocket: Any) -> Foreign:
+    """Take the connection of a `geventwebsocket.websocket.WebSocket`, which is closed for its application from then on.
+
+    Raises:
+        ValueError: it is closed, or was taken before.
+    """
+    handler = websocket.handler
+    sock = getattr(handler, "socket", None)
+    if websocket.closed or sock is None:
+        raise ValueError(f"{websocket!r} is closed, or was added before")
+    environ = websocket.environ
+    subprotocol = None
+    for name, value in handler.response_headers or ():
+        if name.lower() == b"sec-websocket-protocol":
+            subprotocol = value.decode("latin-1")
+    request = request_of(environ, sock)
+    leftover = read_buffered(handler.rfile, sock)
+    # So that it neither sends a close frame when its application returns, nor reads.
+    websocket.closed = True
+    websocket.stream = websocket.raw_read = websocket.raw_write = None
+    taken = take(sock)
+    return Foreign(taken, request.tls, False, request, subprotocol, leftover)
+
+
+def _from_websocket_client(websocket: Any) -> Foreign:
+    """Take the connection of a `websocket.WebSocket`, which is not connected from then on."""
+    sock = websocket.sock
+    if not websocket.connected or sock is None:
+        raise ValueError(f"{websocket!r} is not connected, or was added before")
+    if not isinstance(sock, gevent.socket.socket | _original("socket", "socket")):
+        raise TypeError(f"AddConn can take a websocket-client WebSocket on a socket, not on {sock!r}")
+    answer = websocket.handshake_response
+    request = Request(
+        path="",
+        query="",
+        headers=Headers(answer.headers if answer is not None else ()),
+        peer=_peer(sock),
+        local=host_and_port(sock.getsockname()),
+        tls=_is_tls(sock),
+    )
+    leftover = _unread(websocket)
+    websocket.sock = None
+    websocket.connected = False
+    return Foreign(take(sock), request.tls, True, request, websocket.subprotocol, leftover)
+
+
+def _unread(websocket: Any) -> bytes:
+    """Return what a websocket-client WebSocket has read and not delivered, as it came.
+
+    A `recv` that timed out may have left the first fragments of a message, or the beginning of a frame.
+    """
+    gathered = b""
+    fragments = websocket.cont_frame.cont_data
+    if fragments is not None:
+        opcode, payload = fragments
+        gathered = frames.encode_frame(opcode, bytes(payload))  # without FIN
+    buffer = websocket.frame_buffer
+    if buffer.header is not None:
+        fin, rsv1, rsv2, rsv3, opcode, masked, length = buffer.header
+        first = fin << 7 | rsv1 << 6 | rsv2 << 5 | rsv3 << 4 | opcode
+        if buffer.length is None:
+            gathered += bytes((first, masked << 7 | length))
+        else:
+            gathered += frames.encode_header(first, buffer.length, bool(masked))
+            gathered += buffer.mask_value or b""
+    return gathered + b"".join(buffer.recv_buffer)
+
+
+# -- sockets -----------------------------------------------------------------------------------------------------------
+
+
+def take(sock: Any) -> Any:
+    """Take the connection out of a socket of gevent's or the standard library's; return a non-blocking socket.
+
+    A dead end is left behind in gevent's.
+    """
+    if isinstance(sock, gevent.ssl.SSLSocket):
+        taken: Any = TakenTLS(sock._sock, sock._sslobj)
+        sock._detach_socket("detached")
+        sock._sslobj = None
+    elif isinstance(sock, _original("ssl", "SSLSocket")):
+        sock.setblocking(False)
+        return sock
+    else:
+        taken = take_over(sock)
+    if isinstance(sock, gevent.socket.socket):
+        _leave_dead_end(sock)
+    return taken
+
+
+def _leave_dead_end(sock: Any) -> None:
+    ours, theirs = _original("socket", "socketpair")()
+    theirs.close()
+    dead = gevent.socket.socket(ours.family, ours.type, ours.proto, ours.detach())
+    sock._sock, sock._read_event, sock._write_event = dead._sock, dead._read_event, dead._write_event
+
+
+def _original(module: str, name: str) -> Any:
+    """Return the standard library's own class or function, whether it is patched or not."""
+    return monkey.get_original(module, name)
+
+
+def _is_tls(sock: Any) -> bool:
+    return isinstance(sock, gevent.ssl.SSLSocket | _original("ssl", "SSLSocket"))
+
+
+def _peer(sock: Any) -> tuple[str, int]:
+    peer = sock.getpeername()
+    # A unix socket's client may have given its own socket any name.
+    return host_and_port(peer) if isinstance(peer, tuple) else ("", 0)
+
+
+# -- WSGI servers ------------------------------------------------------------------------------------------------------
+
+
+def request_of(environ: dict[str, Any], sock: Any) -> Request:
+    """Return what the program is told of a request; `sock` is its socket."""
+    if HEADERS in environ:
+        headers = Headers(environ[HEADERS])
+    else:
+        headers = Headers()
+        for key, value in environ.items():
+            if key.startswith("HTTP_"):
+                headers[key[5:].replace("_", "-").title()] = value
+        for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            if environ.get(key):
+                headers[key.replace("_", "-").title()] = environ[key]
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return Request(
+        # PEP 3333: bytes, decoded as latin-1.
+        path=path.encode("latin-1").decode("utf-8", "replace"),
+        query=environ.get("QUERY_STRING", "").encode("latin-1").decode("utf-8", "replace"),
+        headers=headers,
+        peer=_peer(sock),
+        local=host_and_port(sock.getsockname()),
+        tls=_is_tls(sock),
+    )
+
+
+def socket_of(environ: dict[str, Any]) -> tuple[Any, Callable[[], bytes]]:
+    """Find the gevent socket of a request, and how to take what the server has read beyond the request.
+
+    Raises:
+        RuntimeError: the server does not let go of its sockets, or is not gevent's.
+    """
+    stream = environ.get("wsgi.input")
+    sock = environ.get("gunicorn.socket")
+    if sock is not None:
+        unreader = getattr(getattr(stream, "reader", None), "unreader", None)
+        take_buffered = None if unreader is None else lambda: _take_unread(unreader)
+    else:
+        rfile = getattr(stream, "rfile", stream)
+        sock = getattr(getattr(rfile, "raw", None), "_sock", None)
+        take_buffered = lambda: read_buffered(rfile, sock)  # noqa: E731
+    if take_buffered is None or not isinstance(sock, gevent.socket.socket):
+        raise RuntimeError(
+            f"ServeHTTP cannot take a connection out of this server ({environ.get('SERVER_SOFTWARE', 'unknown')}). It "
+            "can under gevent.pywsgi.WSGIServer, gunicorn -k gevent and gunicorn -k gowsev.gunicorn.Worker, if nothing "
+            "in between has replaced environ['wsgi.input']. Under any other server let the context listen on a port of "
+            "its own: ListenAndServe."
+        )
+    return sock, take_buffered
+
+
+def read_buffered(rfile: Any, sock: Any) -> bytes:
+    """Take what a buffered file on a gevent socket has read beyond the request; never blocks."""
+    sock.settimeout(0.0)
+    try:
+        return rfile.read1(1 << 16) or b""
+    except OSError:  # broken already, or nothing there: the connection will find out which
+        return b""
+
+
+def _take_unread(unreader: Any) -> bytes:
+    """Take what gunicorn's parser has read beyond the request."""
+    data: bytes = unreader.buf.getvalue()
+    unreader.buf = io.BytesIO()
+    return data
