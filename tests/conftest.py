@@ -1,7 +1,8 @@
 """What the tests share: contexts that run in a greenlet, raw clients, and waiting for a condition.
 
 The tests run in one thread, unpatched: a test is the main greenlet, the loops under test are others, and clients
-either use gevent's sockets or, where nobody here wrote them, run in a real thread (`in_thread`).
+either use gevent's sockets or, where nobody here wrote them, run in a real thread (`in_thread`). What is useful for
+testing any program with gowsev is in `gowsev.testing`; here is what tests of gowsev itself need besides.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import logging
 import os
 import ssl
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import gevent
@@ -24,29 +23,17 @@ import pytest
 import trustme
 
 import gowsev
-from gowsev import frames
+from gowsev import frames, testing
+from gowsev.testing import TIMEOUT as PATIENCE
+from gowsev.testing import in_thread, wait_until
 
 #: The example relay. Its modules are scripts of one directory, which comes first on their path.
 RELAY = Path(__file__).resolve().parent.parent / "examples" / "subscribe_publish"
 sys.path.insert(0, str(RELAY))
 
-#: Generous: these machines are slow at times, and a test that waits so long has failed anyway.
-PATIENCE = 30.0
+__all__ = ["PATIENCE", "in_thread", "wait_until"]
 
-
-def wait_until(condition, patience=PATIENCE):
-    """Let greenlets run until `condition()` is true, and return what it returned; fail after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not (result := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"still not true after {patience} s: {condition}")
-        gevent.sleep(0.002)
-    return result
-
-
-def in_thread(function, *args):
-    """Run blocking code, such as another library's client, in a real thread; return its result."""
-    return gevent.get_hub().threadpool.spawn(function, *args).get(timeout=PATIENCE * 2)
+pytest_plugins = ["gowsev.pytest_plugin"]
 
 
 class Recorder(gowsev.Handler):
@@ -104,20 +91,11 @@ def echoes(client, payload=b"still there"):
     return client.read_frame() == (frames.BINARY, payload)
 
 
-@dataclass
-class Server:
-    """A context whose loop runs in a greenlet of its own."""
+class RawClients:
+    """Raw clients of a server, closed before it ends."""
 
-    context: gowsev.Context
-    handler: object
-    host: str
-    port: int
-    loop: gevent.Greenlet
-    clients: list = field(default_factory=list)
-
-    @property
-    def url(self):
-        return f"ws://{self.host}:{self.port}/"
+    def __init__(self):
+        self.clients = []
 
     def client(self, **kwargs):
         """Open a raw client connection, its handshake done."""
@@ -125,30 +103,32 @@ class Server:
         self.clients.append(client)
         return client
 
+    def close_clients(self):
+        for client in self.clients:
+            client.close()
+
+
+class Server(RawClients, testing.Server):
+    """A context whose loop runs in a greenlet of its own."""
+
+    def __init__(self, handler, **kwargs):
+        RawClients.__init__(self)
+        testing.Server.__init__(self, handler, **kwargs)
+
+    def __exit__(self, *exc_info):
+        self.close_clients()
+        super().__exit__(*exc_info)
+
 
 @pytest.fixture
 def serve():
     """A factory of running servers: `serve(handler=None, **options)`; all are shut down after the test."""
-    servers = []
+    with contextlib.ExitStack() as stack:
 
-    def start(handler=None, *, port="127.0.0.1:0", certificate=None, **options):
-        handler = handler if handler is not None else Recorder(echo)
-        context = gowsev.MakeContext(handler, gowsev.Options(**options))
-        if certificate is None:
-            host, number = context.ListenAndServe(port)
-        else:
-            host, number = context.ListenAndServeTLS(port, *certificate)
-        server = Server(context, handler, host, number, gevent.spawn(context.EventLoop))
-        servers.append(server)
-        return server
+        def start(handler=None, **kwargs):
+            return stack.enter_context(Server(handler if handler is not None else Recorder(echo), **kwargs))
 
-    yield start
-    for server in servers:
-        for client in server.clients:
-            client.close()
-        server.context.Shutdown(5)
-        server.loop.join(PATIENCE)
-        assert server.loop.ready(), "the loop did not end after Shutdown"
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -360,24 +340,36 @@ def quiet_hub(capfd):
     assert capfd.readouterr().err == ""
 
 
+class IdleServer(RawClients):
+    """A context whose loop runs only where a test drives it."""
+
+    loop = None
+
+    def __init__(self, handler, listen, options):
+        super().__init__()
+        self.handler = handler
+        self.context = gowsev.MakeContext(handler, gowsev.Options(**options))
+        self.host, self.port = self.context.ListenAndServe("127.0.0.1:0") if listen else ("", 0)
+
+    def end(self):
+        self.close_clients()
+        self.context.Shutdown(0)
+        self.context.SetTimeout(PATIENCE)
+        while self.context.EventLoopIteration():
+            pass
+        assert self.context.Stats().connections == 0
+        assert not self.context._keepalive.connections
+
+
 @pytest.fixture
 def idle():
     """A factory of servers whose loop runs only where a test drives it."""
     servers = []
 
     def start(handler=None, *, listen=True, **options):
-        context = gowsev.MakeContext(handler or Recorder(echo), gowsev.Options(**options))
-        address = context.ListenAndServe("127.0.0.1:0") if listen else ("", 0)
-        servers.append(Server(context, context._handler, *address, None))
+        servers.append(IdleServer(handler or Recorder(echo), listen, options))
         return servers[-1]
 
     yield start
     for server in servers:
-        for client in server.clients:
-            client.close()
-        server.context.Shutdown(0)
-        server.context.SetTimeout(PATIENCE)
-        while server.context.EventLoopIteration():
-            pass
-        assert server.context.Stats().connections == 0
-        assert not server.context._keepalive.connections
+        server.end()

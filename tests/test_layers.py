@@ -22,7 +22,8 @@ FLOORS = [
     {"conn", "server", "wsgi", "dial", "foreign", "entrance"},
     {"handler"},
     {"context"},
-    {"__init__", "gunicorn"},
+    {"__init__", "gunicorn", "testing"},
+    {"pytest_plugin"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 
@@ -157,6 +158,11 @@ def test_only_the_server_knows_pywsgi_and_gevent_websocket():
     assert importers("geventwebsocket") == {"wsgi"}
     assert importers("gunicorn") == {"gunicorn"}
     assert not importers("websocket")
+
+
+def test_only_the_plugin_knows_pytest():
+    assert importers("pytest") == {"pytest_plugin"}
+    assert importers("gowsev.testing", "gowsev.pytest_plugin") == {"pytest_plugin"}
 
 
 def test_only_these_log():

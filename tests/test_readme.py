@@ -309,7 +309,7 @@ def check_python(arguments):
             assert (rest[0], rest[3:]) == ("tox", [])
             assert f"testenv:{rest[2]}" in tox_ini()
         else:
-            assert rest[1:] in ([], [".venv"])
+            assert rest[1:] in ([], [".venv"], ["--module", "pytest"])
     elif first in PROGRAMS:
         assert not rest
     else:
