@@ -42,6 +42,12 @@ class Browser:
         self._tabs.append(tab)
         return tab
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
     def close(self):
         for tab in self._tabs:
             tab.close()
@@ -89,6 +95,18 @@ class Tab:
 
     def wait_for(self, expression):
         return wait_until(lambda: self.look(expression))
+
+    def wait_for_text(self, selector, text):
+        """Wait until the first such element shows this text, on whichever page is there by then."""
+
+        def shows():
+            asked = {"expression": f"document.querySelector({selector!r})?.innerText", "returnByValue": True}
+            return self.call("Runtime.evaluate", **asked)["result"].get("value") == text
+
+        wait_until(shows, PATIENCE * 2)
+
+    def fill(self, selector, text):
+        self.look(f"document.querySelector({selector!r}).value = {text!r}")
 
     def text(self, selector):
         return self.look(f"document.querySelector({selector!r}).textContent")
