@@ -33,6 +33,7 @@ from gowsev.keepalive import Keepalive
 from gowsev.mailbox import MOST_IN_A_ROW, Empty, Mailbox, poll_sockets
 from gowsev.options import Options, as_seconds
 from gowsev.outbox import Batch
+from gowsev.patching import warn_if_half_patched
 from gowsev.protocol import Encoder, MaskingEncoder, Protocol
 from gowsev.server import Listener
 from gowsev.stats import Stats
@@ -135,7 +136,9 @@ class Context:
         self._finishing = False
         self._finished = False
         finalize(self, self._mailbox.close)
+        self._forsaken = False
         _contexts.add(self)
+        warn_if_half_patched()
 
     # -- listening and connections -------------------------------------------------------------------------------
 
@@ -425,6 +428,10 @@ class Context:
     def EventLoop(self) -> None:
         """Handle events until a `Shutdown` has ended.
 
+        What leaves it (`KeyboardInterrupt`, `SystemExit`, `GreenletExit`; under `raise_errors`, what a callback raises)
+        is logged as an error where it ends a greenlet of its own; from then on new connections are refused with 503,
+        until the loop is driven again.
+
         Raises:
             RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
         """
@@ -445,8 +452,26 @@ class Context:
                     self._batch.flush()
                     if not events % MOST_IN_A_ROW:
                         poll_sockets()
+        except BaseException as error:
+            if not outer:
+                self._forsake(error)
+            raise
         finally:
             self._leave(outer)
+
+    def _forsake(self, error: BaseException) -> None:
+        """Note that nobody drives the loop any more, and say so where the program would not notice.
+
+        A script sees what comes out of its own call. A greenlet beside an app just ends, and its connections would
+        stay open with nobody to listen to them.
+        """
+        self._forsaken = True
+        if isinstance(gevent.getcurrent(), gevent.Greenlet):
+            logger.error(
+                "the greenlet of this loop has ended with %r; its %d connections wait, and new ones are refused, until "
+                "the loop is driven again",
+                error, len(self._connections), exc_info=not isinstance(error, gevent.GreenletExit),
+            )  # fmt: skip
 
     def Shutdown(self, timeout: float | None = 10.0) -> None:
         """Stop listening, close every connection with 1001, and let the loop end when all are gone.
@@ -479,6 +504,7 @@ class Context:
         if self._driver is not None:
             raise RuntimeError(f"this context's loop is being driven by {self._driver!r} already")
         self._driver = greenlet
+        self._forsaken = False
         return False
 
     def _leave(self, nested: bool) -> None:
@@ -596,6 +622,8 @@ class Context:
     def _full(self) -> Response | None:
         if self._shutting_down:
             return refusal(503, "The server is shutting down.\n")
+        if self._forsaken:
+            return refusal(503, "The server's event loop has ended.\n")
         limit = self.options.max_connections
         if limit is not None and len(self._keepalive.connections) >= limit:
             return refusal(503, "The server has as many connections as it takes.\n")

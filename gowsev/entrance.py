@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from gowsev import frames
-from gowsev.foreign import from_gevent_websocket, is_gevent_websocket, request_of, socket_of, take
+from gowsev.foreign import from_gevent_websocket, is_gevent_websocket, peer_of, request_of, socket_of, take
 from gowsev.frames import POLICY, TRY_AGAIN_LATER
 from gowsev.handshake import Handshake, HTTPRequest, Request, Response, refusal
 from gowsev.wsgi import Host, judge, shown, start
@@ -62,7 +62,7 @@ def _judge(host: Host, environ: dict[str, Any], sock: Any) -> tuple[Request | No
         method, version = environ.get("REQUEST_METHOD", ""), environ.get("SERVER_PROTOCOL", "")
         return HTTPRequest(request.path, request.headers, method, version), request
 
-    peer = sock.getpeername()
+    peer = peer_of(sock)
     limit = host.options.handshake_timeout
     with gevent.Timeout(limit, False):
         return judge(host, read, peer, environ.get("PATH_INFO", ""))
@@ -76,7 +76,7 @@ def _sent(sock: Any, response: Response, limit: float | None) -> bool:
         sock.settimeout(limit)
         sock.sendall(response.serialize())
     except OSError as error:
-        logger.info("lost %s during its request: %s", shown(sock.getpeername()), error)
+        logger.info("lost %s during its request: %s", shown(peer_of(sock)), error)
         return False
     return True
 

@@ -30,7 +30,16 @@ from gowsev.wsgi import HEADERS, host_and_port
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Foreign", "adopt", "from_gevent_websocket", "is_gevent_websocket", "request_of", "socket_of", "take"]
+__all__ = [
+    "Foreign",
+    "adopt",
+    "from_gevent_websocket",
+    "is_gevent_websocket",
+    "peer_of",
+    "request_of",
+    "socket_of",
+    "take",
+]
 
 
 class Foreign(NamedTuple):
@@ -110,7 +119,7 @@ def _from_websocket_client(websocket: Any) -> Foreign:
         path="",
         query="",
         headers=Headers(answer.headers if answer is not None else ()),
-        peer=_peer(sock),
+        peer=peer_of(sock),
         local=host_and_port(sock.getsockname()),
         tls=_is_tls(sock),
     )
@@ -180,9 +189,12 @@ def _is_tls(sock: Any) -> bool:
     return isinstance(sock, gevent.ssl.SSLSocket | _original("ssl", "SSLSocket"))
 
 
-def _peer(sock: Any) -> tuple[str, int]:
-    peer = sock.getpeername()
-    # A unix socket's client may have given its own socket any name.
+def peer_of(sock: Any) -> tuple[str, int]:
+    """Return the address at the other end; a unix socket, and one that is broken already, has `("", 0)`."""
+    try:
+        peer = sock.getpeername()
+    except OSError:  # reset; whoever uses the socket next will find out and say
+        peer = None
     return host_and_port(peer) if isinstance(peer, tuple) else ("", 0)
 
 
@@ -197,20 +209,29 @@ def request_of(environ: dict[str, Any], sock: Any) -> Request:
         headers = Headers()
         for key, value in environ.items():
             if key.startswith("HTTP_"):
-                headers[key[5:].replace("_", "-").title()] = value
+                # Servers join what is repeated. The one header that must not be is taken apart, so that it is seen.
+                for part in value.split(",") if key == "HTTP_HOST" else (value,):
+                    headers[key[5:].replace("_", "-").title()] = part
         for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             if environ.get(key):
                 headers[key.replace("_", "-").title()] = environ[key]
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     return Request(
-        # PEP 3333: bytes, decoded as latin-1.
-        path=path.encode("latin-1").decode("utf-8", "replace"),
-        query=environ.get("QUERY_STRING", "").encode("latin-1").decode("utf-8", "replace"),
+        path=_text(path),
+        query=_text(environ.get("QUERY_STRING", "")),
         headers=headers,
-        peer=_peer(sock),
+        peer=peer_of(sock),
         local=host_and_port(sock.getsockname()),
         tls=_is_tls(sock),
     )
+
+
+def _text(value: str) -> str:
+    """Decode a string of WSGI's: UTF-8 that PEP 3333 has decoded as latin-1, unless bottle has decoded it again."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def socket_of(environ: dict[str, Any]) -> tuple[Any, Callable[[], bytes]]:

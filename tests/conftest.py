@@ -36,6 +36,14 @@ __all__ = ["PATIENCE", "in_thread", "wait_until"]
 pytest_plugins = ["gowsev.pytest_plugin"]
 
 
+def listening():
+    """A listening socket of gevent's. (`gevent.socket.create_server` makes one of the standard library's.)"""
+    sock = gevent.socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    return sock
+
+
 class Recorder(gowsev.Handler):
     """A handler that notes each callback, and answers as `answer(context, id, message)` does."""
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "options", "version", "stats"},
     {"frames"},
     {"deflate", "protocol", "handshake"},
-    {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls"},
+    {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls", "patching"},
     {"connection"},
     {"conn", "server", "wsgi", "dial", "foreign", "entrance"},
     {"handler"},
@@ -54,7 +54,7 @@ OUTSIDE = {
 }
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
-LOGGING = {"context", "server", "wsgi", "entrance", "certificate"}
+LOGGING = {"context", "server", "wsgi", "entrance", "certificate", "patching"}
 
 
 def is_type_checking(node):

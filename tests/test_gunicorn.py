@@ -1,0 +1,237 @@
+"""gunicorn: `ServeHTTP` under each of its gevent workers, and the worker of ours."""
+
+import logging
+import os
+import re
+import signal
+import sys
+
+import gevent
+import pytest
+from conftest import PATIENCE, RawClient, Recorder, echoes, listening, wait_until
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from programs import Program
+
+import gowsev
+from gowsev import frames
+from gowsev.context import shut_down_all
+from gowsev.gunicorn import Worker
+
+WORKERS = ["gevent", "geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "gowsev.gunicorn.Worker"]
+EARLY = frames.encode_frame(0x82, b"early", masked=True)
+
+APP = """
+import logging
+import flask, gevent, gowsev
+
+logging.basicConfig(level=logging.INFO)
+
+
+class Echo(gowsev.Handler):
+    def MessageReceived(self, context, id, message):
+        context.Write(id, message)
+
+    def ConnClosed(self, context, id):
+        print("closed with", context.Conn(id).close_code, flush=True)
+
+
+context = gowsev.MakeContext(Echo(), gowsev.Options(close_timeout=1))
+gevent.spawn(context.EventLoop)
+app = flask.Flask("pages")
+
+
+@app.get("/")
+def page():
+    return "a page"
+
+
+@app.route("/live", websocket=True)
+def live():
+    return context.ServeHTTP
+"""
+
+RUN = "import sys; from gunicorn.app.wsgiapp import run; sys.exit(run())"
+
+
+@pytest.fixture
+def gunicorn(tmp_path):
+    """A factory of gunicorn servers, which are ended after the test."""
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "run.py").write_text(RUN)
+    programs = []
+
+    def start(worker, *options):
+        program = Program(
+            tmp_path / f"output-{len(programs)}", "run.py", "-k", worker, "-b", "127.0.0.1:0", "app:app",
+            "--no-control-socket", *options, PYTHONWARNINGS="ignore", PYTHONPATH=str(tmp_path),
+        )  # fmt: skip
+        programs.append(program)
+        program.port = int(program.wait_for(r"Listening at: https?://127\.0\.0\.1:(\d+)")[1])
+        program.wait_for("Booting worker")
+        return program
+
+    yield start
+    for program in programs:
+        if program.process.poll() is None:
+            program.end(signal.SIGQUIT)
+
+
+def complaints(program):
+    return [line for line in program.output.splitlines() if re.search(r"ERROR|WARN|CRITICAL|Traceback|Exception", line)]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("worker", WORKERS)
+def test_connections_under_gunicorn(gunicorn, certificate, client_tls, worker, tls):
+    secure = ["--certfile", certificate[0], "--keyfile", certificate[1]] if tls else []
+    # A worker that is silent for so long is killed, and so short a keep-alive would end within the test.
+    server = gunicorn(worker, "--keep-alive", "1", "--timeout", "3", *secure)
+    client = RawClient("127.0.0.1", server.port, path="/live", behind=EARLY, tls=client_tls if tls else None)
+    assert client.read_frame() == (frames.BINARY, b"early")
+    gevent.sleep(1.2)  # longer than the keep-alive
+    for payload in (b"small", bytes(1 << 19)):
+        client.send_binary(payload)
+        assert client.read_frame() == (frames.BINARY, payload)
+    page = RawClient("127.0.0.1", server.port, handshake=False, tls=client_tls if tls else None)
+    page.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert page.read_to_end().endswith(b"a page")
+    page.close()
+    client.send_close(1000)
+    assert client.read_close() == (1000, "")
+    assert client.read_to_end() == b""
+    client.close()
+    server.wait_for("closed with 1000")
+    assert complaints(server) == []
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_a_page_and_then_a_connection_on_the_same_socket(gunicorn):
+    server = gunicorn("gevent")
+    client = RawClient("127.0.0.1", server.port, handshake=False)
+    client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + RawClient.request("/live") + EARLY)
+    assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
+    wait_until(lambda: len(client.buffer) >= 6 or client._fill())
+    assert client._take(6) == b"a page"
+    assert client.read_head().startswith(b"HTTP/1.1 101 ")
+    assert client.read_frame() == (frames.BINARY, b"early")
+    client.close()
+    assert complaints(server) == []
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_a_worker_without_gevent_says_what_to_use(gunicorn, worker):
+    server = gunicorn(worker)
+    client = RawClient("127.0.0.1", server.port, handshake=False)
+    client.send(RawClient.request("/live"))
+    assert client.read_head().startswith(b"HTTP/1.1 500 ")
+    client.close()
+    server.wait_for(r"RuntimeError: ServeHTTP cannot take .* -k gowsev\.gunicorn\.Worker")
+
+
+def test_our_worker_closes_connections_before_it_ends(gunicorn):
+    server = gunicorn("gowsev.gunicorn.Worker", "--graceful-timeout", "20")
+    clients = [RawClient("127.0.0.1", server.port, path="/live") for _ in range(3)]
+    assert all(map(echoes, clients))
+    server.process.send_signal(signal.SIGTERM)
+    for client in clients[:-1]:  # one never answers
+        assert client.read_close() == (1001, "shutting down")
+        client.send_close(1001)
+        assert client.read_to_end() == b""
+        client.close()
+    assert server.process.wait(PATIENCE) == 0
+    assert server.output.count("closed with 1001") == 2
+    assert server.output.count("closed with 1006") == 1
+    assert complaints(server) == []
+    clients[-1].close()
+
+
+# -- the worker by itself, in this process -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker():
+    """A factory of workers that run in a greenlet."""
+    started = []
+
+    def start(application, graceful_timeout):
+        config = Config()
+        config.set("graceful_timeout", graceful_timeout)
+        logger = Logger(config)
+        sock = listening()
+        made = Worker(1, os.getppid(), [sock], None, 30, config, logger)
+        made.wsgi = application
+        made.port = sock.getsockname()[1]
+        made.greenlet = gevent.spawn(made.run)
+        started.append((made, sock))
+        return made
+
+    yield start
+    for made, sock in started:
+        made.alive = False
+        made.greenlet.join(PATIENCE)
+        made.tmp.close()
+        sock.close()
+    for name in ("gunicorn.error", "gunicorn.access"):
+        logging.getLogger(name).handlers.clear()
+
+
+def test_the_worker_waits_for_the_loop_to_end(idle, worker):
+    server = idle(listen=False)
+    loop = gevent.spawn(server.context.EventLoop)
+    running = worker(server.context.ServeHTTP, 20)
+    client = RawClient("127.0.0.1", running.port)
+    assert echoes(client)
+    running.alive = False
+    assert client.read_close() == (1001, "shutting down")
+    assert not running.greenlet.ready()
+    client.send_close(1001)
+    client.close()
+    running.greenlet.join(PATIENCE)
+    assert running.greenlet.successful()
+    loop.join(PATIENCE)
+    assert server.handler.closed == [("closed", 1, 1001, "")]
+
+
+def test_the_worker_waits_no_longer_than_it_may(idle, worker):
+    stuck = gevent.event.Event()
+
+    class Stuck(Recorder):
+        def ConnClosed(self, context, id):
+            super().ConnClosed(context, id)
+            stuck.wait(PATIENCE)
+
+    server = idle(Stuck(), listen=False)
+    loop = gevent.spawn(server.context.EventLoop)
+    running = worker(server.context.ServeHTTP, 1)
+    client = RawClient("127.0.0.1", running.port)
+    wait_until(lambda: server.handler.of("accepted"))
+    running.alive = False
+    running.greenlet.join(PATIENCE)
+    assert running.greenlet.successful()
+    assert not loop.ready()
+    stuck.set()
+    loop.join(PATIENCE)
+    client.close()
+
+
+def test_contexts_of_other_threads_are_told_too():
+    made, ended = [], []
+
+    def elsewhere():
+        made.append(gowsev.MakeContext(gowsev.Handler()))
+        made[0].EventLoop()
+        ended.append(True)
+
+    task = gevent.get_hub().threadpool.spawn(elsewhere)
+    wait_until(lambda: made and made[0]._driver is not None)
+    drained = shut_down_all(5)
+    task.get(timeout=PATIENCE)
+    assert ended == [True]
+    assert drained()
+    assert shut_down_all(5)(), "those that have ended stay so"
+
+
+def test_gunicorn_is_imported_by_nobody_else():
+    assert "gunicorn" in sys.modules
+    assert gowsev.gunicorn is sys.modules["gowsev.gunicorn"]
