@@ -428,9 +428,9 @@ class Context:
     def EventLoop(self) -> None:
         """Handle events until a `Shutdown` has ended.
 
-        What leaves it (`KeyboardInterrupt`, `SystemExit`, `GreenletExit`; under `raise_errors`, what a callback raises)
-        is logged as an error where it ends a greenlet of its own; from then on new connections are refused with 503,
-        until the loop is driven again.
+        What leaves it (`KeyboardInterrupt`, `SystemExit`; under `raise_errors`, what a callback raises) is logged as an
+        error where it ends a greenlet of its own, and a kill (`GreenletExit`) as information. From then on new
+        connections are refused with 503, until the loop is driven again.
 
         Raises:
             RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
@@ -467,10 +467,12 @@ class Context:
         """
         self._forsaken = True
         if isinstance(gevent.getcurrent(), gevent.Greenlet):
-            logger.error(
+            killed = isinstance(error, gevent.GreenletExit)  # which somebody meant
+            logger.log(
+                logging.INFO if killed else logging.ERROR,
                 "the greenlet of this loop has ended with %r; its %d connections wait, and new ones are refused, until "
                 "the loop is driven again",
-                error, len(self._connections), exc_info=not isinstance(error, gevent.GreenletExit),
+                error, len(self._connections), exc_info=not killed,
             )  # fmt: skip
 
     def Shutdown(self, timeout: float | None = 10.0) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from gowsev import frames
-from gowsev.foreign import from_gevent_websocket, is_gevent_websocket, peer_of, request_of, socket_of, take
+from gowsev.foreign import from_gevent_websocket, is_gevent_websocket, peer_of, request_of, socket_of, take_from_server
 from gowsev.frames import POLICY, TRY_AGAIN_LATER
 from gowsev.handshake import Handshake, HTTPRequest, Request, Response, refusal
 from gowsev.wsgi import Host, judge, shown, start
@@ -46,7 +46,7 @@ def serve(host: Host, environ: dict[str, Any], start_response: Callable[..., Any
     if request is not None and handshake.response.status_code == 101:
         leftover = take_buffered()
         if _sent(sock, handshake.response, host.options.handshake_timeout):
-            host.welcome(take(sock), request.tls, request, handshake, leftover)
+            host.welcome(take_from_server(sock), request.tls, request, handshake, leftover)
             start_response(_SWITCHING, [])  # for those in between, and for logs; it is not sent
             return []
         handshake = Handshake(refusal(400, "The request is incomplete.\n"), None, None)

@@ -103,8 +103,7 @@ def from_gevent_websocket(websocket: Any) -> Foreign:
     # So that it neither sends a close frame when its application returns, nor reads.
     websocket.closed = True
     websocket.stream = websocket.raw_read = websocket.raw_write = None
-    taken = take(sock)
-    return Foreign(taken, request.tls, False, request, subprotocol, leftover)
+    return Foreign(take_from_server(sock), request.tls, False, request, subprotocol, leftover)
 
 
 def _from_websocket_client(websocket: Any) -> Foreign:
@@ -155,29 +154,27 @@ def _unread(websocket: Any) -> bytes:
 
 
 def take(sock: Any) -> Any:
-    """Take the connection out of a socket of gevent's or the standard library's; return a non-blocking socket.
-
-    A dead end is left behind in gevent's.
-    """
+    """Take the connection out of a socket of gevent's or the standard library's; return a non-blocking socket."""
     if isinstance(sock, gevent.ssl.SSLSocket):
         taken: Any = TakenTLS(sock._sock, sock._sslobj)
         sock._detach_socket("detached")
         sock._sslobj = None
     elif isinstance(sock, _original("ssl", "SSLSocket")):
         sock.setblocking(False)
-        return sock
+        taken = sock
     else:
         taken = take_over(sock)
-    if isinstance(sock, gevent.socket.socket):
-        _leave_dead_end(sock)
     return taken
 
 
-def _leave_dead_end(sock: Any) -> None:
+def take_from_server(sock: Any) -> Any:
+    """Take the connection out of a server's gevent socket, and leave a dead end there; return a non-blocking socket."""
+    taken = take(sock)
     ours, theirs = _original("socket", "socketpair")()
     theirs.close()
     dead = gevent.socket.socket(ours.family, ours.type, ours.proto, ours.detach())
     sock._sock, sock._read_event, sock._write_event = dead._sock, dead._read_event, dead._write_event
+    return taken
 
 
 def _original(module: str, name: str) -> Any:

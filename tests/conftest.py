@@ -21,11 +21,12 @@ import gevent.socket
 import gevent.ssl
 import pytest
 import trustme
+from gevent import monkey
 
 import gowsev
 from gowsev import frames, testing
 from gowsev.testing import TIMEOUT as PATIENCE
-from gowsev.testing import in_thread, wait_until
+from gowsev.testing import wait_until
 
 #: The example relay. Its modules are scripts of one directory, which comes first on their path.
 RELAY = Path(__file__).resolve().parent.parent / "examples" / "subscribe_publish"
@@ -35,6 +36,19 @@ __all__ = ["PATIENCE", "in_thread", "wait_until"]
 
 pytest_plugins = ["gowsev.pytest_plugin"]
 
+#: Whether this process is monkey-patched (tox -e patched).
+PATCHED = monkey.is_module_patched("socket")
+
+
+def in_thread(function, *args):
+    """Run blocking code, such as another library's client, in a real thread; return its result.
+
+    Where the process is monkey-patched, in a greenlet: such code then waits in gevent's way, and can't change threads.
+    """
+    if PATCHED:
+        return gevent.spawn(function, *args).get(timeout=PATIENCE * 2)
+    return testing.in_thread(function, *args)
+
 
 def listening():
     """A listening socket of gevent's. (`gevent.socket.create_server` makes one of the standard library's.)"""
@@ -42,6 +56,11 @@ def listening():
     sock.bind(("127.0.0.1", 0))
     sock.listen()
     return sock
+
+
+def in_real_thread(function, *args):
+    """Run code in a real thread, which has a hub of its own, whether the process is monkey-patched or not."""
+    return gevent.get_hub().threadpool.spawn(function, *args).get(timeout=PATIENCE * 2)
 
 
 class Recorder(gowsev.Handler):

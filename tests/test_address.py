@@ -80,15 +80,15 @@ def test_a_port_in_use_is_an_error_that_names_the_address(serve):
 
 def test_a_port_taken_between_bind_and_listen_is_an_error_that_names_the_address(monkeypatch):
     # Linux lets two sockets with SO_REUSEADDR bind one address, and only one of them listen.
-    with socket.socket() as rival:
+    with gevent.socket.socket() as rival:
         rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         rival.bind(("127.0.0.1", 0))
         port = rival.getsockname()[1]
         really_listen = gevent.socket.socket.listen
 
-        def too_late(sock, backlog):
-            rival.listen()
-            really_listen(sock, backlog)
+        def too_late(sock, *backlog):
+            really_listen(rival)
+            really_listen(sock, *backlog)
 
         monkeypatch.setattr(gevent.socket.socket, "listen", too_late)
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: ") as caught:

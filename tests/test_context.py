@@ -20,7 +20,7 @@ import gevent
 import gevent.event
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, echo, in_thread, wait_until
+from conftest import PATIENCE, RawClient, Recorder, echo, in_real_thread, wait_until
 
 import gowsev
 from gowsev import frames, protocol, wsgi
@@ -448,7 +448,7 @@ def test_a_context_belongs_to_the_thread_that_made_it(idle):
         return str(raised.value)
 
     for drive in (server.context.EventLoop, server.context.EventLoopIteration):
-        assert "belongs to the thread that made it" in in_thread(error_of, drive)
+        assert "belongs to the thread that made it" in in_real_thread(error_of, drive)
     server.context.Post(lambda context: None)
     assert server.context.EventLoopIteration() is True
 
@@ -463,7 +463,7 @@ def test_a_context_made_in_another_thread_runs_there():
         context.EventLoop()
         return calls
 
-    assert in_thread(run) == [0, 1, 2]
+    assert in_real_thread(run) == [0, 1, 2]
 
 
 # -- writing -----------------------------------------------------------------------------------------------------

@@ -347,7 +347,7 @@ def test_a_module_that_only_has_the_name_is_none(client_side, monkeypatch):
 def test_a_dead_end_is_left_behind():
     ours, theirs = gevent.socket.socketpair()
     reader = ours.makefile("rb")
-    taken = foreign.take(ours)
+    taken = foreign.take_from_server(ours)
     taken.send(b"from the taker")
     assert theirs.recv(100) == b"from the taker"
     assert ours.recv(100) == b""

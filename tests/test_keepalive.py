@@ -4,7 +4,7 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, in_thread, wait_until
+from conftest import PATIENCE, in_real_thread, wait_until
 
 from gowsev import Options
 from gowsev.keepalive import Keepalive
@@ -124,4 +124,4 @@ def test_it_does_not_keep_a_program_s_hub_from_ending():
         keepalive.remove(connection)
         return ended
 
-    assert in_thread(run) is True
+    assert in_real_thread(run) is True

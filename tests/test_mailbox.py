@@ -6,7 +6,7 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, in_thread, wait_until
+from conftest import PATIENCE, in_real_thread, wait_until
 
 from gowsev import mailbox as mailbox_module
 from gowsev.mailbox import Credit, Mailbox
@@ -119,7 +119,7 @@ def test_events_without_end_do_not_keep_sockets_from_being_looked_at(mailbox, so
 
 
 def test_a_post_from_a_pool_thread_ends_a_wait_for_ever(mailbox):
-    gevent.spawn(in_thread, mailbox.post, "posted")
+    gevent.spawn(in_real_thread, mailbox.post, "posted")
     assert mailbox.get(None) == "posted"
 
 
@@ -201,7 +201,7 @@ def test_a_mailbox_does_not_keep_a_program_s_hub_from_ending():
         mailbox.close()
         return ended
 
-    assert in_thread(run) is True
+    assert in_real_thread(run) is True
 
 
 # -- closing -----------------------------------------------------------------------------------------------------

@@ -1102,7 +1102,8 @@ def test_endless_requests_keep_nobody_from_having_a_turn(serve, head, more):
     command = [sys.executable, "-c", FLOOD, server.host, str(server.port), head.hex(), more.hex()]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as flood:
         try:
-            gevent.os.tp_read(flood.stdout.fileno(), 1)
+            gevent.os.make_nonblocking(flood.stdout.fileno())
+            gevent.os.nb_read(flood.stdout.fileno(), 1)
             for _ in range(20):
                 assert echoes(client)
             assert flood.poll() is None, "the flood has ended"
