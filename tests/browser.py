@@ -71,6 +71,11 @@ class Tab:
         self.go(url)
 
     def call(self, method, **parameters):
+        answer = self._ask(method, parameters)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _ask(self, method, parameters):
         number = next(self._numbers)
         self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
@@ -80,8 +85,7 @@ class Tab:
             elif answer.get("method") == "Runtime.exceptionThrown":
                 self.complaints.append(str(answer["params"]["exceptionDetails"]))
             elif answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
+                return answer
 
     def go(self, url):
         self.call("Page.navigate", url=url)
@@ -101,7 +105,8 @@ class Tab:
 
         def shows():
             asked = {"expression": f"document.querySelector({selector!r})?.innerText", "returnByValue": True}
-            return self.call("Runtime.evaluate", **asked)["result"].get("value") == text
+            answer = self._ask("Runtime.evaluate", asked)  # an error while one page gives way to another
+            return answer.get("result", {}).get("result", {}).get("value") == text
 
         wait_until(shows, PATIENCE * 2)
 
