@@ -191,6 +191,14 @@ def serves_pages_that_write(readme, name):
         assert receive(client) == "somebody looks at /shop"
 
 
+def serves_on_the_port_of_its_pages(readme, name):
+    with serving(readme, name) as port, dial(port, "/live") as client:
+        client.send(b"hello")
+        assert receive(client) == b"hello"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as response:
+            assert response.read() == b"1 connections\n"
+
+
 def serves_beside_pages(readme, name):
     with serving(readme, name) as port:
         with dial(port, origin="https://www.example.org") as client:
@@ -240,6 +248,7 @@ USES = {
     "client.py": runs_against_the_echo,
     "chat.py": chats,
     "web.py": serves_pages_that_write,
+    "live.py": serves_on_the_port_of_its_pages,
     "beside.py": serves_beside_pages,
     "script.py": runs_against_the_echo,
     "door.py": refuses_and_welcomes,
