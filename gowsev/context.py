@@ -87,7 +87,9 @@ def MakeContext(handler: Any, options: Options | None = None) -> Context:
 
 
 def shut_down_all(timeout: float) -> Callable[[], bool]:
-    """Shut down every context of this process; return a function that tells whether all driven ones have ended.
+    """Shut down every context of this process; return a function that tells whether all have ended.
+
+    One that nobody drives has ended when its sockets are closed.
 
     Args:
         timeout: as for `Context.Shutdown`.
@@ -98,7 +100,11 @@ def shut_down_all(timeout: float) -> Callable[[], bool]:
             context.Shutdown(timeout)
         elif not context._finished:
             context.Post(Context.Shutdown, timeout)  # it belongs to another thread
-    return lambda: all(context._finished or context._driver is None for context in contexts)
+
+    def ended(context: Context) -> bool:
+        return context._finished or (context._driver is None and not context._keepalive.connections)
+
+    return lambda: all(map(ended, contexts))
 
 
 class Context:

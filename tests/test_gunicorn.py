@@ -51,6 +51,8 @@ def live():
     return context.ServeHTTP
 """
 
+#: Newer versions have a socket to control them, in the home of whoever runs the tests.
+NO_CONTROL_SOCKET = ["--no-control-socket"] if "control_socket_disable" in Config().settings else []
 RUN = "import sys; from gunicorn.app.wsgiapp import run; sys.exit(run())"
 
 
@@ -64,7 +66,7 @@ def gunicorn(tmp_path):
     def start(worker, *options):
         program = Program(
             tmp_path / f"output-{len(programs)}", "run.py", "-k", worker, "-b", "127.0.0.1:0", "app:app",
-            "--no-control-socket", *options, PYTHONWARNINGS="ignore", PYTHONPATH=str(tmp_path),
+            *NO_CONTROL_SOCKET, *options, PYTHONWARNINGS="ignore", PYTHONPATH=str(tmp_path),
         )  # fmt: skip
         programs.append(program)
         program.port = int(program.wait_for(r"Listening at: https?://127\.0\.0\.1:(\d+)")[1])
@@ -191,6 +193,20 @@ def test_the_worker_waits_for_the_loop_to_end(idle, worker):
     assert running.greenlet.successful()
     loop.join(PATIENCE)
     assert server.handler.closed == [("closed", 1, 1001, "")]
+
+
+def test_the_worker_waits_for_sockets_where_nobody_drives_the_loop(idle, worker):
+    server = idle(listen=False)
+    running = worker(server.context.ServeHTTP, 20)
+    client = RawClient("127.0.0.1", running.port)
+    running.alive = False
+    assert client.read_close() == (1001, "shutting down")
+    assert not running.greenlet.ready()
+    client.send_close(1001)
+    client.close()
+    running.greenlet.join(PATIENCE)
+    assert running.greenlet.successful()
+    assert server.handler.events == []
 
 
 def test_the_worker_waits_no_longer_than_it_may(idle, worker):
