@@ -1,7 +1,11 @@
 """The loop's queue, and the credit that keeps each connection's share of it bounded.
 
-Readers put events, the greenlet in `Context.EventLoopIteration` gets them: a gevent queue and a blocking get with
-timeout. What an event means is the business of whoever puts and gets it.
+Readers put events, the greenlet in `Context.EventLoopIteration` gets them, with a blocking get that has a timeout. What
+an event means is the business of whoever puts and gets it.
+
+The events lie in a deque, and a consumer that finds none waits at a gevent queue, its *bell*. It is rung only while
+somebody waits, so that all other events cost no more than the deque does (measured: 25 ns for a put and a take, where
+gevent's queue takes 85).
 
 Invariants: events that were put come out in the order of putting, and events that one thread posted in the order of
 its posting. `put` may be called from any greenlet, the hub included, of the loop's thread; `post` from any thread.
@@ -9,16 +13,20 @@ its posting. `put` may be called from any greenlet, the hub included, of the loo
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent.queue import Empty, SimpleQueue
+from gevent.queue import SimpleQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["MOST_IN_A_ROW", "Credit", "Empty", "Mailbox", "poll_sockets"]
+
+#: What `Mailbox.take` raises.
+Empty = IndexError
 
 #: Seconds, and more than any program runs for.
 _FOREVER = 1e9
@@ -40,22 +48,25 @@ def poll_sockets() -> None:
 
 
 class Mailbox:
-    """A queue of events with one consumer."""
+    """A queue of events. It has one consumer as a rule; several get each event once."""
 
-    __slots__ = ("__weakref__", "_async", "_in_a_row", "_posted", "_queue", "put", "take")
+    __slots__ = ("__weakref__", "_async", "_bell", "_events", "_in_a_row", "_posted", "_waiting", "put", "take")
 
     def __init__(self) -> None:
-        self._queue = SimpleQueue()
+        self._events: deque[Any] = deque()
+        self._bell = SimpleQueue()  # of whether there is nothing to wait for
+        self._waiting = 0
         self._posted: deque[Any] = deque()
         self._async: Any = None
         self._in_a_row = 0
-        self.put: Callable[[Any], None] = self._queue.put
-        """Add an event; never blocks. From the loop's thread only."""
-        self.take: Callable[[], Any] = self._queue.get_nowait
+        self.put: Callable[[Any], None] = self._events.append
+        """Add an event; never blocks. From the loop's thread only. Read this attribute anew each time: while somebody
+        waits it is another function."""
+        self.take: Callable[[], Any] = self._events.popleft
         """Return the next event, if there is one; never blocks, and raises `Empty` if there is none."""
 
     def __len__(self) -> int:
-        return len(self._posted) + int(self._queue.qsize())
+        return len(self._posted) + len(self._events)
 
     def post(self, event: Any) -> None:
         """Add an event from any thread; never blocks."""
@@ -71,43 +82,51 @@ class Mailbox:
 
         Blocks the calling greenlet only. With a timeout of 0 the sockets are still looked at once.
         """
-        queue = self._queue
-        if self._in_a_row < MOST_IN_A_ROW and not queue.empty():
+        if self._in_a_row < MOST_IN_A_ROW and self._events:
             self._in_a_row += 1
-            return queue.get_nowait()
+            return self.take()
         self._in_a_row = 0
-        return self._wait(timeout)
-
-    def _wait(self, timeout: float | None) -> Any:
-        """Let the hub have its turn, for as long as there is no event."""
         if self._async is None:
             self._watch_posts()
         self._take_posts()
-        if timeout == 0 or not self._queue.empty():
+        if timeout == 0 or self._events:
             poll_sockets()
-            if timeout == 0 and self._queue.empty():
-                return None
+        if timeout != 0 and not self._events:
+            self._wait(timeout)
+        return self.take() if self._events else None
+
+    def _wait(self, timeout: float | None) -> None:
+        """Let the hub have its turn, for as long as there is no event."""
         # A timer of our own: `get(timeout=...)` would make a `gevent.Timeout`, and cost 1.2 us more. It is there even
         # where there is no timeout, since the hub raises `LoopExit` in a greenlet that waits with nothing that could
         # ever wake it, but another thread may still post.
         timer = gevent.get_hub().loop.timer(_FOREVER if timeout is None else min(timeout, _FOREVER))
-        timer.start(self._expired, update=True)  # from now on, not from when the hub looked at the clock last
+        timer.start(self._bell.put, True, update=True)  # from now on, not from when the hub looked at the clock last
+        self._waiting += 1
         try:
-            return self._queue.get()
+            self.put = self._put_and_ring
+            while not self._bell.get() and not self._events:
+                self.put = self._put_and_ring  # somebody else has taken the event
         finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.put = self._events.append
             timer.stop()
             timer.close()
 
-    def _expired(self) -> None:
-        # An event that has just been put comes instead.
-        if self._queue.empty():
-            self._queue.put(None)
+    def _put_and_ring(self, event: Any) -> None:
+        """What `put` is while somebody waits."""
+        self._events.append(event)
+        self._bell.put(False)
+        if self._waiting == 1:  # and will come
+            self.put = self._events.append
 
     def take_all(self) -> list[Any]:
         """Return every event that is there, and never switch; whoever waits for one is given `None`."""
         self._take_posts()
-        events = [self._queue.get_nowait() for _ in range(self._queue.qsize())]
-        self._queue.put(None)
+        events = list(self._events)
+        self._events.clear()
+        self._bell.put(True)
         return events
 
     def close(self) -> None:
@@ -126,7 +145,7 @@ class Mailbox:
     def _take_posts(self) -> None:
         posted = self._posted
         while posted:
-            self._queue.put(posted.popleft())
+            self.put(posted.popleft())
 
 
 class Credit:
@@ -140,30 +159,29 @@ class Credit:
     __slots__ = ("_max_bytes", "_max_messages", "_resume", "bytes", "exhausted", "messages")
 
     def __init__(self, max_messages: int | None, max_bytes: int | None, resume: Callable[[], None]) -> None:
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
+        self._max_messages = sys.maxsize if max_messages is None else max_messages
+        self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
         self._resume = resume
         self.messages = 0
         self.bytes = 0
         self.exhausted = False
 
-    def spend(self, messages: int, size: int) -> bool:
-        """Account for messages that were put; return whether the reader must stop."""
+    def spend(self, messages: int, size: int) -> None:
+        """Account for messages that were put: afterwards `exhausted` says whether the reader must stop."""
         self.messages += messages
         self.bytes += size
-        self.exhausted = (self._max_messages is not None and self.messages >= self._max_messages) or (
-            self._max_bytes is not None and self.bytes >= self._max_bytes
-        )
-        return self.exhausted
+        if self.messages >= self._max_messages or self.bytes >= self._max_bytes:
+            self.exhausted = True
 
     def refund(self, size: int) -> None:
         """Account for one message that was delivered."""
         self.messages -= 1
         self.bytes -= size
-        if (
-            self.exhausted
-            and (self._max_messages is None or self.messages * 2 <= self._max_messages)
-            and (self._max_bytes is None or self.bytes * 2 <= self._max_bytes)
-        ):
+        if self.exhausted:
+            self.replenish()
+
+    def replenish(self) -> None:
+        """Let the reader go on if half of the credit is free again."""
+        if self.messages * 2 <= self._max_messages and self.bytes * 2 <= self._max_bytes:
             self.exhausted = False
             self._resume()

@@ -67,7 +67,7 @@ def test_nothing_within_the_timeout_is_none(mailbox):
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
 def test_waiting_blocks_only_its_own_greenlet_until_an_event_is_put(mailbox, timeout):
-    gevent.spawn(mailbox.put, "event")
+    gevent.spawn(lambda: mailbox.put("event"))
     assert mailbox.get(timeout) == "event"
 
 
@@ -81,12 +81,32 @@ def test_a_timeout_counts_from_the_call(mailbox):
 
 def test_an_event_that_comes_with_the_timeout_comes_first(mailbox):
     def both():
+        mailbox._bell.put(True)  # as the timer does
         mailbox.put("event")
-        mailbox._expired()
 
     gevent.get_hub().loop.run_callback(both)
     assert mailbox.get(PATIENCE) == "event"
-    assert len(mailbox) == 0, "and there was no timeout then"
+    gevent.spawn(lambda: mailbox.put("later"))
+    assert mailbox.get(PATIENCE) == "later", "and there was no timeout then"
+
+
+def test_each_of_several_that_wait_gets_an_event(mailbox):
+    waiting = [gevent.spawn(mailbox.get, None) for _ in range(3)]
+    wait_until(lambda: mailbox._waiting == 3)
+    for event in "one", "two", "three":
+        mailbox.put(event)
+    gevent.joinall(waiting, PATIENCE)
+    assert [greenlet.value for greenlet in waiting] == ["one", "two", "three"]
+
+
+def test_who_finds_its_event_taken_by_somebody_else_waits_on(mailbox):
+    waiting = gevent.spawn(mailbox.get, None)
+    wait_until(lambda: mailbox._waiting)
+    mailbox.put("first")
+    assert mailbox.get(None) == "first", "it is there, and the other has not come yet"
+    gevent.spawn(lambda: mailbox.put("second"))
+    waiting.join(PATIENCE)
+    assert waiting.value == "second"
 
 
 def test_a_poll_delivers_what_had_arrived(mailbox, socket_event):
