@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
@@ -32,7 +31,7 @@ import gevent
 from gevent import monkey
 
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
-from gowsev.frames import CLOSE, TRY_AGAIN_LATER
+from gowsev.frames import BINARY, CLOSE, TRY_AGAIN_LATER
 from gowsev.mailbox import Credit, Mailbox
 from gowsev.outbox import WOULD_BLOCK, Batch, Outbox
 from gowsev.protocol import DONE, LARGE, OPEN, Encoder, Protocol
@@ -83,8 +82,8 @@ class Connection:
 
     __slots__ = (
         "_closing_deadline",
+        "_control_chunks",
         "_options",
-        "_outbox_limit",
         "_pinged_at",
         "_progress",
         "_receive",
@@ -104,7 +103,6 @@ class Connection:
         "last_heard",
         "mailbox",
         "messages_received",
-        "messages_sent",
         "outbox",
         "protocol",
         "refused_writes",
@@ -135,16 +133,16 @@ class Connection:
         self.encoder = encoder
         self.mailbox = mailbox
         self.keepalive = keepalive
-        self.outbox = Outbox(sock, tls, batch, self._lost)
+        self.outbox = Outbox(sock, tls, batch, self._lost, options.outbox_bytes)
         self.credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
-        self.messages_received = self.messages_sent = self.bytes_received = self.refused_writes = 0
+        self.messages_received = self.bytes_received = self.refused_writes = 0
+        self._control_chunks = 0  # of `outbox.frames`: those that are no message
         self.closing = False
         """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
         self.end = ""
         """What ended the connection, where that was not an ordinary close; for the log."""
         self.last_heard = keepalive.now
         self._options = options
-        self._outbox_limit = sys.maxsize if options.outbox_bytes is None else options.outbox_bytes
         self._sock = sock
         self._receive = protocol.receive
         self._recv_into = sock.recv_into
@@ -190,20 +188,24 @@ class Connection:
         if self.closing:
             return ConnClosing(self.id)
         outbox = self.outbox
-        if outbox.size > self._outbox_limit:
+        if len(outbox.gathered) >= outbox.most and outbox.full:
             return self._refuse()
-        self.messages_sent += 1
         if len(payload) < LARGE:
             encoder = self.encoder
             # `encode` would return it too; not to call it makes a publish loop an eighth cheaper.
-            known = payload is encoder.payload and opcode == encoder.opcode
+            known = payload is (encoder.binary if opcode == BINARY else encoder.text)
             outbox.append(encoder.frame if known else encoder.encode(opcode, payload))
         else:
-            outbox.append(*self.encoder.encode_large(opcode, payload))
+            outbox.append_long(self.encoder.encode_large(opcode, payload))
         return None
 
+    @property
+    def messages_sent(self) -> int:
+        """The messages that writes have taken."""
+        return self.outbox.frames - self._control_chunks
+
     def _refuse(self) -> GowsevError:
-        error = OutboxFull(self.id, self.outbox.size, self._outbox_limit)
+        error = OutboxFull(self.id, self.outbox.size, self.outbox.limit)
         self.refused_writes += 1
         if self._options.slow_consumer == "close":
             self.end = str(error)
@@ -240,6 +242,7 @@ class Connection:
                 # make us hold more.
                 self.outbox.late = protocol.pong
             else:
+                self._control_chunks += 1
                 self.outbox.append(chunk)
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -288,6 +291,8 @@ class Connection:
             self.messages_received += len(messages)
             self.credit.spend(len(messages), total)
         protocol = self.protocol
+        if protocol.settled and not self.credit.exhausted:
+            return
         if protocol.output:
             self._answer()
         if protocol.state == DONE and not self._reported:
@@ -328,6 +333,7 @@ class Connection:
                 self._closing_deadline = time.monotonic() + self._options.close_timeout
             self.outbox.late = b""
             self.outbox.drained = self._half_close
+            self.outbox.flush()  # nothing that is worth waiting for comes behind it
         if not self.outbox.size:
             self._half_close()
 

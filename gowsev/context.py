@@ -133,7 +133,8 @@ class Context:
         self._mailbox = Mailbox()
         self._batch = Batch()
         self._keepalive = Keepalive(self.options, self._finish_if_drained)
-        self._encoders: dict[int | None, Encoder] = {}
+        self._plain = Encoder()
+        self._encoders: dict[int | None, Encoder] = {None: self._plain}
         self._listeners: list[Listener] = []
         self._driver: Any = None
         self._hub = gevent.get_hub()
@@ -292,9 +293,18 @@ class Context:
         Raises:
             TypeError: `message` is not bytes, a bytearray or a memoryview.
         """
-        if type(message) is not bytes:
-            message = _as_bytes(message)
         connection = self._connections.get(id)
+        plain = self._plain
+        if message is plain.binary and connection is not None and connection.encoder is plain:
+            # A publish loop: the message has just been encoded for another connection. `connection.write` would do the
+            # same; not to call it makes eight publishes in a row to 200 connections a fifth cheaper.
+            outbox = connection.outbox
+            gathered = outbox.gathered
+            if gathered and len(gathered) < outbox.most:
+                gathered.append(plain.frame)
+                return None
+        elif type(message) is not bytes:
+            message = _as_bytes(message)
         if connection is None:
             return IdNotFound(id)
         return connection.write(BINARY, message)
@@ -424,10 +434,15 @@ class Context:
             RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
         """
         outer = self._enter()
+        held = self._batch.held
         try:
             if not self._finished:
-                self._handle(self._mailbox.get(self._timeout))
+                self._batch.held = False
+                event = self._mailbox.get(self._timeout)
+                self._batch.held = True
+                self._handle(event or _TIMED_OUT)
         finally:
+            self._batch.held = held
             self._leave(outer)
         return not self._finished
 
@@ -442,20 +457,24 @@ class Context:
             RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
         """
         outer = self._enter()
+        held = self._batch.held
         try:
-            take, get, handle = self._mailbox.take, self._mailbox.get, self._handle
+            batch, take, get, handle = self._batch, self._mailbox.take, self._mailbox.get, self._handle
             events = 0
+            batch.held = True
             while not self._finished:
                 try:
                     event = take()
                 except Empty:
                     # Nothing more can be gathered; then the hub has its turn, and reads what has arrived.
-                    self._batch.flush()
-                    event = get(self._timeout)
+                    batch.flush()
+                    batch.held = False
+                    event = get(self._timeout) or _TIMED_OUT
+                    batch.held = True
                 handle(event)
                 events += 1
                 if not events % _EVENTS_A_FLUSH:
-                    self._batch.flush()
+                    batch.flush()
                     if not events % MOST_IN_A_ROW:
                         poll_sockets()
         except BaseException as error:
@@ -463,6 +482,7 @@ class Context:
                 self._forsake(error)
             raise
         finally:
+            self._batch.held = held
             self._leave(outer)
 
     def _forsake(self, error: BaseException) -> None:
@@ -522,14 +542,16 @@ class Context:
 
     # -- dispatch ------------------------------------------------------------------------------------------------
 
-    def _handle(self, event: tuple[int, Any, Any] | None) -> None:
-        """Call what one event asks for; `None` stands for the timeout."""
-        batch = self._batch
-        held, batch.held = batch.held, True
-        kind, subject, payload = event or _TIMED_OUT
+    def _handle(self, event: tuple[int, Any, Any]) -> None:
+        """Call what one event asks for."""
+        kind, subject, payload = event
         try:
             if kind <= BINARY:
-                subject.credit.refund(len(payload))
+                credit = subject.credit
+                credit.messages -= 1
+                credit.bytes -= len(payload)
+                if credit.exhausted:
+                    credit.replenish()
                 if kind == BINARY or self._text_received is None:
                     self._handler.MessageReceived(self, subject.id, payload)
                 else:
@@ -555,10 +577,6 @@ class Context:
             logger.exception("a callback raised%s", f"; closing connection {connection.id}" if connection else "")
             if connection is not None:
                 connection.close(INTERNAL_ERROR, "internal error")
-        finally:
-            batch.held = held
-            if self._shutting_down:
-                self._finish_if_drained()
 
     def _closed(self, connection: Connection) -> None:
         id = connection.id
@@ -570,6 +588,7 @@ class Context:
             del self._connections[id]
             self._stats.closed += 1
             _count(self._stats, connection)
+            self._finish_if_drained()
 
     def _judge(self, request: Request, answer: AsyncResult) -> None:
         """Ask the handler about an upgrade, unless whoever wants to know is gone."""

@@ -1,11 +1,11 @@
 """What waits to be sent to one peer: counted in bytes, gathered, offered to the kernel without ever blocking.
 
-Frames are appended and leave together: while `Batch.held`, which the loop sets around a callback, an append only
-notes the outbox, and one flush for everything follows; else it is flushed at once. What the kernel does not take is
+Frames are gathered and leave together: while `Batch.held`, which the loop sets while it works, an append only notes the
+outbox, and one flush for everything follows; else it is flushed at once. What the kernel does not take waits, and is
 sent by a *writer*, a greenlet that exists only for as long as its peer is that far behind.
 
-Invariants: bytes leave in the order in which they were appended, each once. `size` is the number of bytes appended
-and not yet taken by the kernel. Nothing here blocks but the writer.
+Invariants: bytes leave in the order in which they were appended, each once. What is in `gathered` leaves with the next
+flush of the batch, and nothing is in it while a writer is at work. Nothing here blocks but the writer.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from __future__ import annotations
 import fcntl
 import ssl
 import struct
+import sys
 import termios
 from typing import TYPE_CHECKING, Any
 
 import gevent
+
+from gowsev.protocol import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["WOULD_BLOCK", "Batch", "Outbox"]
 
-#: So many gathered bytes are offered to the kernel before more is gathered.
+#: So many short frames, or bytes where there are long ones, are offered to the kernel before more is gathered.
+_MOST_GATHERED = 64
 _EAGER = 1 << 18
 #: Up to so many bytes are joined into one buffer; beyond, `sendmsg` saves the copy. TLS is offered no more at once.
 _JOIN = 1 << 16
@@ -76,32 +80,49 @@ class Outbox:
         tls: it is a TLS socket, ours or gevent's, which has no `sendmsg`, and is to be offered refused bytes again;
             gevent's `send` returns 0 where others raise `BlockingIOError`.
         lost: called with the error when the socket turns out to be broken.
+        limit: the bytes up to which it is not `full`; `None` for any number.
     """
 
     __slots__ = (
-        "_chunks",
+        "_frames",
+        "_long",
         "_lost",
         "_sock",
         "_tls",
-        "_writer",
+        "_waiting",
+        "_waiting_bytes",
         "batch",
         "bytes_sent",
         "discarded",
         "drained",
+        "gathered",
         "late",
-        "size",
+        "limit",
+        "most",
+        "writer",
     )
 
-    def __init__(self, sock: Any, tls: bool, batch: Batch, lost: Callable[[OSError], None]) -> None:
+    def __init__(
+        self, sock: Any, tls: bool, batch: Batch, lost: Callable[[OSError], None], limit: int | None = None
+    ) -> None:
         self._sock = sock
         self._tls = tls
         self._lost = lost
+        self.limit = sys.maxsize if limit is None else limit
         self.batch = batch
         self.drained: Callable[[], None] | None = None
         """Called each time a flush leaves nothing behind."""
-        self._chunks: list[bytes | memoryview] = []
-        self._writer: Any = None
-        self.size = 0
+        self.gathered: list[bytes] = []
+        """What leaves with the next flush. While something is in it, and less than `most`, a further short frame may
+        simply be put there."""
+        self._long = 0  # the bytes of long frames in `gathered`
+        self._waiting: list[bytes | memoryview] = []  # what the kernel did not take, and what came after it
+        self._waiting_bytes = 0
+        self._frames = 0  # that have left `gathered`, or never were there
+        self.writer: Any
+        """The greenlet at work while the peer is behind."""
+        self.most: int
+        self._give_to(None)
         self.bytes_sent = 0
         self.discarded = False
         """Whether `close` threw away bytes that had been appended."""
@@ -109,34 +130,93 @@ class Outbox:
         """Sent once nothing else waits; a later value replaces an earlier one."""
 
     @property
+    def size(self) -> int:
+        """The bytes appended and not yet taken by the kernel."""
+        return self._waiting_bytes + sum(map(len, self.gathered))
+
+    @property
+    def frames(self) -> int:
+        """The frames appended since the beginning."""
+        return self._frames + len(self.gathered)
+
+    @property
     def congested(self) -> bool:
         """Whether the kernel has refused bytes that still wait."""
-        return self._writer is not None
+        return self.writer is not None
 
-    def append(self, chunk: bytes, payload: bytes = b"") -> None:
-        """Add bytes; they leave at the end of the callback that is running, or at once where none is.
+    @property
+    def full(self) -> bool:
+        """Whether more than `limit` waits for the peer, though all was offered to the kernel that it may take."""
+        if self.size > self.limit:
+            self.flush()
+        return self.size > self.limit
 
-        Args:
-            chunk: a frame, or the header of a long one.
-            payload: what follows it, which is not copied.
-        """
-        chunks = self._chunks
-        first = not chunks
-        chunks.append(chunk)
-        self.size += len(chunk)
-        if payload:
-            chunks.append(payload)
-            self.size += len(payload)
-        if self._writer is None:
-            if not self.batch.held or self.size > _EAGER:
-                self.flush()
-            elif first:
-                self.batch.add(self)
+    def append(self, frame: bytes) -> None:
+        """Add a short frame; it leaves at the end of the callback that is running, or at once where none is."""
+        if self.writer is not None:
+            self._waiting.append(frame)
+            self._waiting_bytes += len(frame)
+            self._frames += 1
+            return
+        gathered = self.gathered
+        gathered.append(frame)
+        count = len(gathered)
+        if not self.batch.held or count >= _MOST_GATHERED:
+            self.flush()
+        elif count == 1:
+            self.batch.add(self)
+
+    def append_long(self, chunks: tuple[bytes, ...]) -> None:
+        """Add a frame of any length, in chunks that are not copied."""
+        size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+        if self.writer is not None:
+            self._waiting += chunks
+            self._waiting_bytes += size
+            self._frames += 1
+            return
+        first = not self.gathered
+        self.gathered += chunks
+        self._long += size
+        self._frames -= len(chunks) - 1
+        if not self.batch.held or self._long > _EAGER:
+            self.flush()
+        elif first:
+            self.batch.add(self)
 
     def flush(self) -> None:
-        """Offer everything to the kernel, unless a writer is at it."""
-        if self._chunks and self._writer is None and self._offer():
-            self._writer = gevent.spawn(self._write_rest)
+        """Offer what has been gathered to the kernel."""
+        gathered = self.gathered
+        if not gathered:
+            return
+        self._frames += len(gathered)
+        if self._long:
+            self._long = 0
+            self._waiting, self._waiting_bytes = [*gathered], self.size
+            gathered.clear()
+        else:
+            data = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+            gathered.clear()
+            sent = 0
+            if len(data) <= _JOIN:  # the way of almost every message
+                try:
+                    sent = self._sock.send(data)
+                except WOULD_BLOCK:
+                    pass  # `_offer` will find that too, which costs nothing where it is rare
+                except OSError as error:
+                    self._break(error)
+                    return
+                self.bytes_sent += sent
+                if sent == len(data):
+                    if self.drained is not None:
+                        self.drained()
+                    return
+            self._waiting, self._waiting_bytes = [memoryview(data)[sent:]], len(data) - sent
+        if self._offer():
+            self._give_to(gevent.spawn(self._write_rest))
+
+    def _give_to(self, writer: Any) -> None:
+        self.writer = writer
+        self.most = 0 if writer else min(_MOST_GATHERED, self.limit // LARGE)
 
     def progress(self) -> int:
         """Return a number that changes when the peer has taken bytes.
@@ -152,43 +232,47 @@ class Outbox:
 
     def wait(self) -> None:
         """Block the calling greenlet until nothing waits any more: it is sent, or thrown away."""
-        while self._writer is not None:
-            self._writer.join()
+        while self.writer is not None:
+            self.writer.join()
 
     def close(self) -> None:
         """Forget what waits, and end the writer."""
         self.discarded = self.size > 0
-        self._chunks = []
-        self.size = 0
+        self._frames += len(self.gathered)
+        self.gathered.clear()
+        self._waiting = []
+        self._waiting_bytes = 0
         self.late = b""
-        writer, self._writer = self._writer, None
+        writer = self.writer
+        self._give_to(None)
         if writer is not None:
             writer.kill(block=False)
 
+    def _break(self, error: OSError) -> None:
+        self.close()
+        self._lost(error)
+
     def _offer(self) -> bool:
-        """Send until nothing is left or the kernel takes no more; return whether something is left."""
-        while self._chunks:
+        """Send until nothing waits or the kernel takes no more; return whether something still waits."""
+        while self._waiting:
             try:
-                # Joining a single chunk gives back that chunk.
-                sent = self._sock.send(b"".join(self._chunks)) if self.size <= _JOIN else self._send_part()
+                sent = self._sock.send(b"".join(self._waiting)) if self._waiting_bytes <= _JOIN else self._send_part()
             except WOULD_BLOCK:
                 return True
             except OSError as error:
-                self.close()
-                self._lost(error)
+                self._break(error)
                 return False
             if not sent:
                 return True
             self.bytes_sent += sent
-            if sent < self.size:
-                self.size -= sent
+            self._waiting_bytes -= sent
+            if self._waiting_bytes:
                 self._drop(sent)
                 continue
-            self.size = 0
-            self._chunks.clear()
+            self._waiting.clear()
             if self.late:
-                self._chunks.append(self.late)
-                self.size = len(self.late)
+                self._waiting.append(self.late)
+                self._waiting_bytes = len(self.late)
                 self.late = b""
         if self.drained is not None:
             self.drained()
@@ -196,7 +280,7 @@ class Outbox:
 
     def _send_part(self) -> int:
         """Send some of what is more than one buffer's worth."""
-        chunks = self._chunks
+        chunks = self._waiting
         if not self._tls:
             return int(self._sock.send(chunks[0]) if len(chunks) == 1 else self._sock.sendmsg(chunks[:_MAX_BUFFERS]))
         # TLS reports nothing of a long buffer until all of it has left. After a refusal it must be offered the same
@@ -211,9 +295,9 @@ class Outbox:
 
     def _drop(self, sent: int) -> None:
         """Take the first `sent` bytes off the chunks."""
-        chunks = self._chunks
+        chunks = self._waiting
         done = 0
-        while sent and len(chunks[done]) <= sent:
+        while len(chunks[done]) <= sent:
             sent -= len(chunks[done])
             done += 1
         del chunks[:done]
@@ -227,9 +311,9 @@ class Outbox:
         try:
             while True:
                 gevent.get_hub().wait(watcher)
-                if self._writer is not gevent.getcurrent() or not self._offer():
+                if self.writer is not gevent.getcurrent() or not self._offer():
                     break
         finally:
             watcher.close()
-            if self._writer is gevent.getcurrent():
-                self._writer = None
+            if self.writer is gevent.getcurrent():
+                self._give_to(None)

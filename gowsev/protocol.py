@@ -24,8 +24,9 @@ which failure it is may differ, where one piece of a compressed text has several
 from __future__ import annotations
 
 import codecs
+import struct
 import sys
-from typing import Final
+from typing import Any, Final
 
 from gowsev import frames
 from gowsev.deflate import Deflate
@@ -51,9 +52,15 @@ _SHORT_HEADERS = {
     opcode: [frames.encode_header(FIN | opcode, size) for size in range(126)] for opcode in (TEXT, BINARY)
 }
 
+#: The mask and the payload behind the first two bytes of a message of up to 125, by its length.
+_MASKED_PAYLOADS = [struct.Struct(f"2x4s{size}s").unpack_from for size in range(126)]
+
 #: Payloads from this length on are sent as they are, behind a frame header of their own, rather than copied into one
 #: frame with it.
 LARGE: Final = 16384
+
+#: No payload.
+_NOTHING = object()
 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -61,34 +68,40 @@ _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 class Encoder:
     """Encodes messages into frames for the peers of a server.
 
-    While it is given the same `bytes` object again, it returns the same frame, so that a message published to many
-    is encoded once. One encoder therefore serves all the connections whose frames are alike. Where it compresses,
-    equal bytes will do: to compare them costs next to nothing beside compressing them again.
+    It keeps the last frame and what it was made of: who is given the same `bytes` object again finds the frame there,
+    so that a message published to many is encoded once. One encoder therefore serves all the connections whose frames
+    are alike. Where it compresses, equal bytes will do, and `encode` itself looks: to compare them costs next to
+    nothing beside compressing them again.
     """
 
-    __slots__ = ("_deflate", "frame", "opcode", "payload")
+    __slots__ = ("_deflate", "binary", "frame", "text")
 
     def __init__(self, deflate: Deflate | None = None) -> None:
         self._deflate = deflate
-        self.opcode = -1
-        self.payload: bytes = b""
+        self.binary: Any = _NOTHING
+        """The payload of `frame`, if it is a binary message's; who finds its own there need not call `encode`."""
+        self.text: Any = _NOTHING
+        """The same, if it is a text's."""
         self.frame: bytes = b""
 
     def encode(self, opcode: int, payload: bytes) -> bytes:
         """Return the frame of a message."""
-        if payload is self.payload and opcode == self.opcode:
-            return self.frame
         if self._deflate is None:
             size = len(payload)
-            header = _SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)
-            frame = header + payload
+            frame = (_SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)) + payload
         else:
-            if payload == self.payload and opcode == self.opcode:
+            if payload == (self.binary if opcode == BINARY else self.text):
                 return self.frame
             frame = _compressed(self._deflate, opcode, payload, masked=False)
             if self._deflate.takeover:
                 return frame
-        self.opcode, self.payload, self.frame = opcode, payload, frame
+        self.frame = frame
+        if opcode == BINARY:
+            self.binary = payload
+            self.text = _NOTHING
+        else:
+            self.text = payload
+            self.binary = _NOTHING
         return frame
 
     def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
@@ -151,6 +164,7 @@ class Protocol:
         "more",
         "output",
         "pong",
+        "settled",
         "state",
     )
 
@@ -173,6 +187,8 @@ class Protocol:
         """Bytes to send. Whoever sends them clears it."""
         self.more = False
         """Whether the last `receive` left bytes behind that may hold further messages: call it again."""
+        self.settled = True
+        """Whether the last `receive` left nothing to do, and nothing begun: no output, no `more`, no end."""
         self.pong = b""
         """The newest pong in `output`: the only one that must be sent (section 5.5.3)."""
 
@@ -216,12 +232,29 @@ class Protocol:
         Returns:
             (opcode, payload) for each, `opcode` being `TEXT` or `BINARY`; the payload of a text is valid UTF-8.
         """
+        if end is None:
+            end = len(data)
+        if self.settled and end > 5:
+            # The way of almost every receive: one whole, short, unfragmented message to a server, and nothing else. The
+            # loop in `_receive` would take it too, for twice the work (measured: 0.27 us for 0.49 us).
+            first, size = data[0], data[1] - frames.MASKED
+            if size == end - 6 and 0 <= size <= self._longest_short and (first == 0x82 or first == 0x81):
+                mask, masked = _MASKED_PAYLOADS[size](data)
+                payload = apply_mask(masked, mask)
+                if first == 0x82 or payload.isascii():
+                    return [(first & OPCODE_BITS, payload)]
+        messages = self._receive(data, end)
+        self.settled = not (
+            self._rest or self._frame_missing or self._message_opcode or self.output or self.state == DONE
+        )
+        return messages
+
+    def _receive(self, data: bytes | bytearray, end: int) -> list[tuple[int, bytes]]:
+        """Do the work of `receive`, whatever has come."""
         messages: list[tuple[int, bytes]] = []
         self.more = False
         if self.state == DONE:
             return messages
-        if end is None:
-            end = len(data)
         if self._rest:
             data = self._rest + data[:end]
             end = len(data)

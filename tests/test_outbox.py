@@ -18,14 +18,14 @@ from gowsev.tls import TLSSocket
 class Rig:
     """An outbox on one end of a socket pair, and what its peer has read at the other."""
 
-    def __init__(self, kind=socket.SOCK_STREAM):
+    def __init__(self, kind=socket.SOCK_STREAM, limit=None):
         self.batch = Batch()
         self.errors = []
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, kind)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
         self.ours.setblocking(False)
         self.theirs.setblocking(False)
-        self.outbox = Outbox(self.ours, False, self.batch, self.errors.append)
+        self.outbox = Outbox(self.ours, False, self.batch, self.errors.append, limit)
 
     def read(self):
         """Read all that has arrived."""
@@ -95,7 +95,7 @@ def test_outside_the_loop_every_append_leaves_at_once(packets):
     for chunk in (b"one", b"two"):
         packets.outbox.append(chunk)
         assert packets.theirs.recv(100) == chunk
-    packets.outbox.append(b"th", b"ree")
+    packets.outbox.append_long((b"th", b"ree"))
     assert packets.theirs.recv(100) == b"three"
     assert packets.outbox.size == 0
     assert packets.outbox.bytes_sent == 11
@@ -104,7 +104,7 @@ def test_outside_the_loop_every_append_leaves_at_once(packets):
 def test_while_held_they_wait_for_the_flush_and_leave_in_one_send(packets):
     packets.batch.held = True
     packets.outbox.append(b"one ")
-    packets.outbox.append(b"two ", b"three ")
+    packets.outbox.append_long((b"two ", b"three "))
     packets.outbox.append(b"four")
     assert packets.read() == b""
     assert packets.outbox.size == 18
@@ -150,14 +150,78 @@ def test_what_the_loop_has_flushed_is_not_flushed_again_by_the_hub(packets):
     assert packets.read() == b""
 
 
-def test_more_than_is_worth_gathering_is_offered_at_once_even_while_held(rig, monkeypatch):
+def test_more_bytes_than_are_worth_gathering_are_offered_at_once_even_while_held(rig, monkeypatch):
     monkeypatch.setattr(outbox_module, "_EAGER", 1000)
     rig.batch.held = True
-    rig.outbox.append(bytes(1000))
+    rig.outbox.append_long((bytes(900), bytes(100)))
     assert rig.read() == b""
-    rig.outbox.append(b"x")
+    rig.outbox.append_long((b"x",))
     assert rig.read() == bytes(1000) + b"x"
     assert rig.outbox.size == 0
+
+
+def test_more_frames_than_are_worth_gathering_are_offered_at_once_even_while_held(packets):
+    packets.batch.held = True
+    for number in range(63):
+        packets.outbox.append(bytes([number]))
+    assert packets.read() == b""
+    packets.outbox.append(b"?")
+    assert packets.theirs.recv(100) == bytes(range(63)) + b"?"
+    packets.outbox.append(b"next")
+    packets.batch.flush()
+    assert packets.theirs.recv(100) == b"next"
+
+
+def test_a_short_frame_may_be_put_behind_gathered_ones_without_a_call(packets):
+    packets.batch.held = True
+    packets.outbox.append(b"one")
+    assert 0 < len(packets.outbox.gathered) < packets.outbox.most
+    packets.outbox.gathered.append(b"two")
+    assert (packets.outbox.size, packets.outbox.frames) == (6, 2)
+    packets.batch.flush()
+    assert packets.theirs.recv(100) == b"onetwo"
+    assert (packets.outbox.size, packets.outbox.frames, packets.outbox.bytes_sent) == (0, 2, 6)
+
+
+def test_nothing_is_gathered_while_a_writer_is_at_work(rig):
+    rig.congest()
+    rig.batch.held = True
+    rig.outbox.append(b"behind")
+    rig.outbox.append_long((b"further", b"behind"))
+    assert rig.outbox.gathered == []
+    assert rig.outbox.most == 0
+
+
+def test_frames_are_counted_however_they_came_and_wherever_they_are(rig):
+    rig.outbox.append(b"sent")
+    rig.batch.held = True
+    rig.outbox.append_long((b"two ", b"chunks"))
+    rig.outbox.append(b"gathered")
+    assert rig.outbox.frames == 3
+    rig.batch.held = False
+    rig.batch.flush()
+    assert rig.outbox.frames == 3
+    before = rig.outbox.frames + len(rig.congest()) // 5000
+    rig.outbox.append(b"waits")
+    rig.outbox.append_long((b"waits", b"too"))
+    assert rig.outbox.frames == before + 2
+    rig.outbox.close()
+    assert rig.outbox.frames == before + 2
+
+
+def test_it_is_full_when_more_than_the_limit_waits_that_the_kernel_does_not_take():
+    rig = Rig(limit=1000)
+    rig.batch.held = True
+    rig.outbox.append(bytes(2000))
+    assert not rig.outbox.full, "the kernel takes it"
+    assert rig.read() == bytes(2000)
+    rig.batch.held = False
+    rig.congest()
+    while rig.outbox.size <= 1000:
+        assert not rig.outbox.full
+        rig.outbox.append(bytes(100))
+    assert rig.outbox.full
+    rig.close()
 
 
 def test_flushing_nothing_sends_nothing(packets):
@@ -208,7 +272,7 @@ def test_what_the_kernel_does_not_take_waits_counted_and_is_sent_when_the_peer_r
     # What comes now queues up behind, and asks the kernel nothing.
     more = random.randbytes(300_000)
     rig.outbox.append(more[:100_000])
-    rig.outbox.append(more[100_000:200_000], more[200_000:])
+    rig.outbox.append_long((more[100_000:200_000], more[200_000:]))
     rig.outbox.flush()
     assert rig.outbox.bytes_sent == sent
     assert rig.outbox.size == len(data) + len(more) - sent
@@ -233,7 +297,7 @@ def test_a_peer_in_another_thread_gets_everything(rig):
 def test_a_writer_exists_only_while_there_is_congestion(rig):
     for _ in range(3):
         data = rig.congest()
-        writer = rig.outbox._writer
+        writer = rig.outbox.writer
         assert rig.read_until(len(data)) == data
         wait_until(lambda writer=writer: writer.dead)
         assert not rig.outbox.congested
@@ -308,7 +372,7 @@ def test_the_late_chunk_is_sent_last_and_only_its_newest_value(rig):
 
 def test_closing_forgets_what_waits_and_ends_the_writer(rig):
     data = rig.congest()
-    writer = rig.outbox._writer
+    writer = rig.outbox.writer
     gevent.sleep(0)  # the writer has begun to wait
     rig.outbox.late = b"late"
     taken = len(data) - rig.outbox.size
@@ -325,7 +389,7 @@ def test_closing_forgets_what_waits_and_ends_the_writer(rig):
 
 def test_closing_before_the_writer_has_begun_ends_it_too(rig):
     rig.congest()
-    writer = rig.outbox._writer
+    writer = rig.outbox.writer
     rig.outbox.close()
     writer.join(PATIENCE)
     assert writer.dead
@@ -356,7 +420,7 @@ def test_a_broken_socket_is_reported_once_and_nothing_waits_any_more(rig):
 
 def test_a_socket_that_breaks_while_congested_is_reported_once(rig):
     rig.congest()
-    writer = rig.outbox._writer
+    writer = rig.outbox.writer
     gevent.sleep(0)
     rig.outbox.late = b"late"
     rig.theirs.close()
@@ -377,7 +441,7 @@ def test_whoever_is_told_of_the_loss_may_close_the_outbox_and_the_socket(rig):
 
     rig.outbox = Outbox(rig.ours, False, rig.batch, lost)
     rig.congest()
-    writer = rig.outbox._writer
+    writer = rig.outbox.writer
     rig.theirs.close()
     wait_until(lambda: rig.errors)
     writer.join(PATIENCE)

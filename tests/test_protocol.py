@@ -819,22 +819,19 @@ def test_encoder(size):
     assert unframe(MaskingEncoder().encode(TEXT, payload)) == [(FIN | TEXT, True, payload)]
 
 
-def test_encoder_returns_the_same_frame_for_the_same_object():
+def test_encoder_keeps_the_last_frame_and_what_it_was_made_of():
     encoder = Encoder()
     payload = bytes([1, 2, 3])
-    published = encoder.encode(BINARY, payload)
-    assert encoder.encode(BINARY, payload) is published
-    # An equal object is not the same one: it is encoded anew, and remembered in its place.
-    other = bytes([1, 2, 3])
-    assert other is not payload
-    again = encoder.encode(BINARY, other)
-    assert again is not published
-    assert again == published
-    assert encoder.encode(BINARY, other) is again
-    # Nor is the same one under another opcode.
-    as_text = encoder.encode(TEXT, other)
-    assert as_text[0] & 0x0F == TEXT
-    assert as_text[1:] == again[1:]
+    assert payload not in (encoder.binary, encoder.text)
+    assert None not in (encoder.binary, encoder.text), "which a program might give by mistake"
+    frame = encoder.encode(BINARY, payload)
+    assert encoder.binary is payload
+    assert encoder.text is not payload, "under another opcode it is another frame"
+    assert encoder.frame is frame
+    frame = encoder.encode(TEXT, payload)
+    assert encoder.text is payload
+    assert encoder.binary is not payload
+    assert encoder.frame is frame
 
 
 def test_encoder_compresses_equal_bytes_once():
