@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from fresh_install import floors, requirements
 
 import gowsev
 from gowsev.testing import TIMEOUT
@@ -33,7 +34,7 @@ NO_ADDRESS = ("Home-page", "Download-URL", "Project-URL", "Author-email", "Maint
 
 def backend_is_new_enough():
     """Whether what `pyproject.toml` asks for to build is here, since a test does not download anything."""
-    (required,) = re.findall(r'"setuptools>=([0-9]+)"', (ROOT / "pyproject.toml").read_text())
+    (required,) = re.findall(r'"setuptools>=([0-9]+)[0-9.]*"', (ROOT / "pyproject.toml").read_text())
     try:
         return int(version("setuptools").split(".")[0]) >= int(required)
     except PackageNotFoundError:
@@ -156,6 +157,7 @@ def test_the_source_distribution_holds_what_git_holds(sdist):
 
 def settings(path):
     parser = configparser.RawConfigParser()
+    parser.optionxform = str
     parser.read(path, "utf-8")
     return {name: dict(section) for name, section in parser.items() if name != "egg_info"}
 
@@ -201,11 +203,28 @@ def test_the_version_is_in_one_place():
 
 
 def test_extras_are_told_by_the_name_that_users_write(metadata):
-    config = (ROOT / "setup.cfg").read_text("utf-8").partition("[options.extras_require]\n")[2].partition("\n[")[0]
-    written = re.findall(r"^([\w-]+) =$", config, re.MULTILINE)
+    written = list(settings(ROOT / "setup.cfg")["options.extras_require"])
     assert metadata.get_all("Provides-Extra") == written
     # PEP 685: names that are normal already, so that none is told under another.
     assert written == [re.sub(r"[-_.]+", "-", name).lower() for name in written]
+
+
+def test_each_requirement_of_a_user_has_one_lowest_version(metadata):
+    lowest = floors(requirements())
+    told = [line for line in metadata.get_all("Requires-Dist") if not re.search(r'extra == "(docs|test)"', line)]
+    assert {re.match(r"[\w-]+", line)[0] for line in told} <= set(lowest)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"relay": ["redis"]}, {"": ["redis>=5", "redis>=6"]}, {"": ["redis>=5"], "test": ["redis>=6"]}]
+)
+def test_a_requirement_without_one_lowest_version_is_found(asked):
+    with pytest.raises(ValueError, match="redis"):
+        floors(asked)
+
+
+def test_lowest_versions_are_found_behind_extras():
+    assert floors({"": ["gunicorn[gevent]>=22"], "test": ["gunicorn[gevent]>=22", "pytest"]}) == {"gunicorn": "22"}
 
 
 # -- the description that a package index shows ------------------------------------------------------------------------
