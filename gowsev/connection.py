@@ -156,7 +156,7 @@ class Connection:
         if scratch is None:
             scratch = _scratches[hub] = bytearray(_SCRATCH_BYTES)
         self._scratch = scratch
-        self._watcher = hub.loop.io(sock.fileno(), _READ)
+        self._watcher: Any = hub.loop.io(sock.fileno(), _READ)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             # Messages are gathered here already; holding small ones back once more would only delay them.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -43,8 +43,10 @@ from gowsev.wsgi import asks_for_websocket, upgrade_required
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
     from gowsev.deflate import Deflate
+    from gowsev.handler import Callbacks
 
     Args = TypeVarTuple("Args")
 
@@ -73,7 +75,7 @@ _contexts: WeakSet[Context] = WeakSet()
 _METHODS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived")
 
 
-def MakeContext(handler: Any, options: Options | None = None) -> Context:
+def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
     """Make a context: an event loop with its own connections, independent of any other.
 
     Args:
@@ -115,7 +117,7 @@ class Context:
     `ListenAndServe` while it looks up the name of a host.
     """
 
-    def __init__(self, handler: Any, options: Options | None = None) -> None:
+    def __init__(self, handler: Callbacks, options: Options | None = None) -> None:
         missing = [name for name in _METHODS if not callable(getattr(handler, name, None))]
         if isinstance(handler, type) and not missing:
             raise TypeError(f"handler must be an object, not the class {handler.__name__}: call it")
@@ -123,7 +125,7 @@ class Context:
             raise TypeError(f"handler {handler!r} must have the methods {', '.join(_METHODS)}; missing: {missing}")
         if options is not None and not isinstance(options, Options):
             raise TypeError(f"options must be gowsev.Options or None, not {options!r}")
-        self.options = options or Options()
+        self.options: Options = options or Options()
         self._handler = handler
         self._text_received = getattr(handler, "TextReceived", None)
         self._conn_requested: Any = getattr(handler, "ConnRequested", None)
@@ -237,7 +239,7 @@ class Context:
         connection.id = id = next(self._ids)
         self._connections[id] = connection
 
-    def ServeHTTP(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def ServeHTTP(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Upgrade a request that another server has read: the context as a WSGI application, after Go's `http.Handler`.
 
         Mount it in a web app at the path of its WebSockets; a Flask view returns it: `return context.ServeHTTP`. It
@@ -337,7 +339,7 @@ class Context:
             opcode, payload = TEXT, message.encode()
         else:
             opcode, payload = BINARY, _as_bytes(message)
-        refused = []
+        refused: list[int] = []
         connections = self._connections
         for id in ids:
             connection = connections.get(id)
@@ -501,7 +503,7 @@ class Context:
                 error, len(self._connections), exc_info=not killed,
             )  # fmt: skip
 
-    def Shutdown(self, timeout: float | None = 10.0) -> None:
+    def Shutdown(self, timeout: float | timedelta | None = 10.0) -> None:
         """Stop listening, close every connection with 1001, and let the loop end when all are gone.
 
         Returns at once; `EventLoop` returns, and `EventLoopIteration` returns `False`, when the last `ConnClosed`
@@ -590,7 +592,7 @@ class Context:
             _count(self._stats, connection)
             self._finish_if_drained()
 
-    def _judge(self, request: Request, answer: AsyncResult) -> None:
+    def _judge(self, request: Request, answer: AsyncResult[Response | None]) -> None:
         """Ask the handler about an upgrade, unless whoever wants to know is gone."""
         if answer.ready():
             return

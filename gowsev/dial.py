@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import gevent
 import gevent.socket
@@ -33,9 +33,12 @@ from gowsev.tls import TLSSocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import timedelta
 
     from websockets.http11 import Response
     from websockets.typing import Origin, Subprotocol
+
+    Value = TypeVar("Value")
 
 __all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "release"]
 
@@ -167,7 +170,7 @@ def release(conn: DialledConn) -> Connection:
 def Dial(
     url: str,
     *,
-    timeout: float | None = 10.0,
+    timeout: float | timedelta | None = 10.0,
     headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
     origin: str | None = None,
     subprotocols: Iterable[str] = (),
@@ -221,7 +224,7 @@ def Dial(
         _close(sock)
         if expired is not limit:
             raise
-        raise DialError(f"dial {shown}: timed out after {timeout} s {step}") from None
+        raise DialError(f"dial {shown}: timed out after {seconds} s {step}") from None
     except _Refused as refused:
         _close(sock)
         raise DialError(f"dial {shown}: {refused}", refused.status) from refused.__cause__
@@ -258,7 +261,7 @@ def _parse(url: str) -> tuple[WebSocketURI, str]:
     return uri, shown
 
 
-def _checked(name: str, value: Any, kind: type) -> Any:
+def _checked(name: str, value: Value | None, kind: type[Value]) -> Value | None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__} or None, not {value!r}")
     return value

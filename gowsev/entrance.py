@@ -19,7 +19,7 @@ from gowsev.handshake import Handshake, HTTPRequest, Request, Response, refusal
 from gowsev.wsgi import Host, judge, shown, start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 __all__ = ["serve"]
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("gowsev")
 _SWITCHING = "101 Switching Protocols"
 
 
-def serve(host: Host, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
     """Answer a request for an upgrade, and hand its connection to the host. May block the calling greenlet.
 
     Raises:
@@ -54,7 +54,7 @@ def serve(host: Host, environ: dict[str, Any], start_response: Callable[..., Any
     return [bytes(handshake.response.body)]
 
 
-def _judge(host: Host, environ: dict[str, Any], sock: Any) -> tuple[Request | None, Handshake]:
+def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | None, Handshake]:
     """Negotiate, within the time there is."""
 
     def read() -> tuple[HTTPRequest, Request]:
@@ -64,7 +64,7 @@ def _judge(host: Host, environ: dict[str, Any], sock: Any) -> tuple[Request | No
 
     peer = peer_of(sock)
     limit = host.options.handshake_timeout
-    with gevent.Timeout(limit, False):
+    with gevent.Timeout(limit, False):  # pyright: ignore[reportArgumentType]  # gevent's for "say nothing"
         return judge(host, read, peer, environ.get("PATH_INFO", ""))
     logger.info("no answer for %s within %s s", shown(peer), limit)
     return None, Handshake(refusal(503, "The server took too long.\n"), None, None)
@@ -81,7 +81,7 @@ def _sent(sock: Any, response: Response, limit: float | None) -> bool:
     return True
 
 
-def _welcome_late(host: Host, environ: dict[str, Any], websocket: Any) -> None:
+def _welcome_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
     """Take a connection whose upgrade gevent-websocket has answered before anybody was asked.
 
     It can be refused with a close frame only, and what the options offer has not been negotiated.

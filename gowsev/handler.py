@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from gowsev.context import Context
+    from gowsev.handshake import Reject, Request
 
-__all__ = ["Handler"]
+__all__ = ["Callbacks", "Handler"]
+
+
+class Callbacks(Protocol):
+    """What `MakeContext` takes, for type checkers: any object with these methods, whatever it calls its arguments."""
+
+    def ConnAccepted(self, context: Context, id: int, /) -> object: ...
+    def ConnClosed(self, context: Context, id: int, /) -> object: ...
+    def EventLoopTimeout(self, context: Context, /) -> object: ...
+    def MessageReceived(self, context: Context, id: int, message: bytes, /) -> object: ...
 
 
 class Handler:
@@ -24,14 +34,20 @@ class Handler:
       `request` is a `Request`.
     """
 
-    def ConnAccepted(self, context: Context, id: int) -> None:
+    def ConnAccepted(self, context: Context, id: int, /) -> None:
         """A client has connected; the first callback with this id."""
 
-    def ConnClosed(self, context: Context, id: int) -> None:
+    def ConnClosed(self, context: Context, id: int, /) -> None:
         """A connection has ended; the last callback with this id. `context.Conn(id)` still tells of it."""
 
-    def EventLoopTimeout(self, context: Context) -> None:
+    def EventLoopTimeout(self, context: Context, /) -> None:
         """No event came for as long as `Context.SetTimeout` says."""
 
-    def MessageReceived(self, context: Context, id: int, message: bytes) -> None:
+    def MessageReceived(self, context: Context, id: int, message: bytes, /) -> None:
         """A message has come."""
+
+    if TYPE_CHECKING:
+        # Declared, so that a checker finds a wrong signature in a derived class, but not there: a handler has them
+        # only if it defines them, and there is nothing for `super()` to call.
+        def TextReceived(self, context: Context, id: int, text: str, /) -> None: ...
+        def ConnRequested(self, context: Context, request: Request, /) -> Reject | None: ...

@@ -135,10 +135,10 @@ class Reject:
             raise ValueError(f"status must be from 300 to 599, not {status!r}")
         if not isinstance(reason, str):
             raise TypeError(f"reason must be str, not {reason!r}")
-        self.status = int(status)
+        self.status: int = int(status)
         reason.encode()
-        self.reason = reason
-        self.headers = header_pairs(headers)
+        self.reason: str = reason
+        self.headers: tuple[tuple[str, str], ...] = header_pairs(headers)
         for name, _ in self.headers:
             if name.lower() in _OURS:
                 raise ValueError(f"header {name} is made by the server itself")
@@ -157,7 +157,8 @@ def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tupl
     if isinstance(headers, Headers):
         pairs = tuple(headers.raw_items())
     else:
-        pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+        items = headers.items() if isinstance(headers, Mapping) else headers
+        pairs = tuple(cast("Iterable[tuple[str, str]]", items))
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise TypeError(f"headers must be a mapping or pairs of str, not {pair!r}")

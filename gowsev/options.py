@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Literal
+from wsgiref.types import WSGIApplication
 
 __all__ = ["TOKEN", "Options", "as_seconds", "as_tokens"]
 
@@ -46,24 +47,24 @@ class Options:
     """Seconds from our close frame to the end of the socket."""
     outbox_bytes: int | None = 4 << 20
     """A write is refused while more than so many bytes already wait for that connection."""
-    slow_consumer: str = "close"
+    slow_consumer: Literal["close", "drop"] = "close"
     """What a refused write does besides: `"close"` closes with 1013, `"drop"` leaves it at the refusal."""
     inbox_messages: int | None = 256
     """Undelivered messages of one connection at which its reader stops, so that TCP slows the peer."""
     inbox_bytes: int | None = 1 << 20
     """The same, counted in bytes."""
-    allowed_origins: Iterable[str] | None = None
+    allowed_origins: tuple[str, ...] | None = None
     """`None`: same origin only, for requests that carry `Origin` (browsers); else the origins; `("*",)` for any."""
-    subprotocols: Iterable[str] = ()
+    subprotocols: tuple[str, ...] = ()
     """Subprotocols the server speaks, in its order of preference (RFC 6455 section 1.9)."""
-    compression: str | None = None
+    compression: Literal["deflate"] | None = None
     """`"deflate"` negotiates permessage-deflate (RFC 7692)."""
     compression_min_bytes: int = 128
     """A shorter message is sent as it is: on its own it shrinks by less than an eighth."""
     compression_takeover: bool = False
     """Let messages refer to earlier ones of their connection: shorter, most of all where they are short and alike, but
     each is then compressed for each receiver, and each connection in use holds about 52 KB more."""
-    http_app: Callable[..., Any] | None = None
+    http_app: WSGIApplication | None = None
     """WSGI application for requests that are no WebSocket upgrade; without one they are answered with 426."""
     backlog: int = 1024
     """Connections that the kernel holds for a listener until they are accepted."""
@@ -71,6 +72,32 @@ class Options:
     """Set `SO_REUSEPORT` on listeners, so that several processes may share a port."""
     raise_errors: bool = False
     """Raise what a callback raises out of the iteration, instead of logging it and closing with 1011."""
+
+    if TYPE_CHECKING:
+        # What may be given is wider than what is then kept: the fields above say what is read.
+        def __init__(
+            self,
+            *,
+            max_message_bytes: int | None = 1 << 20,
+            max_connections: int | None = None,
+            handshake_timeout: float | timedelta | None = 10.0,
+            ping_interval: float | timedelta | None = 20.0,
+            ping_timeout: float | timedelta | None = 20.0,
+            close_timeout: float | timedelta | None = 5.0,
+            outbox_bytes: int | None = 4 << 20,
+            slow_consumer: Literal["close", "drop"] = "close",
+            inbox_messages: int | None = 256,
+            inbox_bytes: int | None = 1 << 20,
+            allowed_origins: Iterable[str] | None = None,
+            subprotocols: Iterable[str] = (),
+            compression: Literal["deflate"] | None = None,
+            compression_min_bytes: int = 128,
+            compression_takeover: bool = False,
+            http_app: WSGIApplication | None = None,
+            backlog: int = 1024,
+            reuse_port: bool = False,
+            raise_errors: bool = False,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         _whole_numbers(self, ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes"))

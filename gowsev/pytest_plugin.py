@@ -39,7 +39,7 @@ def gowsev_client() -> Iterator[Callable[..., Client]]:
 
 
 @pytest.fixture
-def gowsev_drive() -> Iterator[Callable[[Context], gevent.Greenlet]]:
+def gowsev_drive() -> Iterator[Callable[[Context], gevent.Greenlet[[], None]]]:
     """Drive the loops of a program's own contexts: `gowsev_drive(context)`, as `gowsev.testing.drive` does."""
     with ExitStack() as stack:
         yield lambda context: stack.enter_context(drive(context))

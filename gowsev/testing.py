@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import gevent
 
 from gowsev.context import Context, MakeContext
-from gowsev.dial import BinaryMessage, Dial, TextMessage
+from gowsev.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.errors import ConnectionClosed
 from gowsev.options import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Self
+    from collections.abc import Callable, Generator
+    from types import TracebackType
+    from typing import Literal, Self, TypeVarTuple, Unpack
 
+    from gowsev.handler import Callbacks
+    from gowsev.handshake import Request
+
+    Args = TypeVarTuple("Args")
     Result = TypeVar("Result")
 
 __all__ = ["TIMEOUT", "Callback", "Client", "Recorder", "Server", "drive", "in_thread", "wait_until"]
+
+Wrapped = TypeVar("Wrapped", bound="Callbacks")
 
 #: Seconds that a wait may take, unless it is told otherwise. Machines that run tests are slow at times, and a test that
 #: waits so long has failed anyway.
@@ -57,7 +64,7 @@ def wait_until(condition: Callable[[], Result], timeout: float = TIMEOUT) -> Res
     return result
 
 
-def in_thread(function: Callable[..., Result], *args: object, timeout: float = 2 * TIMEOUT) -> Result:
+def in_thread(function: Callable[[Unpack[Args]], Result], *args: *Args, timeout: float = 2 * TIMEOUT) -> Result:
     """Run blocking code, such as a client that knows nothing of gevent, in a real thread; return its result.
 
     Blocks the calling greenlet only.
@@ -72,12 +79,12 @@ def in_thread(function: Callable[..., Result], *args: object, timeout: float = 2
     """
     result = gevent.get_hub().threadpool.spawn(function, *args)
     with _limit(timeout, f"{function} has not returned"):
-        returned: Result = result.get()
+        returned: Result = result.get()  # pyright: ignore[reportAssignmentType]  # a result may be None
     return returned
 
 
 @contextmanager
-def drive(context: Context, timeout: float = TIMEOUT) -> Iterator[gevent.Greenlet]:
+def drive(context: Context, timeout: float = TIMEOUT) -> Generator[gevent.Greenlet[[], None], None, None]:
     """Drive a context's loop in a greenlet of its own for as long as the block lasts; then shut the context down.
 
     Args:
@@ -103,17 +110,17 @@ class Callback(NamedTuple):
     """One call of a handler's method: `args` are its arguments behind `context`, `error` is what it raised."""
 
     name: str
-    args: tuple[Any, ...]
+    args: tuple[Any, ...]  # of which types they are, the name says
     error: BaseException | None = None
 
 
-class Recorder:
+class Recorder(Generic[Wrapped]):
     """A handler that passes every callback on to another one, and notes it when that has returned.
 
     It has the optional callbacks where the other has them.
     """
 
-    def __init__(self, handler: object) -> None:
+    def __init__(self, handler: Wrapped) -> None:
         self.handler = handler
         #: What nobody has waited for yet, in the order in which it was called.
         self.callbacks: list[Callback] = []
@@ -121,7 +128,7 @@ class Recorder:
     def __repr__(self) -> str:
         return f"<Recorder of {self.handler!r}>"
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # a method of one of several types
         if name not in _CALLBACKS:
             raise AttributeError(f"{self!r} has no attribute {name!r}")
         method = getattr(self.handler, name)
@@ -138,7 +145,26 @@ class Recorder:
 
         return note
 
-    def wait_for(self, name: str, *args: object, timeout: float = TIMEOUT) -> tuple[Any, ...]:
+    if TYPE_CHECKING:  # which `__getattr__` finds
+
+        def ConnAccepted(self, context: Context, id: int, /) -> object: ...
+        def ConnClosed(self, context: Context, id: int, /) -> object: ...
+        def EventLoopTimeout(self, context: Context, /) -> object: ...
+        def MessageReceived(self, context: Context, id: int, message: bytes, /) -> object: ...
+
+    @overload
+    def wait_for(
+        self, name: Literal["ConnAccepted", "ConnClosed"], *args: object, timeout: float = ...
+    ) -> tuple[int]: ...
+    @overload
+    def wait_for(self, name: Literal["MessageReceived"], *args: object, timeout: float = ...) -> tuple[int, bytes]: ...
+    @overload
+    def wait_for(self, name: Literal["TextReceived"], *args: object, timeout: float = ...) -> tuple[int, str]: ...
+    @overload
+    def wait_for(self, name: Literal["ConnRequested"], *args: object, timeout: float = ...) -> tuple[Request]: ...
+    @overload
+    def wait_for(self, name: Literal["EventLoopTimeout"], *args: object, timeout: float = ...) -> tuple[()]: ...
+    def wait_for(self, name: str, *args: object, timeout: float = TIMEOUT) -> tuple[Any, ...]:  # as the overloads say
         """Wait until a callback has returned that was not waited for before, and return its arguments.
 
         Args:
@@ -191,10 +217,10 @@ class Client:
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, **arguments: Any) -> None:
+    def __init__(self, url: str, *, timeout: float = TIMEOUT, **arguments: Any) -> None:  # Dial looks at them
         self.timeout = timeout
         #: The connection that `Dial` opened.
-        self.conn = Dial(url, timeout=timeout, **arguments)
+        self.conn: DialledConn = Dial(url, timeout=timeout, **arguments)
 
     def send(self, message: str | bytes) -> None:
         """Send a message: a str as text, bytes as binary.
@@ -256,18 +282,18 @@ class Server:
 
     host: str
     port: int
-    loop: gevent.Greenlet
+    loop: gevent.Greenlet[[], None]
 
     def __init__(
         self,
-        handler: Any,
+        handler: Callbacks,
         *,
         port: str | int = "127.0.0.1:0",
         certificate: tuple[str, str] | None = None,
-        **options: Any,
+        **options: Any,  # Options looks at them
     ) -> None:
-        self.handler = handler
-        self.context = MakeContext(handler, Options(**options))
+        self.handler: Any = handler  # of a class of the test's, which may look into it
+        self.context: Context = MakeContext(handler, Options(**options))
         self._wanted = port
         self._certificate = certificate
         self._stack = ExitStack()
@@ -279,7 +305,7 @@ class Server:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}/"
 
-    def dial(self, path: str = "/", **arguments: Any) -> Client:
+    def dial(self, path: str = "/", **arguments: Any) -> Client:  # Dial looks at them
         """Open a client connection to it, which is closed when the server ends.
 
         Args:
@@ -302,14 +328,16 @@ class Server:
         self.loop = self._stack.enter_context(drive(self.context))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exc_info: Any) -> None:
-        self._stack.__exit__(kind, *exc_info)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
         if kind is None and isinstance(self.handler, Recorder):
             self.handler.check()
 
 
 @contextmanager
-def _limit(seconds: float, complaint: str) -> Iterator[None]:
+def _limit(seconds: float, complaint: str) -> Generator[None, None, None]:
     """Bound the time of what waits in gevent's way."""
     limit = gevent.Timeout(seconds)
     try:

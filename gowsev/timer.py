@@ -39,7 +39,7 @@ class Timer:
         self._timer = None
         return True
 
-    def run(self, context: Any, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def run(self, context: object, callback: Callable[..., object], args: tuple[object, ...]) -> None:
         """Make the call, unless `Stop` came first."""
         if self.Stop():
             callback(context, *args)

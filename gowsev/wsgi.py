@@ -26,6 +26,7 @@ from gowsev.mailbox import poll_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
     from gowsev.options import Options
 
@@ -234,7 +235,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
             self.write(bytes(response.body))
 
 
-def asks_for_websocket(environ: dict[str, Any]) -> bool:
+def asks_for_websocket(environ: WSGIEnvironment) -> bool:
     """Whether a request, as WSGI describes it, is for a WebSocket."""
     return "websocket" in environ.get("HTTP_UPGRADE", "").lower()
 
@@ -329,7 +330,7 @@ class _BoundedHead:
         return line
 
 
-def upgrade_required(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+def upgrade_required(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
     body = b"This is a WebSocket server; open it with a WebSocket client.\n"
     headers = [

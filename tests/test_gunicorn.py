@@ -79,8 +79,17 @@ def gunicorn(tmp_path):
             program.end(signal.SIGQUIT)
 
 
+#: What every monkey-patched process says at its very end, with a gevent before 26.5 and a greenlet of 3.5.1 or newer.
+LAST_WORDS = re.compile(
+    r"^Exception ignored in: <function _removeHandlerRef .*\nTraceback .*\n(?:  .*\n)*"
+    r"RuntimeError: greenlet is being finalized\n",
+    re.MULTILINE,
+)
+
+
 def complaints(program):
-    return [line for line in program.output.splitlines() if re.search(r"ERROR|WARN|CRITICAL|Traceback|Exception", line)]
+    output = LAST_WORDS.sub("", program.output)
+    return [line for line in output.splitlines() if re.search(r"ERROR|WARN|CRITICAL|Traceback|Exception", line)]
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -250,5 +250,5 @@ def test_each_example_has_its_readme_and_a_line_in_ours(folder):
     for name in re.findall(r"^    .*?python (\S+\.py)", text, re.MULTILINE):
         assert (folder / name).exists() or (EXAMPLES.parent / name).exists(), name
     for extra in re.findall(r'^    pip install "\.\[(.*?)\]"', text, re.MULTILINE):
-        assert f"\n{extra} =\n" in (EXAMPLES.parent / "setup.cfg").read_text("utf-8")
+        assert f"\n{extra} =" in (EXAMPLES.parent / "setup.cfg").read_text("utf-8")
     assert f"examples/{folder.name}" in (EXAMPLES.parent / "README.md").read_text("utf-8")

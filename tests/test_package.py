@@ -1,87 +1,16 @@
-"""The package as its users get it: the wheel, the names it exports, and whether their docstrings keep to the shape."""
+"""The names that the package exports, and whether their docstrings keep to the shape. Its wheel: `test_packaging`."""
 
 import ast
 import builtins
 import inspect
 import re
-import shutil
-import subprocess
-import sys
 import textwrap
-import zipfile
 from dataclasses import is_dataclass
-from email.parser import Parser
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pytest
 
 import gowsev
 from gowsev.wsgi import Host
-
-ROOT = Path(__file__).parent.parent
-
-# -- the wheel ---------------------------------------------------------------------------------------------------
-
-
-def backend_is_new_enough():
-    """Whether what `pyproject.toml` asks for to build is here, since a test does not download anything."""
-    (required,) = re.findall(r'"setuptools>=([0-9]+)"', (ROOT / "pyproject.toml").read_text())
-    try:
-        return int(version("setuptools").split(".")[0]) >= int(required)
-    except PackageNotFoundError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built without network from a copy: a build leaves things behind where it runs."""
-    if not backend_is_new_enough():
-        pytest.skip("no setuptools here as new as pyproject.toml wants it")
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    # With what is in a checkout besides, none of which may get into the wheel.
-    for name in ("gowsev", "tests", "examples", "docs"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name)
-    (source / "gowsev" / "scratch.txt").write_text("not for users")
-    command = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index"]
-    result = subprocess.run([*command, "--wheel-dir", str(target)], capture_output=True, check=False, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (path,) = target.iterdir()
-    with zipfile.ZipFile(path) as archive:
-        yield archive
-
-
-def test_the_wheel_holds_the_package_its_marker_and_its_licence_only(wheel):
-    names = wheel.namelist()
-    info = f"gowsev-{gowsev.__version__}.dist-info/"
-    modules = {f"gowsev/{path.name}" for path in (ROOT / "gowsev").glob("*.py")}
-    assert {name for name in names if not name.startswith(info)} == {*modules, "gowsev/py.typed"}
-    licences = [name for name in names if name.startswith(info) and name.endswith("/LICENSE")]
-    assert [wheel.read(name) for name in licences] == [(ROOT / "LICENSE").read_bytes()]
-    assert {name.removeprefix(info) for name in names if name.startswith(info)} - {
-        *("METADATA", "WHEEL", "RECORD", "top_level.txt"),
-        *(name.removeprefix(info) for name in licences),
-    } == set()
-
-
-def test_the_metadata_say_what_the_package_says(wheel):
-    metadata = Parser().parsestr(wheel.read(f"gowsev-{gowsev.__version__}.dist-info/METADATA").decode())
-    assert metadata["Name"] == "gowsev"
-    assert metadata["Version"] == gowsev.__version__
-    assert metadata["Requires-Python"] == ">=3.11"
-    assert metadata["Description-Content-Type"] == "text/markdown"
-    assert metadata.get_payload().strip() == (ROOT / "README.md").read_text().strip()
-    needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
-    assert {re.match(r"[A-Za-z-]+", line)[0] for line in needed} == {"gevent", "gevent-websocket", "websockets"}
-
-
-def test_the_wheel_is_for_every_platform(wheel):
-    tags = Parser().parsestr(wheel.read(f"gowsev-{gowsev.__version__}.dist-info/WHEEL").decode()).get_all("Tag")
-    assert tags == ["py3-none-any"]
-
 
 # -- the names ---------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, wait_until
+from fresh_install import OURS, floors
 from test_layers import FLOORS
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -309,14 +310,21 @@ def check_pip(arguments):
             assert target in {".", "-e", "tox"}
 
 
+def names_environment(section, name):
+    """Whether a section of tox.ini, such as `testenv:py{311,312}`, is of this environment, or of these."""
+    several = re.sub(r"\\{(.*?)\\}", lambda found: f"(?:{found[1].replace(',', '|')})", re.escape(section))
+    return section == f"testenv:{name}" or re.fullmatch(several, f"testenv:{name}") is not None
+
+
 def check_python(arguments):
     first, *rest = arguments
     if first == "-m":
         # tox runs the tests, and is not there in the environment that it runs them in.
         assert rest[0] == "tox" or importlib.util.find_spec(rest[0]) is not None
         if rest[1:2] == ["-e"]:
-            assert (rest[0], rest[3:]) == ("tox", [])
-            assert f"testenv:{rest[2]}" in tox_ini()
+            assert rest[0] == "tox"
+            assert rest[3:] in ([], ["--", "--tests"])
+            assert any(names_environment(section, rest[2]) for section in tox_ini().sections())
         else:
             assert rest[1:] in ([], [".venv"], ["--module", "pytest"])
     elif first in PROGRAMS:
@@ -330,12 +338,17 @@ def check_python(arguments):
             assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown.stdout, re.MULTILINE)
 
 
+def check_git(arguments):
+    assert arguments == ["status", "--short"]
+
+
 def check_websockets(arguments):
     assert (Path(sys.executable).parent / "websockets").is_file()
     assert arguments == ["ws://localhost:9000/"]
 
 
 CHECKS = {
+    "git": check_git,
     "python3": check_python,
     ".venv/bin/python": check_python,
     ".venv/bin/pip": check_pip,
@@ -423,7 +436,11 @@ def test_dependencies_are_those_of_setup_cfg():
 @pytest.mark.parametrize("extra", setup_cfg()["options.extras_require"])
 def test_extras_are_those_of_setup_cfg(extra):
     table = rows(DEPENDENCIES.split(f"the extra `{extra}`\n", 1)[1], "package", "used for")
-    assert sorted(code(row[0]) for row in table) == names_in(setup_cfg()["options.extras_require"][extra])
+    requirements = setup_cfg()["options.extras_require"][extra]
+    assert sorted(code(row[0]) for row in table) == names_in(requirements)
+    if extra not in OURS:
+        lowest = floors({extra: requirements.split()})
+        assert {code(name): re.search(r"\(([\d.]+) or newer\)", name)[1] for name, _ in table} == lowest
 
 
 @pytest.mark.parametrize("requirement", setup_cfg()["options"]["install_requires"].split())
