@@ -10,18 +10,18 @@ import urllib.request
 
 import pytest
 from conftest import PATIENCE, RELAY, wait_until
-from programs import websockets_client
+from programs import fences, snippets, websockets_client
 from redis_server import free_port
 from websockets.exceptions import InvalidStatus
 
-README = (RELAY / "README.md").read_text("utf-8")
+DOCUMENT = "examples/subscribe_publish/README.md"
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 ANALYZE = shutil.which("systemd-analyze")
 
 
 def block(language):
     """The README's fenced block of one language."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (found,) = (fence.text for fence in fences(DOCUMENT) if fence.language == language)
     return found
 
 
@@ -33,6 +33,7 @@ def replaced(text, **replacements):
     return text
 
 
+@snippets(DOCUMENT, "relay.service")
 @pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze (Debian's package systemd)")
 def test_the_unit_is_one_that_systemd_understands(tmp_path):
     unit = tmp_path / "relay.service"
@@ -52,6 +53,7 @@ def test_the_unit_starts_the_relay_with_options_that_it_has(run):
         assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown.output, re.MULTILINE)
 
 
+@snippets(DOCUMENT, "relay.conf")
 @pytest.mark.skipif(NGINX is None, reason="needs nginx (Debian's package nginx-light)")
 def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, client_tls, tmp_path):
     program = run(RELAY / "relay.py", "--host", "127.0.0.1", "--port", 0, "--tls-port", "none")
