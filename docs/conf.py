@@ -31,8 +31,6 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 
 html_theme = "furo"
-html_static_path = ["_static"]
-html_css_files = ["gowsev.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False

@@ -81,7 +81,7 @@ DOCUMENTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glo
 DOCUMENTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "examples").glob("*/README.md"))]
 
 _FENCE = re.compile(r"^( *)(`{3,}|:{3,})(\S*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
-_NAME = re.compile(r"(?:#|//|;|<!--) (\S+\.\w+)(?: -->)?\n")
+_NAME = re.compile(r"(?:#!\S+\n)?(?:#|//|;|<!--) (\S+\.\w+)(?: -->)?\n")
 
 #: The names of the snippets that a test runs, by document.
 COVERED = defaultdict(set)
@@ -155,11 +155,13 @@ class Page:
         for old, new in replace:
             assert old in text, old
             text = text.replace(old, str(new))
-        text = text.replace('"9000"', '"127.0.0.1:0"').replace('("127.0.0.1", 8000)', '("127.0.0.1", 0)')
+        text = re.sub(r'"(127\.0\.0\.1:)?900[01]"', '"127.0.0.1:0"', text)
+        text = text.replace('("127.0.0.1", 8000)', '("127.0.0.1", 0)')
         if port is not None:
             text = text.replace("localhost:9000", f"127.0.0.1:{port}")
-        assert not re.search(r"\b[89]000\b", text), text
+        assert not re.search(r"\b[89]00[01]\b", text), text
         path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
         self._written.add(name)
         return path
@@ -177,6 +179,19 @@ class Page:
     def serve(self, name, **arguments):
         """Start a snippet that listens; return its port."""
         return self.start(name, **arguments).port()
+
+    def shell(self, beginning):
+        """Run the command of the document that begins so, in the folder."""
+        (command,) = (
+            line
+            for fence in fences(self.document)
+            if fence.language == "sh"
+            for line in fence.text.splitlines()
+            if line.startswith(beginning)
+        )
+        done = subprocess.run(command, shell=True, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def expect_traceback(self):
         """What the programs print may hold a traceback."""

@@ -126,7 +126,21 @@ def check_websockets(document, arguments):
     assert re.fullmatch(r"wss?://[\w.]+(:\d+)?/\S*", address)
 
 
+def check_gunicorn(document, arguments):
+    (app,) = arguments
+    module, _, call = app.partition(":")
+    (text,) = (fence.text for fence in fences(document) if fence.name == f"{module}.py")
+    assert f"def {call}:" in text
+
+
+def check_openssl(document, arguments):
+    # A test runs it: see `Page.shell`.
+    assert arguments[0] == "req"
+
+
 CHECKS = {
+    ".venv/bin/gunicorn": check_gunicorn,
+    "openssl": check_openssl,
     "python3": check_python,
     ".venv/bin/python": check_python,
     ".venv/bin/pip": check_pip,

@@ -109,16 +109,6 @@ def test_connections_on_the_port_of_the_pages(page):
         assert fetch(port) == b"1 connections\n"
 
 
-@snippets("README.md", "beside.py")
-def test_connections_beside_the_pages(page):
-    port = page.serve("beside.py")
-    with dial(port, origin="https://www.example.org") as client:
-        client.send(b"hello")
-        assert receive(client) == b"hello"
-    with pytest.raises(InvalidStatus, match="403"):
-        dial(port, origin="https://www.example.com")
-
-
 @snippets("README.md", "door.py")
 def test_the_door_refuses_and_welcomes(page):
     port = page.serve("door.py")
@@ -129,13 +119,6 @@ def test_the_door_refuses_and_welcomes(page):
     assert refusal.value.response.headers["WWW-Authenticate"] == "Bearer"
     with dial(port, "/live", additional_headers={"Authorization": "Bearer sesame"}) as client:
         assert receive(client) == "welcome to /live"
-
-
-@snippets("README.md", "work.py")
-def test_work_in_threads(page):
-    with dial(page.serve("work.py")) as client:
-        client.send(b"stressed")
-        assert receive(client) == b"desserts"
 
 
 @snippets("README.md", "stop.py")
