@@ -177,14 +177,15 @@ def test_links_lead_somewhere(document):
 
 
 def test_each_page_is_in_the_contents():
-    index = ROOT / "docs" / "index.md"
-    listed = []
+    folder = ROOT / "docs"
+    text = read("docs/index.md")
+    entries = []
     for fence in fences("docs/index.md"):
-        if fence.language == "{toctree}":
-            entries = [line for line in fence.text.splitlines() if line and not line.startswith(":")]
-            listed += [re.sub(r".*<(.*)>", r"\1", entry) for entry in entries]
-    listed = [str((index.parent / f"{entry}.md").resolve().relative_to(ROOT)) for entry in listed]
-    assert sorted([*listed, "docs/index.md"]) == sorted([*DOCUMENTS, "docs/reference.md"])
+        entries += [re.sub(r".*<(.*)>", r"\1", line) for line in fence.text.splitlines() if line and line[0] != ":"]
+    listed = [(folder / f"{entry}.md").resolve() for entry in entries]
+    linked = [(folder / target).resolve().with_suffix(".md") for target in re.findall(r"\]\((?!https)([^)]+)\)", text)]
+    there = {ROOT / document for document in DOCUMENTS} - {folder / "index.md"} | {folder / "reference.md"}
+    assert sorted(listed) == sorted(linked) == sorted(there), "for the site's menu, and for readers on a code host"
 
 
 def test_changelog_tells_of_this_version():
