@@ -19,6 +19,7 @@ import gowsev.testing
 
 project = "gowsev"
 author = "The gowsev developers"
+copyright = "the gowsev developers; MIT licence"
 version = release = gowsev.__version__
 html_title = f"gowsev {release}"
 

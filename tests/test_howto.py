@@ -8,18 +8,22 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from browser import needs_chromium
 from conftest import PATIENCE, in_thread, wait_until
+from nginx_server import needs_nginx, running_nginx
 from programs import read, snippets
 from redis_server import free_port
 from test_gunicorn import NO_CONTROL_SOCKET, RUN
 from test_readme import dial, fetch, receive
-from test_relay_deployment import ANALYZE, NGINX
-from websockets.exceptions import InvalidStatus
+from test_relay_deployment import ANALYZE
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 import gowsev
@@ -198,66 +202,114 @@ def test_connections_beside_the_pages(page):
         dial(port, origin="https://www.example.com")
 
 
-@pytest.mark.skipif(NGINX is None, reason="needs nginx (Debian's package nginx-light)")
-@snippets("docs/nginx.md")
-def test_nginx_and_real_addresses(page, authority, certificate):
-    upstream, port = page.serve("chat.py", replace=[("MOST = 20", "MOST = 2")]), free_port()
-    cert, key = certificate
-    snippet = page.write(
-        "chat.conf",
-        replace=[
-            ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
-            ("chat.example.com", "localhost"),
-            ("/etc/ssl/chat.pem", cert),
-            ("/etc/ssl/chat.key", key),
-            ("127.0.0.1:9000", f"127.0.0.1:{upstream}"),
-        ],
-    )
-    paths = "".join(
-        f"{name}_temp_path {page.folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (page.folder / "nginx.conf").write_text(
-        f"pid {page.folder}/pid;\nerror_log {page.folder}/log;\ndaemon off;\nevents {{}}\n"
-        f"http {{\naccess_log off;\n{paths}include {snippet};\n}}\n"
-    )
-    nginx = subprocess.Popen([NGINX, "-p", page.folder, "-c", page.folder / "nginx.conf", "-e", page.folder / "log"])
-    tls = ssl.create_default_context()
-    authority.configure_trust(tls)
-    url = f"wss://localhost:{port}/"
+class Proxied:
+    """The chat of the page behind its nginx, and clients with addresses of their own: 127.0.0.0/8 is this machine."""
 
-    def through(source, **headers):
+    def __init__(self, page, authority, certificate):
+        self._page = page
+        self.port = free_port()
+        self._certificate = certificate
+        self.tls = ssl.create_default_context()
+        authority.configure_trust(self.tls)
+
+    def nginx(self, upstream):
+        cert, key = self._certificate
+        snippet = self._page.write(
+            "chat.conf",
+            replace=[
+                ("listen 443 ssl", f"listen 127.0.0.1:{self.port} ssl"),
+                ("chat.example.com", "localhost"),
+                ("/etc/ssl/chat.pem", cert),
+                ("/etc/ssl/chat.key", key),
+                ("127.0.0.1:9000", upstream),
+            ],
+        )
+        return running_nginx(self._page.folder, snippet.read_text())
+
+    def dial(self, source, origin=None, **headers):
         return connect(
-            url, ssl=tls, proxy=None, open_timeout=PATIENCE, source_address=(source, 0), address=("127.0.0.1", port),
-            additional_headers=headers, origin=f"https://localhost:{port}",
+            f"wss://localhost:{self.port}/", ssl=self.tls, proxy=None, open_timeout=PATIENCE,
+            source_address=(source, 0), address=("127.0.0.1", self.port), additional_headers=headers,
+            origin=origin or f"https://localhost:{self.port}",
         )  # fmt: skip
 
-    def direct(source, **headers):
-        return dial(upstream, source_address=(source, 0), additional_headers=headers)
 
-    try:
-        wait_until(lambda: (page.folder / "pid").exists() or nginx.poll() is not None)
-        assert nginx.poll() is None, (page.folder / "log").read_text()
-        # 127.0.0.0/8 is this machine, so its addresses can stand for those of many clients.
-        with through("127.0.0.5") as client:
+@needs_nginx
+@snippets("docs/nginx.md")
+def test_nginx_and_real_addresses(page, authority, certificate):
+    upstream = page.serve("chat.py", replace=[("MOST = 20", "MOST = 2")])
+    proxied = Proxied(page, authority, certificate)
+    forged = {"X-Forwarded-For": "6.6.6.6"}
+    with proxied.nginx(f"127.0.0.1:{upstream}"):
+        with proxied.dial("127.0.0.5") as client:
             assert receive(client) == "127.0.0.5 has come"
-        with through("127.0.0.5", **{"X-Forwarded-For": "6.6.6.6"}) as client:
+        with proxied.dial("127.0.0.5", **forged) as client:
             assert receive(client) == "127.0.0.5 has come", "what a client sends is not believed"
-        with direct("127.0.0.6", **{"X-Forwarded-For": "6.6.6.6"}) as client:
+        with dial(upstream, source_address=("127.0.0.6", 0), additional_headers=forged) as client:
             assert receive(client) == "127.0.0.6 has come", "nor what comes from no proxy of ours"
-        with through("127.0.0.7") as one, through("127.0.0.7"), through("127.0.0.8"):
+        with proxied.dial("127.0.0.7") as one, proxied.dial("127.0.0.7"), proxied.dial("127.0.0.8"):
             assert receive(one) == "127.0.0.7 has come"
             with pytest.raises(InvalidStatus, match="429"):
-                through("127.0.0.7", **{"X-Forwarded-For": "6.6.6.6"})
+                proxied.dial("127.0.0.7", **forged)
         with pytest.raises(InvalidStatus, match="403"):
-            connect(url, ssl=tls, proxy=None, origin="https://elsewhere.example")
-    finally:
-        nginx.terminate()
-        nginx.wait(PATIENCE)
+            proxied.dial("127.0.0.9", origin="https://elsewhere.example")
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that other users may look into, as nginx's workers are where root runs the tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+@needs_nginx
+@snippets("docs/nginx.md")
+def test_nginx_and_a_unix_socket(page, authority, certificate, open_folder):
+    path = open_folder / "socket"
+    replaced = [('"127.0.0.1:9000"', f'"unix:{path}"'), ('PROXIES = {"127.0.0.1"}', 'PROXIES = {""}')]
+    assert page.serve("chat.py", replace=replaced) == 0
+    path.chmod(0o666)
+    proxied = Proxied(page, authority, certificate)
+    with proxied.nginx(f"unix:{path}:"), proxied.dial("127.0.0.5", **{"X-Forwarded-For": "6.6.6.6"}) as client:
+        assert receive(client) == "127.0.0.5 has come"
+
+
+def outcome(port):
+    """What becomes of a client of the chat: it stays, or how it is sent away."""
+    try:
+        with dial(port) as client:
+            yield receive(client)  # what it says to those who stay
+    except InvalidStatus as refused:
+        yield refused.response.status_code
+    except ConnectionClosedError as closed:
+        yield closed.rcvd.code
+
+
+@snippets("docs/nginx.md", "chat.py")
+def test_a_burst_from_one_address_is_cut_down(page):
+    # While the loop is busy, many ask; then all are judged before the first of them is accepted.
+    busy = "    def TextReceived(self, context, id, text):\n        gevent.sleep(1)\n\n    def ConnAccepted"
+    replaced = [
+        ("MOST = 20", "MOST = 2"),
+        ("    def ConnAccepted", busy),
+        ("import gowsev\n", "import gevent, gowsev\n"),
+    ]
+    port = page.serve("chat.py", replace=replaced)
+    with dial(port, source_address=("127.0.0.5", 0)) as other, ThreadPoolExecutor(6) as pool:
+        assert receive(other) == "127.0.0.5 has come"
+        other.send("be busy")
+        clients = [outcome(port) for _ in range(6)]  # generators, which keep their connections open
+        ends = list(pool.map(next, clients))
+        for client in clients:
+            client.close()
+    assert ends.count("127.0.0.1 has come") == 2
+    assert set(ends) - {"127.0.0.1 has come"} <= {429, 1008}
 
 
 def hops(*values, peer="127.0.0.1"):
     """The client that the page's function finds."""
-    code = re.search(r"(PROXIES = .*?)\n\n\nclass", read("docs/nginx.md"), re.DOTALL)[1]
+    code = re.search(r"^(PROXIES = .*?)\n\n\nclass", read("docs/nginx.md"), re.MULTILINE | re.DOTALL)[1]
     names = {}
     exec(code, names)
     headers = gowsev.Headers([("X-Forwarded-For", value) for value in values])
