@@ -206,8 +206,9 @@ class Page:
         """Run a snippet to its end; return what it prints, which must be what the document shows, if it shows that."""
         program = self.start(name, port=port)
         assert program.wait() == 0, program.output
-        if f".venv/bin/python {name}" in dict(transcripts(self.document)):
-            assert program.output == self.shown(f".venv/bin/python {name}")
+        for command, _ in transcripts(self.document):
+            if command in (f".venv/bin/python {name}", f"python {name}"):
+                assert program.output == self.shown(command)
         return program.output
 
     def end(self):

@@ -59,6 +59,12 @@ def test_no_block_stays_open(document):
     assert len(fences(document)) * 2 == len(re.findall(r"^ *(?:```|:::)", read(document), re.MULTILINE))
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_code_stands_outside_of_a_block(document):
+    text = re.sub(r"^( *)(```|:::).*?^\1\2$", "", read(document), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"\n\n {4}.*", text) == []
+
+
 def test_output_is_shown_of_programs_that_the_document_has(covered):
     for document in DOCUMENTS:
         for command, output in transcripts(document):
@@ -129,7 +135,9 @@ def check_websockets(document, arguments):
 def check_gunicorn(document, arguments):
     (app,) = arguments
     module, _, call = app.partition(":")
-    (text,) = (fence.text for fence in fences(document) if fence.name == f"{module}.py")
+    path = (ROOT / document).parent / f"{module}.py"
+    texts = [fence.text for fence in fences(document) if fence.name == path.name]
+    (text,) = texts or [path.read_text("utf-8")]
     assert f"def {call}:" in text
 
 
@@ -138,7 +146,21 @@ def check_openssl(document, arguments):
     assert arguments[0] == "req"
 
 
+def check_folder(document, arguments):
+    (folder,) = arguments
+    assert (ROOT / folder).is_dir()
+
+
+def check_tail(document, arguments):
+    assert arguments == ["-f", "notes.txt"]
+
+
 CHECKS = {
+    "cd": check_folder,
+    "tail": check_tail,
+    "pip": check_pip,
+    "python": check_python,
+    "gunicorn": check_gunicorn,
     ".venv/bin/gunicorn": check_gunicorn,
     "openssl": check_openssl,
     "python3": check_python,

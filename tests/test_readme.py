@@ -137,6 +137,11 @@ def test_a_session_with_the_relay(page, relay):
     page.output_of("session.py", relay)
 
 
+@snippets("examples/subscribe_publish/README.md", "hello.py")
+def test_a_client_of_the_relay(page, relay):
+    page.output_of("hello.py", relay)
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
