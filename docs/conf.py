@@ -97,8 +97,10 @@ def _linked(match: re.Match[str]) -> str:
 
 def _rest(app, what, name, obj, options, lines) -> None:
     """Make reStructuredText of a docstring: names between backticks become links, indented paragraphs code."""
-    if inspect.ismodule(obj) or name.startswith("gowsev.Headers"):
+    if name.startswith("gowsev.Headers"):  # it is another library's, and reStructuredText already
         return
+    if lines and lines[0].startswith("Alias for field number"):  # what Python says of a NamedTuple's fields
+        lines.clear()
     made: list[str] = []
     for line in lines:
         before = made[-2] if len(made) > 1 and not made[-1] else ""

@@ -114,6 +114,7 @@ class Recorder:
     """
 
     def __init__(self, handler: object) -> None:
+        #: The handler that it passes callbacks on to.
         self.handler = handler
         #: What nobody has waited for yet, in the order in which it was called.
         self.callbacks: list[Callback] = []
@@ -255,8 +256,11 @@ class Server:
     """
 
     host: str
+    """Where it listens."""
     port: int
+    """On which port."""
     loop: gevent.Greenlet
+    """The greenlet that drives the loop."""
 
     def __init__(
         self,
@@ -266,7 +270,9 @@ class Server:
         certificate: tuple[str, str] | None = None,
         **options: Any,
     ) -> None:
+        #: What it was made with.
         self.handler = handler
+        #: The context, for what a test asks of it.
         self.context = MakeContext(handler, Options(**options))
         self._wanted = port
         self._certificate = certificate
