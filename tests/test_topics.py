@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 from conftest import PATIENCE, wait_until
 from programs import snippets
+from test_howto import receive_all
 from test_readme import dial, receive
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
@@ -92,11 +93,6 @@ def test_tickets(page):
     wait_until(lambda: time.monotonic() > until)
     with pytest.raises(InvalidStatus, match="403"):
         dial(port, f"/?ticket={old}")
-
-
-def receive_all(client, messages):
-    while True:
-        messages.append(receive(client))
 
 
 @snippets("docs/security.md", "patience.py")
