@@ -198,7 +198,8 @@ class Context:
         `ConnAccepted` is not called for it, as in Go.
 
         Args:
-            conn: what `Dial` returned; it must not be used by itself any more.
+            conn: what `Dial` returned, or an open `WebSocket` of gevent-websocket or websocket-client; it must not be
+                used by itself any more.
 
         Returns:
             Its id.

@@ -25,7 +25,7 @@ class GowsevError(Exception):
 class IdNotFound(GowsevError):
     """No connection has this id: it was never given out, or its `ConnClosed` has been called.
 
-    Its text is that of the Go library, so that programs that compare it go on working.
+    Its text is that of the Go library, so that programs that compare it go on working. `id` is the id.
     """
 
     def __init__(self, id: object) -> None:
@@ -34,7 +34,10 @@ class IdNotFound(GowsevError):
 
 
 class ConnClosing(GowsevError):
-    """The connection takes no more messages: a close frame was sent or received, or its socket is gone."""
+    """The connection takes no more messages: a close frame was sent or received, or its socket is gone.
+
+    `id` is the connection's.
+    """
 
     def __init__(self, id: object) -> None:
         super().__init__(f"connection {id} is closing")
@@ -42,7 +45,10 @@ class ConnClosing(GowsevError):
 
 
 class OutboxFull(GowsevError):
-    """The peer reads too slowly: more than `Options.outbox_bytes` already wait for it, so the message was refused."""
+    """The peer reads too slowly: more than `Options.outbox_bytes` already wait for it, so the message was refused.
+
+    `id` is the connection's, `waiting` the number of bytes that wait, and `limit` that of `Options.outbox_bytes`.
+    """
 
     def __init__(self, id: object, waiting: int, limit: int) -> None:
         super().__init__(f"connection {id} is too slow: {waiting} bytes wait for it and outbox_bytes is {limit}")
@@ -54,7 +60,7 @@ class OutboxFull(GowsevError):
 class ProtocolError(GowsevError):
     """The peer broke RFC 6455, RFC 7692 or one of our limits.
 
-    `code` is the close code that says so on the wire (RFC 6455 section 7.4.1).
+    `code` is the close code that says so on the wire (RFC 6455 section 7.4.1), `reason` says what it was.
     """
 
     def __init__(self, code: int, reason: str) -> None:

@@ -22,9 +22,13 @@ class Stats:
     rejected: int = 0
     """Upgrade requests that were refused."""
     messages_received: int = 0
+    """Messages read from connections, those that still wait for the loop included."""
     messages_sent: int = 0
+    """Messages that writes have taken; one to many counts once for each."""
     bytes_received: int = 0
+    """Bytes read from sockets since their handshakes."""
     bytes_sent: int = 0
+    """Bytes that the kernel has taken since the handshakes."""
     refused_writes: int = 0
     """Writes refused because too much already waited for a slow peer."""
     callback_errors: int = 0

@@ -121,6 +121,7 @@ class Recorder(Generic[Wrapped]):
     """
 
     def __init__(self, handler: Wrapped) -> None:
+        #: The handler that it passes callbacks on to.
         self.handler = handler
         #: What nobody has waited for yet, in the order in which it was called.
         self.callbacks: list[Callback] = []
@@ -281,8 +282,11 @@ class Server:
     """
 
     host: str
+    """Where it listens."""
     port: int
+    """On which port."""
     loop: gevent.Greenlet[[], None]
+    """The greenlet that drives the loop."""
 
     def __init__(
         self,
@@ -292,7 +296,9 @@ class Server:
         certificate: tuple[str, str] | None = None,
         **options: Any,  # Options looks at them
     ) -> None:
+        #: What it was made with.
         self.handler: Any = handler  # of a class of the test's, which may look into it
+        #: The context, for what a test asks of it.
         self.context: Context = MakeContext(handler, Options(**options))
         self._wanted = port
         self._certificate = certificate

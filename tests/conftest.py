@@ -35,6 +35,7 @@ sys.path.insert(0, str(RELAY))
 __all__ = ["PATIENCE", "in_thread", "wait_until"]
 
 pytest_plugins = ["gowsev.pytest_plugin"]
+pytest.register_assert_rewrite("programs")
 
 #: Whether this process is monkey-patched (tox -e patched).
 PATCHED = monkey.is_module_patched("socket")
@@ -300,6 +301,22 @@ def run(tmp_path):
     for program in programs:
         program.process.kill()
         program.process.wait()
+
+
+@pytest.fixture
+def page(request, tmp_path):
+    """The snippets of a document that a test names with `@snippets`."""
+    from programs import Page
+
+    document, names = request.function.snippets
+    folder = tmp_path / "page"
+    folder.mkdir()
+    opened = Page(document, names, folder)
+    failed = request.session.testsfailed
+    yield opened
+    opened.end()
+    if request.session.testsfailed == failed:
+        opened.check()
 
 
 @pytest.fixture

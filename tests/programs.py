@@ -1,4 +1,10 @@
-"""Programs under test that run in processes of their own, such as the examples, and a client to talk to them."""
+"""Programs under test that run in processes of their own: the examples, and the snippets of README and `docs/`.
+
+A document's fenced blocks are its snippets. Those in a language that runs have a name of their own, in a comment on
+their first line, and a test that runs them, which says so with `@snippets(document, name, ...)` and gets them through
+the fixture `page`. `test_documents.py` holds that there is one for each, and that it has looked at what the document
+shows as output; so nothing is skipped in silence. What is not meant to run is called `text`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
 
 from conftest import PATIENCE, wait_until
 from websockets.sync.client import connect
@@ -43,6 +52,14 @@ class Program:
 
         return wait_until(found)
 
+    def port(self):
+        """Wait until the program has said on which port it listens, as the snippets do."""
+        return int(self.wait_for(r"^listening on port (\d+)$")[1])
+
+    def wait(self):
+        """Wait until the program has ended by itself; return the exit code."""
+        return self.process.wait(PATIENCE)
+
     def url(self, scheme="ws"):
         return self.wait_for(rf"Listening on .*?({scheme}://\S+:\d+/)$")[1]
 
@@ -54,3 +71,156 @@ class Program:
 
 def websockets_client(url, **kwargs):
     return connect(url, proxy=None, open_timeout=PATIENCE, **kwargs)
+
+
+# -- the snippets of a document ----------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+DOCUMENTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "examples").glob("*/README.md"))]
+
+_FENCE = re.compile(r"^( *)(`{3,}|:{3,})(\S*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r"(?:#!\S+\n)?(?:#|//|;|<!--) (\S+\.\w+)(?: -->)?\n")
+
+#: The names of the snippets that a test runs, by document.
+COVERED = defaultdict(set)
+
+
+class Fence(NamedTuple):
+    language: str
+    text: str
+
+    @property
+    def name(self):
+        match = _NAME.match(self.text)
+        return match and match[1]
+
+
+def read(document):
+    return (ROOT / document).read_text("utf-8")
+
+
+def fences(document):
+    """The fenced blocks of a document."""
+    return [Fence(language, text) for _, _, language, text in _FENCE.findall(read(document))]
+
+
+def transcripts(document):
+    """What the document shows in its blocks of `console`: (command, output), in their order."""
+    shown = []
+    for fence in fences(document):
+        if fence.language == "console":
+            head, *parts = re.split(r"^\$ ", fence.text, flags=re.MULTILINE)
+            assert not head, f"{document}: a console that does not begin with a command: {head!r}"
+            for part in parts:
+                command, _, output = part.partition("\n")
+                shown.append((command, output))
+    return shown
+
+
+def snippets(document, *names):
+    """Mark a test as the one that runs these snippets of a document, or all that have a name."""
+    names = names or tuple(fence.name for fence in fences(document) if fence.name)
+
+    def mark(test):
+        COVERED[document].update(names)
+        test.snippets = (document, names)
+        return test
+
+    return mark
+
+
+class Page:
+    """What a test does with the snippets of a document, in a folder of its own."""
+
+    def __init__(self, document, names, folder):
+        self.document = document
+        self.names = names
+        self.folder = folder
+        self.programs = []
+        self._texts = {fence.name: fence.text for fence in fences(document) if fence.name in names}
+        self._written = set()
+        self._compared = set()
+        self._expect_traceback = False
+
+    def write(self, name, port=None, replace=()):
+        """Write a snippet into the folder; what it listens on becomes a port that the system chooses.
+
+        Args:
+            port: of the server that it talks to.
+            replace: more that must be replaced: pairs.
+        """
+        text = self._texts[name]
+        for old, new in replace:
+            assert old in text, old
+            text = text.replace(old, str(new))
+        text = re.sub(r'"(127\.0\.0\.1:)?900[01]"', '"127.0.0.1:0"', text)
+        text = text.replace('("127.0.0.1", 8000)', '("127.0.0.1", 0)')
+        if port is not None:
+            text = text.replace("localhost:9000", f"127.0.0.1:{port}")
+        assert not re.search(r"\b[89]00[01]\b", text), text
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+        self._written.add(name)
+        return path
+
+    def run(self, script, *arguments, **environ):
+        """Start a script or, after `-m`, a module."""
+        output = self.folder / f"output-{len(self.programs)}"
+        self.programs.append(Program(output, script, *arguments, PYTHONUNBUFFERED="1", **environ))
+        return self.programs[-1]
+
+    def start(self, name, *arguments, port=None, replace=()):
+        """Start a snippet."""
+        return self.run(self.write(name, port, replace), *arguments)
+
+    def serve(self, name, **arguments):
+        """Start a snippet that listens; return its port."""
+        return self.start(name, **arguments).port()
+
+    def shell(self, beginning):
+        """Run the command of the document that begins so, in the folder."""
+        (command,) = (
+            line
+            for fence in fences(self.document)
+            if fence.language == "sh"
+            for line in fence.text.splitlines()
+            if line.startswith(beginning)
+        )
+        done = subprocess.run(command, shell=True, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def expect_traceback(self):
+        """What the programs print may hold a traceback."""
+        self._expect_traceback = True
+
+    def shown(self, command):
+        """The output that the document shows for a command."""
+        self._compared.add(command)
+        return dict(transcripts(self.document))[command]
+
+    def output_of(self, name, port=None):
+        """Run a snippet to its end; return what it prints, which must be what the document shows, if it shows that."""
+        program = self.start(name, port=port)
+        assert program.wait() == 0, program.output
+        for command, _ in transcripts(self.document):
+            if command in (f".venv/bin/python {name}", f"python {name}"):
+                assert program.output == self.shown(command)
+        return program.output
+
+    def end(self):
+        for program in self.programs:
+            program.process.kill()
+            program.process.wait()
+
+    def check(self):
+        """Hold that nothing was left out, and that nothing went wrong unseen."""
+        assert self._written == set(self.names), "snippets that the test claims to run, and does not"
+        for command, _ in transcripts(self.document):
+            if set(command.split()) & set(self.names):
+                assert command in self._compared, f"{command}: nobody has looked at what it shows"
+        for program in self.programs:
+            assert self._expect_traceback or "Traceback" not in program.output, program.output

@@ -246,9 +246,5 @@ def test_the_page_of_django_in_a_browser(site, tmp_path):
 
 @pytest.mark.parametrize("folder", [path for path in EXAMPLES.iterdir() if path.is_dir()], ids=lambda path: path.name)
 def test_each_example_has_its_readme_and_a_line_in_ours(folder):
-    text = (folder / "README.md").read_text("utf-8")
-    for name in re.findall(r"^    .*?python (\S+\.py)", text, re.MULTILINE):
-        assert (folder / name).exists() or (EXAMPLES.parent / name).exists(), name
-    for extra in re.findall(r'^    pip install "\.\[(.*?)\]"', text, re.MULTILINE):
-        assert f"\n{extra} =" in (EXAMPLES.parent / "setup.cfg").read_text("utf-8")
+    assert (folder / "README.md").is_file()  # whose commands test_documents.py looks at
     assert f"examples/{folder.name}" in (EXAMPLES.parent / "README.md").read_text("utf-8")

@@ -1,43 +1,28 @@
-"""The README and the other documents are true: their programs run, their commands exist, their tables are complete.
+"""The README is true: its programs run as a reader would run them, and its tables and those of others are complete.
 
-Each program of the README runs as a reader would run it, in an interpreter of its own, on a port that the system
-chose; another library's client talks to it.
+Each program runs in an interpreter of its own (see `programs.py`), on a port that the system chose; another library's
+client talks to it.
 """
 
-import ast
 import configparser
-import importlib.util
 import inspect
 import re
-import shlex
 import signal
-import subprocess
-import sys
 import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE
 from fresh_install import OURS, floors
+from programs import ROOT, snippets
 from test_layers import FLOORS
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 import gowsev
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 RELAY = "examples/subscribe_publish/relay.py"
-
-names_of_documents = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
-
-
-def blocks(text, language):
-    """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def rows(text, *header):
@@ -56,87 +41,7 @@ def code(cell):
     return re.match(r"`([^`]*)`", cell)[1]
 
 
-#: Each program by the name that its first line gives it.
-PROGRAMS = {re.match(r"# (\w+\.py)\n", block)[1]: block for block in blocks(README, "python")}
-
-
-# -- running programs --------------------------------------------------------------------------------------------------
-
-
-class Program:
-    """A Python program that runs in a process of its own."""
-
-    def __init__(self, folder, arguments):
-        self.output, self.errors = folder / "stdout", folder / "stderr"
-        with self.output.open("wb") as output, self.errors.open("wb") as errors:
-            command = [sys.executable, "-u", *arguments]
-            self.process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=errors)
-
-    @property
-    def text(self):
-        return self.output.read_text("utf-8") + self.errors.read_text("utf-8")
-
-    def find(self, pattern):
-        """Wait until the program has written this; return the match."""
-
-        def found():
-            running = self.process.poll() is None
-            match = re.search(pattern, self.text)
-            assert match or running, self.text
-            return match
-
-        return wait_until(found)
-
-    def wait(self):
-        return self.process.wait(PATIENCE)
-
-    def end(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
-@contextmanager
-def running(folder, *arguments):
-    program = Program(folder, arguments)
-    try:
-        yield program
-        assert "Traceback" not in program.text, program.text
-    finally:
-        program.end()
-
-
-@pytest.fixture
-def readme(tmp_path):
-    """A function that starts a program of the README, its ports chosen by the system or given."""
-
-    def start(name, port=None):
-        folder = tmp_path / name
-        folder.mkdir()
-        text = PROGRAMS[name].replace('"9000"', '"127.0.0.1:0"').replace('("127.0.0.1", 8000)', '("127.0.0.1", 0)')
-        if port is not None:
-            text = text.replace("localhost:9000", f"127.0.0.1:{port}")
-        assert "9000" not in text
-        (folder / name).write_text(text, "utf-8")
-        return running(folder, name)
-
-    start.folder = tmp_path
-    return start
-
-
-@contextmanager
-def serving_relay(folder):
-    """Run the example relay; give its port."""
-    options = ["--host", "127.0.0.1", "--port", "0", "--tls-port", "none"]
-    with running(folder, str(ROOT / RELAY), *options) as program:
-        yield int(program.find(r"Listening on ws://127\.0\.0\.1:(\d+)/")[1])
-
-
-@contextmanager
-def serving(readme, name):
-    """Run a program that serves; give its port."""
-    with readme(name) as program:
-        yield int(program.find(r"listening on port (\d+)\n")[1])
+# -- the programs of the README ----------------------------------------------------------------------------------------
 
 
 def dial(port, path="/", **arguments):
@@ -147,35 +52,38 @@ def receive(client):
     return client.recv(timeout=PATIENCE)
 
 
-def transcript(name):
-    """The output that the README shows for a program."""
-    prompt = f"$ .venv/bin/python {name}\n"
-    return next(block.removeprefix(prompt) for block in blocks(README, "console") if block.startswith(prompt))
+def fetch(port, path="/"):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as response:
+        return response.read()
 
 
-# -- the programs of the README ----------------------------------------------------------------------------------------
+@pytest.fixture
+def relay(run):
+    """The port of a running relay."""
+    program = run(ROOT / RELAY, "--host", "127.0.0.1", "--port", 0, "--tls-port", "none")
+    return int(program.wait_for(r"Listening on ws://127\.0\.0\.1:(\d+)/")[1])
 
 
-def echoes(readme, name):
-    with serving(readme, name) as port, dial(port) as client:
+@snippets("README.md", "echo.py", "client.py", "script.py")
+def test_the_echo_and_its_clients(page):
+    port = page.serve("echo.py")
+    with dial(port) as client:
         client.send(b"hello")
         assert receive(client) == b"hello"
+    page.output_of("client.py", port)
+    page.output_of("script.py", port)
 
 
-def runs_against_the_echo(readme, name):
-    with serving(readme, "echo.py") as port, readme(name, port) as program:
-        assert program.wait() == 0, program.text
-        assert program.text == transcript(name)
+@snippets("README.md", "errors.py", "options.py")
+def test_programs_that_end_by_themselves(page):
+    page.output_of("errors.py")
+    assert page.output_of("options.py") == ""
 
 
-def runs_alone(readme, name):
-    with readme(name) as program:
-        assert program.wait() == 0, program.text
-        assert program.text == (transcript(name) if f"python {name}" in README else "")
-
-
-def chats(readme, name):
-    with serving(readme, name) as port, dial(port) as ann:
+@snippets("README.md", "chat.py")
+def test_the_chat(page):
+    port = page.serve("chat.py")
+    with dial(port) as ann:
         assert receive(ann) == "1 has come"
         with dial(port) as bob:
             assert receive(ann) == receive(bob) == "2 has come"
@@ -184,182 +92,67 @@ def chats(readme, name):
         assert receive(ann) == "2 has gone"
 
 
-def serves_pages_that_write(readme, name):
-    with serving(readme, name) as port, dial(port, origin=f"http://127.0.0.1:{port}") as client:
+@snippets("README.md", "web.py")
+def test_pages_that_write(page):
+    port = page.serve("web.py")
+    with dial(port, origin=f"http://127.0.0.1:{port}") as client:
         assert client.ping().wait(PATIENCE)  # the server knows of us
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/shop", timeout=PATIENCE) as response:
-            assert response.read() == b"a page\n"
+        assert fetch(port, "/shop") == b"a page\n"
         assert receive(client) == "somebody looks at /shop"
 
 
-def serves_on_the_port_of_its_pages(readme, name):
-    with serving(readme, name) as port, dial(port, "/live") as client:
+@snippets("README.md", "live.py")
+def test_connections_on_the_port_of_the_pages(page):
+    port = page.serve("live.py")
+    with dial(port, "/live") as client:
         client.send(b"hello")
         assert receive(client) == b"hello"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as response:
-            assert response.read() == b"1 connections\n"
+        assert fetch(port) == b"1 connections\n"
 
 
-def serves_beside_pages(readme, name):
-    with serving(readme, name) as port:
-        with dial(port, origin="https://www.example.org") as client:
-            client.send(b"hello")
-            assert receive(client) == b"hello"
-        with pytest.raises(InvalidStatus, match="403"):
-            dial(port, origin="https://www.example.com")
+@snippets("README.md", "door.py")
+def test_the_door_refuses_and_welcomes(page):
+    port = page.serve("door.py")
+    with pytest.raises(InvalidStatus, match="404"):
+        dial(port)
+    with pytest.raises(InvalidStatus, match="401") as refusal:
+        dial(port, "/live")
+    assert refusal.value.response.headers["WWW-Authenticate"] == "Bearer"
+    with dial(port, "/live", additional_headers={"Authorization": "Bearer sesame"}) as client:
+        assert receive(client) == "welcome to /live"
 
 
-def refuses_and_welcomes(readme, name):
-    with serving(readme, name) as port:
-        with pytest.raises(InvalidStatus, match="404"):
-            dial(port)
-        with pytest.raises(InvalidStatus, match="401") as refusal:
-            dial(port, "/live")
-        assert refusal.value.response.headers["WWW-Authenticate"] == "Bearer"
-        with dial(port, "/live", additional_headers={"Authorization": "Bearer sesame"}) as client:
-            assert receive(client) == "welcome to /live"
+@snippets("README.md", "stop.py")
+def test_stopping_on_sigterm(page):
+    program = page.start("stop.py")
+    with dial(program.port()) as client:
+        assert client.ping().wait(PATIENCE)
+        program.process.send_signal(signal.SIGTERM)
+        program.wait_for("all connections are closed\n")
+    assert client.close_code == 1001
+    assert program.wait() == 0, program.output
 
 
-def works_in_threads(readme, name):
-    with serving(readme, name) as port, dial(port) as client:
-        client.send(b"stressed")
-        assert receive(client) == b"desserts"
+@snippets("README.md", "session.py")
+def test_a_session_with_the_relay(page, relay):
+    page.output_of("session.py", relay)
 
 
-def stops_on_sigterm(readme, name):
-    with readme(name) as program:
-        port = int(program.find(r"listening on port (\d+)\n")[1])
-        with dial(port) as client:
-            assert client.ping().wait(PATIENCE)
-            program.process.send_signal(signal.SIGTERM)
-            program.find("all connections are closed\n")
-        assert client.close_code == 1001
-        assert program.wait() == 0, program.text
+@snippets("examples/subscribe_publish/README.md", "hello.py")
+def test_a_client_of_the_relay(page, relay):
+    page.output_of("hello.py", relay)
 
 
-def runs_against_the_relay(readme, name):
-    with serving_relay(readme.folder) as port, readme(name, port) as program:
-        assert program.wait() == 0, program.text
-        assert program.text == transcript(name)
+# -- settings ----------------------------------------------------------------------------------------------------------
 
 
-#: How each program is used; a new one needs its line here.
-USES = {
-    "echo.py": echoes,
-    "client.py": runs_against_the_echo,
-    "chat.py": chats,
-    "web.py": serves_pages_that_write,
-    "live.py": serves_on_the_port_of_its_pages,
-    "beside.py": serves_beside_pages,
-    "script.py": runs_against_the_echo,
-    "door.py": refuses_and_welcomes,
-    "errors.py": runs_alone,
-    "session.py": runs_against_the_relay,
-    "work.py": works_in_threads,
-    "options.py": runs_alone,
-    "stop.py": stops_on_sigterm,
-}
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_program_of_the_readme_does_what_is_said_of_it(readme, name):
-    USES[name](readme, name)
-
-
-def test_every_program_of_the_readme_has_a_name_of_its_own():
-    assert len(PROGRAMS) == len(blocks(README, "python"))
-
-
-def test_docstring_shown_as_an_example_is_valid_python():
-    for block in blocks(CONTRIBUTING, "python"):
-        assert ast.get_docstring(ast.parse(block).body[0])
-
-
-# -- commands ----------------------------------------------------------------------------------------------------------
-
-
-def commands():
-    """Every command that the documents show, as its words."""
-    for path in DOCUMENTS:
-        text = path.read_text("utf-8")
-        lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
-        lines += [line[2:] for block in blocks(text, "console") for line in block.splitlines() if line[:2] == "$ "]
-        for line in lines:
-            yield from (shlex.split(command) for command in line.split(" && "))
-
-
-def setup_cfg():
+def parsed(name):
     parser = configparser.RawConfigParser()
-    parser.read(ROOT / "setup.cfg", "utf-8")
+    parser.read(ROOT / name, "utf-8")
     return parser
 
 
-def tox_ini():
-    parser = configparser.RawConfigParser()
-    parser.read(ROOT / "tox.ini", "utf-8")
-    return parser
-
-
-def check_pip(arguments):
-    assert arguments[0] == "install"
-    for target in arguments[1:]:
-        extra = re.fullmatch(r"\.\[(\w+)\]", target)
-        if extra:
-            assert extra[1] in setup_cfg()["options.extras_require"]
-        else:
-            assert target in {".", "-e", "tox"}
-
-
-def names_environment(section, name):
-    """Whether a section of tox.ini, such as `testenv:py{311,312}`, is of this environment, or of these."""
-    several = re.sub(r"\\{(.*?)\\}", lambda found: f"(?:{found[1].replace(',', '|')})", re.escape(section))
-    return section == f"testenv:{name}" or re.fullmatch(several, f"testenv:{name}") is not None
-
-
-def check_python(arguments):
-    first, *rest = arguments
-    if first == "-m":
-        # tox runs the tests, and is not there in the environment that it runs them in.
-        assert rest[0] == "tox" or importlib.util.find_spec(rest[0]) is not None
-        if rest[1:2] == ["-e"]:
-            assert rest[0] == "tox"
-            assert rest[3:] in ([], ["--", "--tests"])
-            assert any(names_environment(section, rest[2]) for section in tox_ini().sections())
-        else:
-            assert rest[1:] in ([], [".venv"], ["--module", "pytest"])
-    elif first in PROGRAMS:
-        assert not rest
-    else:
-        assert (ROOT / first).is_file()
-        shown = subprocess.run(
-            [sys.executable, ROOT / first, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True
-        )
-        for option in rest:
-            assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown.stdout, re.MULTILINE)
-
-
-def check_git(arguments):
-    assert arguments == ["status", "--short"]
-
-
-def check_websockets(arguments):
-    assert (Path(sys.executable).parent / "websockets").is_file()
-    assert arguments == ["ws://localhost:9000/"]
-
-
-CHECKS = {
-    "git": check_git,
-    "python3": check_python,
-    ".venv/bin/python": check_python,
-    ".venv/bin/pip": check_pip,
-    ".venv/bin/websockets": check_websockets,
-}
-
-
-@pytest.mark.parametrize("command", sorted({tuple(command) for command in commands()}), ids=shlex.join)
-def test_command_names_what_exists(command):
-    program, *arguments = command
-    CHECKS[program](arguments)
+SETUP_CFG, TOX_INI = parsed("setup.cfg"), parsed("tox.ini")
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -412,8 +205,8 @@ def test_options_table_is_that_of_the_dataclass():
     assert [(code(name), code(default)) for name, default, _ in table] == [(f.name, repr(f.default)) for f in fields]
 
 
-def test_commands_of_the_relay_are_those_it_understands(tmp_path):
-    with serving_relay(tmp_path) as port, dial(port) as client:
+def test_commands_of_the_relay_are_those_it_understands(relay):
+    with dial(relay) as client:
         for (command,) in ([code(row[0])] for row in rows(README, "command", "what it does")):
             client.send(command)
             assert receive(client) == b"OK", command
@@ -430,20 +223,20 @@ def names_in(requirements):
 
 def test_dependencies_are_those_of_setup_cfg():
     table = rows(DEPENDENCIES, "package", "used for", "why this one")
-    assert [code(row[0]) for row in table] == names_in(setup_cfg()["options"]["install_requires"])
+    assert [code(row[0]) for row in table] == names_in(SETUP_CFG["options"]["install_requires"])
 
 
-@pytest.mark.parametrize("extra", setup_cfg()["options.extras_require"])
+@pytest.mark.parametrize("extra", SETUP_CFG["options.extras_require"])
 def test_extras_are_those_of_setup_cfg(extra):
     table = rows(DEPENDENCIES.split(f"the extra `{extra}`\n", 1)[1], "package", "used for")
-    requirements = setup_cfg()["options.extras_require"][extra]
+    requirements = SETUP_CFG["options.extras_require"][extra]
     assert sorted(code(row[0]) for row in table) == names_in(requirements)
     if extra not in OURS:
         lowest = floors({extra: requirements.split()})
         assert {code(name): re.search(r"\(([\d.]+) or newer\)", name)[1] for name, _ in table} == lowest
 
 
-@pytest.mark.parametrize("requirement", setup_cfg()["options"]["install_requires"].split())
+@pytest.mark.parametrize("requirement", SETUP_CFG["options"]["install_requires"].split())
 def test_oldest_versions_are_those_of_setup_cfg(requirement):
     package, version = requirement.split(">=")
     assert f"{package} {version}" in README
@@ -453,9 +246,9 @@ def test_oldest_versions_are_those_of_setup_cfg(requirement):
 def test_python_versions_are_those_of_setup_cfg_and_tox():
     named = re.findall(r"3\.\d+", re.search(r"^CPython (.*?),? on ", README, re.MULTILINE)[1])
     prefix = "Programming Language :: Python :: "
-    listed = [line.removeprefix(prefix) for line in setup_cfg()["metadata"]["classifiers"].strip().splitlines()]
+    listed = [line.removeprefix(prefix) for line in SETUP_CFG["metadata"]["classifiers"].strip().splitlines()]
     assert named == [version for version in listed if re.fullmatch(r"3\.\d+", version)]
-    assert setup_cfg()["options"]["python_requires"] == f">={named[0]}"
+    assert SETUP_CFG["options"]["python_requires"] == f">={named[0]}"
     assert f"Python {named[0]} or newer" in README
 
 
@@ -463,7 +256,7 @@ def test_tox_environments_are_those_of_tox_ini():
     listed = [
         name for cell, _ in rows(CONTRIBUTING, "environment", "what it does") for name in re.findall("`(.*?)`", cell)
     ]
-    assert listed == tox_ini()["tox"]["envlist"].split(", ")
+    assert listed == TOX_INI["tox"]["envlist"].split(", ")
 
 
 def test_floors_are_those_that_the_layers_are_held_to():
@@ -473,27 +266,3 @@ def test_floors_are_those_that_the_layers_are_held_to():
         for floor in range(len(FLOORS))
     ]
     assert listed == FLOORS
-
-
-# -- links -------------------------------------------------------------------------------------------------------------
-
-
-def anchors(path):
-    """The names of a document's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=names_of_documents)
-def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)]+)\)", path.read_text("utf-8")):
-        if target.startswith("https://"):
-            continue
-        name, _, anchor = target.partition("#")
-        file = path.parent / name if name else path
-        assert file.exists(), target
-        assert not anchor or anchor in anchors(file), target
-
-
-def test_changelog_tells_of_this_version():
-    assert f"## [{gowsev.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")

@@ -9,19 +9,19 @@ import subprocess
 import urllib.request
 
 import pytest
-from conftest import PATIENCE, RELAY, wait_until
-from programs import websockets_client
+from conftest import PATIENCE, RELAY
+from nginx_server import needs_nginx, running_nginx
+from programs import fences, snippets, websockets_client
 from redis_server import free_port
 from websockets.exceptions import InvalidStatus
 
-README = (RELAY / "README.md").read_text("utf-8")
-NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+DOCUMENT = "examples/subscribe_publish/README.md"
 ANALYZE = shutil.which("systemd-analyze")
 
 
 def block(language):
     """The README's fenced block of one language."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (found,) = (fence.text for fence in fences(DOCUMENT) if fence.language == language)
     return found
 
 
@@ -33,6 +33,7 @@ def replaced(text, **replacements):
     return text
 
 
+@snippets(DOCUMENT, "relay.service")
 @pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze (Debian's package systemd)")
 def test_the_unit_is_one_that_systemd_understands(tmp_path):
     unit = tmp_path / "relay.service"
@@ -52,7 +53,8 @@ def test_the_unit_starts_the_relay_with_options_that_it_has(run):
         assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown.output, re.MULTILINE)
 
 
-@pytest.mark.skipif(NGINX is None, reason="needs nginx (Debian's package nginx-light)")
+@needs_nginx
+@snippets(DOCUMENT, "relay.conf")
 def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, client_tls, tmp_path):
     program = run(RELAY / "relay.py", "--host", "127.0.0.1", "--port", 0, "--tls-port", "none")
     port, (cert, key) = free_port(), certificate
@@ -64,17 +66,7 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
         key=("/etc/ssl/relay.key", key),
         relay=("http://127.0.0.1:9000", program.url().replace("ws:", "http:").rstrip("/")),
     )
-    paths = "".join(
-        f"{name}_temp_path {tmp_path}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (tmp_path / "nginx.conf").write_text(
-        f"pid {tmp_path}/pid;\nerror_log {tmp_path}/log;\ndaemon off;\nevents {{}}\n"
-        f"http {{\naccess_log off;\n{paths}{snippet}}}\n"
-    )
-    nginx = subprocess.Popen([NGINX, "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "log"])
-    try:
-        wait_until(lambda: (tmp_path / "pid").exists() or nginx.poll() is not None)
-        assert nginx.poll() is None, (tmp_path / "log").read_text()
+    with running_nginx(tmp_path, snippet):
         tls = ssl.create_default_context()
         tls.load_verify_locations(cadata="".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
         url = f"https://localhost:{port}/"
@@ -95,6 +87,3 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
         with pytest.raises(InvalidStatus) as refused:
             websockets_client(address, ssl=tls, origin="https://elsewhere.example").__enter__()
         assert refused.value.response.status_code == 403
-    finally:
-        nginx.terminate()
-        nginx.wait(PATIENCE)

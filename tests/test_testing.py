@@ -4,17 +4,17 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import gevent
 import pytest
 from conftest import PATIENCE
+from programs import read, snippets
 
 import gowsev
 from gowsev import pytest_plugin, testing
 from gowsev.testing import Callback, Client, Recorder, Server, drive, in_thread, wait_until
 
-PAGE = (Path(__file__).parent.parent / "docs" / "testing.md").read_text("utf-8")
+PAGE = read("docs/testing.md")
 
 
 class Echo(gowsev.Handler):
@@ -315,33 +315,20 @@ def test_only_the_fixtures_need_pytest():
 
 # -- the page ----------------------------------------------------------------------------------------------------
 
-FILES = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with all programs of the page."""
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text, "utf-8")
-    return tmp_path
-
-
-def outcome(folder, *command):
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=PATIENCE * 4, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("patched", [(), ("-m", "gevent.monkey", "--module")], ids=["plain", "patched"])
-def test_the_tests_of_the_page_pass(folder, patched):
-    count = sum(text.count("def test_") for text in FILES.values())
-    assert f"{count} passed" in outcome(folder, *(patched or ["-m"]), "pytest", "-p", "no:cacheprovider")
-
-
-def test_the_unittest_of_the_page_passes(folder):
-    assert "Ran 1 test" in outcome(folder, "test_with_unittest.py")
+@snippets("docs/testing.md")
+def test_the_tests_of_the_page_pass(page):
+    for name in page.names:
+        page.write(name)
+    count = sum(path.read_text("utf-8").count("def test_") for path in page.folder.glob("test_*.py"))
+    quiet = ["pytest", "-p", "no:cacheprovider"]
+    for command in (["-m", *quiet], ["-m", "gevent.monkey", "--module", *quiet]):
+        program = page.run(*command)
+        assert program.process.wait(PATIENCE * 4) == 0, program.output
+        assert f"{count} passed" in program.output
+    program = page.run("test_with_unittest.py")
+    assert program.wait() == 0, program.output
+    assert "Ran 1 test" in program.output
 
 
 def test_the_tables_of_the_page_are_complete():
