@@ -310,7 +310,7 @@ class Context:
             message = _as_bytes(message)
         if connection is None:
             return IdNotFound(id)
-        return connection.write(BINARY, message)
+        return connection.write(BINARY, message)  # pyright: ignore[reportArgumentType]  # bytes, by now
 
     def WriteText(self, id: int, text: str) -> Exception | None:
         """Send a text message; otherwise like `Write`.

@@ -191,7 +191,8 @@ class Outbox:
         self._frames += len(gathered)
         if self._long:
             self._long = 0
-            self._waiting, self._waiting_bytes = [*gathered], self.size
+            self._waiting_bytes = self.size
+            self._waiting = [*gathered]
             gathered.clear()
         else:
             data = gathered[0] if len(gathered) == 1 else b"".join(gathered)
@@ -210,7 +211,8 @@ class Outbox:
                     if self.drained is not None:
                         self.drained()
                     return
-            self._waiting, self._waiting_bytes = [memoryview(data)[sent:]], len(data) - sent
+            self._waiting_bytes = len(data) - sent
+            self._waiting = [memoryview(data)[sent:]]
         if self._offer():
             self._give_to(gevent.spawn(self._write_rest))
 
