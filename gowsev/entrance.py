@@ -16,7 +16,7 @@ from gowsev import frames
 from gowsev.foreign import from_gevent_websocket, is_gevent_websocket, peer_of, request_of, socket_of, take_from_server
 from gowsev.frames import POLICY, TRY_AGAIN_LATER
 from gowsev.handshake import Handshake, HTTPRequest, Request, Response, refusal
-from gowsev.wsgi import Host, judge, shown, start
+from gowsev.upgrade import Host, judge, shown, start
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment

@@ -25,7 +25,7 @@ from gowsev import frames
 from gowsev.connection import take_over
 from gowsev.handshake import Headers, Request
 from gowsev.tls import TakenTLS
-from gowsev.wsgi import HEADERS, host_and_port
+from gowsev.upgrade import HEADERS, host_and_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "options", "version", "stats"},
     {"frames"},
     {"deflate", "protocol", "handshake"},
-    {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls", "patching"},
+    {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls", "patching", "upgrade"},
     {"connection"},
     {"conn", "server", "wsgi", "dial", "foreign", "entrance"},
     {"handler"},
@@ -33,9 +33,7 @@ BESIDE = {
     ("handshake", "deflate"),
     ("dial", "conn"),
     ("server", "wsgi"),
-    ("foreign", "wsgi"),
     ("entrance", "foreign"),
-    ("entrance", "wsgi"),
 }
 
 #: No I/O, no greenlets and no clocks up to here.
@@ -54,7 +52,7 @@ OUTSIDE = {
 }
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
-LOGGING = {"context", "server", "wsgi", "entrance", "certificate", "patching"}
+LOGGING = {"context", "server", "wsgi", "upgrade", "entrance", "certificate", "patching"}
 
 
 def is_type_checking(node):
