@@ -25,7 +25,7 @@ from gowsev import frames
 from gowsev.connection import take_over
 from gowsev.handshake import Headers, Request
 from gowsev.tls import TakenTLS
-from gowsev.upgrade import HEADERS, host_and_port
+from gowsev.upgrade import HEADERS, host_and_port, read_buffered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ __all__ = [
     "request_of",
     "socket_of",
     "take",
+    "take_from_server",
 ]
 
 
@@ -254,15 +255,6 @@ def socket_of(environ: dict[str, Any]) -> tuple[Any, Callable[[], bytes]]:
             "its own: ListenAndServe."
         )
     return sock, take_buffered
-
-
-def read_buffered(rfile: Any, sock: Any) -> bytes:
-    """Take what a buffered file on a gevent socket has read beyond the request; never blocks."""
-    sock.settimeout(0.0)
-    try:
-        return rfile.read1(1 << 16) or b""
-    except OSError:  # broken already, or nothing there: the connection will find out which
-        return b""
 
 
 def _take_unread(unreader: Any) -> bytes:

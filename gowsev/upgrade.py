@@ -2,7 +2,8 @@
 
 Requests are read by our own listeners (`server`, `wsgi`) and by somebody else's server (`entrance`, `foreign`). All of
 them ask here, so that the same request has the same answer everywhere. What is answered is for `handshake` and for the
-`Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is read or sent here.
+`Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is sent here, and
+nothing waits but for the host.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "describe",
     "host_and_port",
     "judge",
+    "read_buffered",
     "shown",
     "start",
     "upgrade_required",
@@ -133,6 +135,18 @@ def describe(request: HTTPRequest, peer: Any, local: Any, tls: bool) -> Request:
         local=host_and_port(local),
         tls=tls,
     )
+
+
+def read_buffered(rfile: Any, sock: Any) -> bytes:
+    """Take what a buffered file on a gevent socket has read beyond a request for an upgrade; never blocks.
+
+    A frame may have come in the same segment as the request, and was then read with it.
+    """
+    sock.settimeout(0.0)
+    try:
+        return rfile.read1(1 << 16) or b""
+    except OSError:  # broken already, or nothing there: the connection will find out which
+        return b""
 
 
 def host_and_port(address: Any) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 from gowsev.connection import take_over
 from gowsev.handshake import MAX_HEAD_LINES, Handshake, Headers, HTTPRequest, Request, Response, refusal
 from gowsev.mailbox import poll_sockets
-from gowsev.upgrade import HEADERS, asks_for_websocket, describe, judge, shown, start
+from gowsev.upgrade import HEADERS, asks_for_websocket, describe, judge, read_buffered, shown, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -137,12 +137,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         self.timeout.cancel()
         sock, self.socket = self.socket, None
         tls = self.server.certificate is not None
-        # A frame sent in the same segment as the request was read with it.
-        sock.settimeout(0.0)
-        try:
-            leftover = self.rfile.read1(1 << 16) or b""
-        except OSError:  # broken already, as the connection will find out and say
-            leftover = b""
+        leftover = read_buffered(self.rfile, sock)
         handshake = self.__dict__.pop("websocket")
         self.server.host.welcome(take_over(sock), tls, self._request, handshake, leftover)
 
