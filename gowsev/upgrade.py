@@ -30,6 +30,7 @@ __all__ = [
     "describe",
     "host_and_port",
     "judge",
+    "peer_address",
     "read_buffered",
     "shown",
     "start",
@@ -94,7 +95,7 @@ def judge(
             handshake = handshake._replace(response=host.admit(description) or handshake.response)
     except WebSocketException as error:
         logger.debug("headers from %s that cannot be: %r", shown(peer), error)
-        handshake = Handshake(refusal(400, "Invalid header.\n"), None, None)
+        handshake = Handshake(refusal(400, "Invalid header.\n"))
     response = handshake.response
     if response.status_code != 101:
         host.refused()
@@ -130,8 +131,7 @@ def describe(request: HTTPRequest, peer: Any, local: Any, tls: bool) -> Request:
         path=unquote_to_bytes(path).decode("utf-8", "replace"),
         query=query.decode("utf-8", "replace"),
         headers=request.headers,
-        # A unix socket's client may have given its own socket any name.
-        peer=host_and_port(peer) if isinstance(peer, tuple) else ("", 0),
+        peer=peer_address(peer),
         local=host_and_port(local),
         tls=tls,
     )
@@ -154,6 +154,11 @@ def host_and_port(address: Any) -> tuple[str, int]:
     if isinstance(address, tuple):
         return str(address[0]).removeprefix("::ffff:"), int(address[1])
     return os.fsdecode(address or ""), 0
+
+
+def peer_address(address: Any) -> tuple[str, int]:
+    """The same of the other end, whose unix socket may have been given any name: it has none here."""
+    return host_and_port(address) if isinstance(address, tuple) else ("", 0)
 
 
 def shown(address: Any) -> str:

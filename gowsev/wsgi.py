@@ -94,7 +94,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
     websocket: Handshake
 
     def run_application(self) -> None:
-        if self._asks_for_websocket():
+        if asks_for_websocket(self.environ):
             super().run_application()
             return
         # The application may take as long as it likes; the rest of the request that it did not read, and the next
@@ -105,14 +105,11 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         finally:
             self.timeout.start()
 
-    def _asks_for_websocket(self) -> bool:
-        return asks_for_websocket(self.environ)
-
     # -- called by gevent-websocket's run_application --------------------------------------------------------------
 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
         """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
-        if not self._asks_for_websocket():
+        if not asks_for_websocket(self.environ):
             return None
         self._request, handshake = judge(self.server.host, self._read, self.client_address, self.path)
         response = handshake.response
@@ -160,7 +157,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
             logger.info("no answer for %s within %s s", shown(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))
         elif issubclass(t, OSError) and (
-            self._asks_for_websocket() or self.rfile.failed or "socket error" in str(self.status)
+            asks_for_websocket(self.environ) or self.rfile.failed or "socket error" in str(self.status)
         ):
             # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
             # response not be sent.
