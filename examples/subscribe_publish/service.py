@@ -240,7 +240,7 @@ def connect(args: argparse.Namespace, node: Node):  # its module may not be ther
     except ImportError as error:
         raise ConfigurationError(f"--backplane takes the Python package redis: {error}") from error
     try:
-        node.backplane = RedisBackplane(args.backplane, node.arrived, args.backplane_length)
+        node.backplane = RedisBackplane(args.backplane, node.publish, args.backplane_length)
     except ValueError as error:
         raise ConfigurationError(f"--backplane is like redis://host:6379/0: {error}") from error
     return node.backplane
