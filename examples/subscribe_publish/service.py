@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def arguments() -> argparse.ArgumentParser:
+    """The options, group by group: long, and nothing but that."""
     description, *_ = (__doc__ or "").splitlines()
     parser = Parser(
         description=description,
@@ -99,6 +100,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def add_limits(group: argparse._ArgumentGroup) -> None:
+    """One of those groups, as long."""
     group.add_argument(
         "--allowed-origin",
         type=origin,
@@ -253,6 +255,7 @@ def stop_after_parent(node: Node, context: gowsev.Context) -> None:
 
 def run_workers(args: argparse.Namespace) -> int:
     """Let several processes serve; return the exit code."""
+    # Nothing comes of these here: what is wrong with them is said once, before there are workers to say it.
     read_tokens(args.token_file)
     connect(args, Node())
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
