@@ -103,8 +103,10 @@ def test_the_application_may_stay(idle, legacy):
     server = idle(listen=False)
     told = gevent.event.Event()
     errors = []
+    stayed = []
 
     def stay(ws):
+        stayed.append(gevent.getcurrent())
         with pytest.raises(WebSocketError):
             ws.receive()
         with pytest.raises(WebSocketError):
@@ -120,9 +122,9 @@ def test_the_application_may_stay(idle, legacy):
     assert echoes(client)
     assert errors == ["all"]
     told.set()
-    assert echoes(client)
-    gevent.sleep(0.01)
-    assert echoes(client), "nothing came of the application's end"
+    stayed[0].join(PATIENCE)
+    assert stayed[0].dead, "the application has returned, and its server is done with the connection"
+    assert echoes(client), "nothing came of that"
     client.close()
     server.context.Shutdown(0)
     loop.join(PATIENCE)
