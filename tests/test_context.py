@@ -20,7 +20,8 @@ import gevent
 import gevent.event
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, echo, in_real_thread, wait_until
+from conftest import PATIENCE, Recorder, echo, in_real_thread, wait_until
+from raw import RawClient
 
 import gowsev
 from gowsev import frames, protocol, wsgi

@@ -17,12 +17,13 @@ import flask
 import gevent
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, RawClient, Recorder, echo, echoes, wait_until
+from conftest import PATIENCE, Conns, Recorder, echo, echoes, wait_until
 from gevent import monkey
 from gevent.event import Event
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 from geventwebsocket.logging import create_logger
+from raw import RawClient
 
 import gowsev
 from gowsev import frames

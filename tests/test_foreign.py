@@ -11,11 +11,12 @@ import gevent.socket
 import gevent.ssl
 import pytest
 import websocket as websocket_client
-from conftest import PATIENCE, RawClient, Recorder, echoes, in_thread, listening, wait_until
+from conftest import PATIENCE, Recorder, echoes, in_thread, listening, wait_until
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.handler import WebSocketHandler
 from geventwebsocket.logging import create_logger
+from raw import RawClient
 
 from gowsev import foreign, frames
 

@@ -8,10 +8,11 @@ import sys
 
 import gevent
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, echoes, listening, wait_until
+from conftest import PATIENCE, Recorder, echoes, listening, wait_until
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from programs import Program
+from raw import RawClient
 
 import gowsev
 from gowsev import frames

@@ -22,8 +22,9 @@ import gevent.os
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, RawClient, Recorder, echo, echoes, greenlets, open_sockets, wait_until
+from conftest import PATIENCE, Conns, Recorder, echo, echoes, greenlets, open_sockets, wait_until
 from gevent.event import Event
+from raw import RawClient
 
 import gowsev
 from gowsev import frames, wsgi

@@ -17,7 +17,8 @@ import gevent
 import gevent.pool
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, greenlets, in_thread, open_files, wait_until
+from conftest import PATIENCE, Recorder, greenlets, in_thread, open_files, wait_until
+from raw import RawClient
 
 import gowsev
 from gowsev import frames
