@@ -137,6 +137,13 @@ def test_the_reader_of_imports_sees_the_package():
     assert inside("conn") == set()
 
 
+def test_what_is_imported_of_a_module_is_what_it_offers():
+    wanted = {tuple(name.split(".")) for names in MODULES.values() for name in names if name.startswith("gowsev.")}
+    wanted = {tuple(name) for _, *name in wanted if len(name) == 2 and name[1] != "__version__"}
+    assert ("outbox", "Batch") in wanted, "seen at all"
+    assert not [(module, name) for module, name in wanted if name not in getattr(gowsev, module).__all__]
+
+
 def test_exceptions_are_needed():
     assert all(other in inside(module) for module, other in BESIDE)
 
