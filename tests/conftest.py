@@ -118,6 +118,19 @@ class Conns(Recorder):
         self.conns.append(context.Conn(id))
 
 
+class Judge(Conns):
+    """Answers each `ConnRequested` with its verdict."""
+
+    def __init__(self, verdict=None):
+        super().__init__()
+        self.verdict = verdict
+        self.requests = []
+
+    def ConnRequested(self, context, request):
+        self.requests.append(request)
+        return self.verdict
+
+
 def echoes(client, payload=b"still there"):
     client.send_binary(payload)
     return client.read_frame() == (frames.BINARY, payload)

@@ -11,6 +11,11 @@ from gowsev import frames
 from gowsev.testing import TIMEOUT as PATIENCE
 
 
+def binary(*payloads):
+    """The frames of a client's binary messages."""
+    return b"".join(frames.encode_frame(frames.FIN | frames.BINARY, payload, masked=True) for payload in payloads)
+
+
 class RawClient:
     """A WebSocket client down to the byte, on a gevent socket; what it sends is what the test says."""
 

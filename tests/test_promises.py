@@ -14,6 +14,7 @@ import gevent
 import gevent.event
 import pytest
 from conftest import PATIENCE, Recorder, echo, wait_until
+from raw import binary
 
 import gowsev
 from gowsev import frames
@@ -21,10 +22,6 @@ from gowsev.errors import ConnClosing, IdNotFound, OutboxFull
 from gowsev.frames import BINARY, FIN
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
-
-
-def binary(*payloads):
-    return b"".join(frames.encode_frame(FIN | BINARY, payload, masked=True) for payload in payloads)
 
 
 def numbered(count):
