@@ -19,10 +19,15 @@ def binary(*payloads):
 class RawClient:
     """A WebSocket client down to the byte, on a gevent socket; what it sends is what the test says."""
 
-    def __init__(self, host, port, *, headers=(), path="/", tls=None, handshake=True, behind=b""):
+    def __init__(self, host, port, *, headers=(), path="/", tls=None, handshake=True, behind=b"", receive_buffer=None):
         if host.startswith("/"):
             self.sock = gevent.socket.socket(gevent.socket.AF_UNIX)
             self.sock.connect(host)
+        elif receive_buffer is not None:
+            self.sock = gevent.socket.socket()
+            # Before connecting: the kernel tells the peer then how large its window can become.
+            self.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, receive_buffer)
+            self.sock.connect((host, port))
         else:
             self.sock = gevent.socket.create_connection((host, port))
         if tls is not None:
