@@ -38,7 +38,6 @@ __all__ = [
     "peer_of",
     "request_of",
     "socket_of",
-    "take",
     "take_from_server",
 ]
 
@@ -126,7 +125,7 @@ def _from_websocket_client(websocket: Any) -> Foreign:
     leftover = _unread(websocket)
     websocket.sock = None
     websocket.connected = False
-    return Foreign(take(sock), request.tls, True, request, websocket.subprotocol, leftover)
+    return Foreign(_take(sock), request.tls, True, request, websocket.subprotocol, leftover)
 
 
 def _unread(websocket: Any) -> bytes:
@@ -154,7 +153,7 @@ def _unread(websocket: Any) -> bytes:
 # -- sockets -----------------------------------------------------------------------------------------------------------
 
 
-def take(sock: Any) -> Any:
+def _take(sock: Any) -> Any:
     """Take the connection out of a socket of gevent's or the standard library's; return a non-blocking socket."""
     if isinstance(sock, gevent.ssl.SSLSocket):
         taken: Any = TakenTLS(sock._sock, sock._sslobj)
@@ -170,7 +169,7 @@ def take(sock: Any) -> Any:
 
 def take_from_server(sock: Any) -> Any:
     """Take the connection out of a server's gevent socket, and leave a dead end there; return a non-blocking socket."""
-    taken = take(sock)
+    taken = _take(sock)
     ours, theirs = monkey.get_original("socket", "socketpair")()
     theirs.close()
     dead = gevent.socket.socket(ours.family, ours.type, ours.proto, ours.detach())
