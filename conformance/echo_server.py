@@ -6,6 +6,7 @@ The ports are a plain one, one with TLS, and a plain one whose connections keep 
 """
 
 import dataclasses
+import signal
 import sys
 
 import gevent
@@ -29,8 +30,8 @@ def main(cert, key):
     _, tls = context.ListenAndServeTLS("127.0.0.1:0", cert, key)
     keeping = gowsev.MakeContext(Echo(), dataclasses.replace(options, compression_takeover=True))
     _, takeover = keeping.ListenAndServe("127.0.0.1:0")
-    gevent.signal_handler(15, context.Shutdown)
-    gevent.signal_handler(15, keeping.Shutdown)
+    for one in (context, keeping):
+        gevent.signal_handler(signal.SIGTERM, one.Shutdown)
     print(f"ws://127.0.0.1:{plain}/ wss://127.0.0.1:{tls}/ ws://127.0.0.1:{takeover}/", flush=True)
     gevent.joinall([gevent.spawn(context.EventLoop), gevent.spawn(keeping.EventLoop)])
 

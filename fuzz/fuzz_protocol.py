@@ -38,13 +38,12 @@ def feed(protocol, parts, limit):
     for part in parts:
         was_done = protocol.state == DONE
         got = list(protocol.receive(part))
-        held = len(part)
         while protocol.more:
             got += protocol.receive(b"")
         assert not (was_done and got), "a message after the end"
         messages += got
         assert sum(map(len, protocol._pieces)) <= limit, "held more than the limit"
-        assert len(protocol._rest) <= _MOST_CONTROL_FRAME, f"held {len(protocol._rest)} of {held} bytes"
+        assert len(protocol._rest) <= _MOST_CONTROL_FRAME, f"held {len(protocol._rest)} of {len(part)} bytes"
     for opcode, payload in messages:
         assert len(payload) <= limit, "a message longer than the limit"
         if opcode == frames.TEXT:

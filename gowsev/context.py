@@ -38,7 +38,7 @@ from gowsev.protocol import Encoder, MaskingEncoder, Protocol
 from gowsev.server import Listener
 from gowsev.stats import Stats
 from gowsev.timer import Timer
-from gowsev.wsgi import asks_for_websocket, upgrade_required
+from gowsev.upgrade import asks_for_websocket, upgrade_required
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -628,7 +628,7 @@ class Context:
         if self._shutting_down:
             raise RuntimeError("this context has been shut down")
 
-    # -- what `server.Host` asks for -----------------------------------------------------------------------------
+    # -- what `upgrade.Host` asks for -----------------------------------------------------------------------------
 
     def check_thread(self) -> None:
         if gevent.get_hub() is not self._hub:

@@ -193,6 +193,7 @@ def Dial(
         TypeError: an argument has the wrong type.
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
+    # Longer than most, as each step that can fail says which it was, and none may leave the socket behind.
     uri, shown = _parse(url)
     options = _checked("options", options, Options) or Options()
     seconds = as_seconds("timeout", timeout)

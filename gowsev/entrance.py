@@ -16,7 +16,7 @@ from gowsev import frames
 from gowsev.foreign import from_gevent_websocket, is_gevent_websocket, peer_of, request_of, socket_of, take_from_server
 from gowsev.frames import POLICY, TRY_AGAIN_LATER
 from gowsev.handshake import Handshake, HTTPRequest, Request, Response, refusal
-from gowsev.wsgi import Host, judge, shown, start
+from gowsev.upgrade import Host, judge, shown, start
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -49,7 +49,7 @@ def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -
             host.welcome(take_from_server(sock), request.tls, request, handshake, leftover)
             start_response(_SWITCHING, [])  # for those in between, and for logs; it is not sent
             return []
-        handshake = Handshake(refusal(400, "The request is incomplete.\n"), None, None)
+        handshake = Handshake(refusal(400, "The request is incomplete.\n"))
     start_response(*start(handshake.response))
     return [bytes(handshake.response.body)]
 
@@ -67,7 +67,7 @@ def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | N
     with gevent.Timeout(limit, False):  # pyright: ignore[reportArgumentType]  # gevent's for "say nothing"
         return judge(host, read, peer, environ.get("PATH_INFO", ""))
     logger.info("no answer for %s within %s s", shown(peer), limit)
-    return None, Handshake(refusal(503, "The server took too long.\n"), None, None)
+    return None, Handshake(refusal(503, "The server took too long.\n"))
 
 
 def _sent(sock: Any, response: Response, limit: float | None) -> bool:
@@ -90,7 +90,7 @@ def _welcome_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
     response = handshake.response
     if response.status_code == 101:
         foreign = from_gevent_websocket(websocket)
-        agreed = Handshake(response, foreign.subprotocol, None)
+        agreed = Handshake(response, foreign.subprotocol)
         host.welcome(foreign.sock, foreign.tls, foreign.request, agreed, foreign.leftover)
         return
     code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY

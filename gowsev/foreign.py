@@ -25,7 +25,7 @@ from gowsev import frames
 from gowsev.connection import take_over
 from gowsev.handshake import Headers, Request
 from gowsev.tls import TakenTLS
-from gowsev.wsgi import HEADERS, host_and_port
+from gowsev.upgrade import HEADERS, host_and_port, peer_address, read_buffered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ __all__ = [
     "peer_of",
     "request_of",
     "socket_of",
-    "take",
+    "take_from_server",
 ]
 
 
@@ -111,7 +111,7 @@ def _from_websocket_client(websocket: Any) -> Foreign:
     sock = websocket.sock
     if not websocket.connected or sock is None:
         raise ValueError(f"{websocket!r} is not connected, or was added before")
-    if not isinstance(sock, gevent.socket.socket | _original("socket", "socket")):
+    if not isinstance(sock, gevent.socket.socket | monkey.get_original("socket", "socket")):
         raise TypeError(f"AddConn can take a websocket-client WebSocket on a socket, not on {sock!r}")
     answer = websocket.handshake_response
     request = Request(
@@ -125,7 +125,7 @@ def _from_websocket_client(websocket: Any) -> Foreign:
     leftover = _unread(websocket)
     websocket.sock = None
     websocket.connected = False
-    return Foreign(take(sock), request.tls, True, request, websocket.subprotocol, leftover)
+    return Foreign(_take(sock), request.tls, True, request, websocket.subprotocol, leftover)
 
 
 def _unread(websocket: Any) -> bytes:
@@ -153,13 +153,13 @@ def _unread(websocket: Any) -> bytes:
 # -- sockets -----------------------------------------------------------------------------------------------------------
 
 
-def take(sock: Any) -> Any:
+def _take(sock: Any) -> Any:
     """Take the connection out of a socket of gevent's or the standard library's; return a non-blocking socket."""
     if isinstance(sock, gevent.ssl.SSLSocket):
         taken: Any = TakenTLS(sock._sock, sock._sslobj)
         sock._detach_socket("detached")
         sock._sslobj = None
-    elif isinstance(sock, _original("ssl", "SSLSocket")):
+    elif isinstance(sock, monkey.get_original("ssl", "SSLSocket")):
         sock.setblocking(False)
         taken = sock
     else:
@@ -169,30 +169,24 @@ def take(sock: Any) -> Any:
 
 def take_from_server(sock: Any) -> Any:
     """Take the connection out of a server's gevent socket, and leave a dead end there; return a non-blocking socket."""
-    taken = take(sock)
-    ours, theirs = _original("socket", "socketpair")()
+    taken = _take(sock)
+    ours, theirs = monkey.get_original("socket", "socketpair")()
     theirs.close()
     dead = gevent.socket.socket(ours.family, ours.type, ours.proto, ours.detach())
     sock._sock, sock._read_event, sock._write_event = dead._sock, dead._read_event, dead._write_event
     return taken
 
 
-def _original(module: str, name: str) -> Any:
-    """Return the standard library's own class or function, whether it is patched or not."""
-    return monkey.get_original(module, name)
-
-
 def _is_tls(sock: Any) -> bool:
-    return isinstance(sock, gevent.ssl.SSLSocket | _original("ssl", "SSLSocket"))
+    return isinstance(sock, gevent.ssl.SSLSocket | monkey.get_original("ssl", "SSLSocket"))
 
 
 def peer_of(sock: Any) -> tuple[str, int]:
     """Return the address at the other end; a unix socket, and one that is broken already, has `("", 0)`."""
     try:
-        peer = sock.getpeername()
+        return peer_address(sock.getpeername())
     except OSError:  # reset; whoever uses the socket next will find out and say
-        peer = None
-    return host_and_port(peer) if isinstance(peer, tuple) else ("", 0)
+        return "", 0
 
 
 # -- WSGI servers ------------------------------------------------------------------------------------------------------
@@ -254,15 +248,6 @@ def socket_of(environ: dict[str, Any]) -> tuple[Any, Callable[[], bytes]]:
             "its own: ListenAndServe."
         )
     return sock, take_buffered
-
-
-def read_buffered(rfile: Any, sock: Any) -> bytes:
-    """Take what a buffered file on a gevent socket has read beyond the request; never blocks."""
-    sock.settimeout(0.0)
-    try:
-        return rfile.read1(1 << 16) or b""
-    except OSError:  # broken already, or nothing there: the connection will find out which
-        return b""
 
 
 def _take_unread(unreader: Any) -> bytes:

@@ -175,8 +175,8 @@ class Handshake(NamedTuple):
 
     response: Response
     """To be sent; the connection is open if its status is 101."""
-    subprotocol: str | None
-    deflate: Deflate | None
+    subprotocol: str | None = None
+    deflate: Deflate | None = None
 
 
 def parse_request(head: bytes) -> HTTPRequest | None:
@@ -213,9 +213,9 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
     # RFC 9112 section 3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
     # that lacks a Host header field and to any request message that contains more than one".
     if len(headers.get_all("Host")) != 1:
-        return Handshake(refusal(400, "An upgrade request must have one Host header.\n"), None, None)
+        return Handshake(refusal(400, "An upgrade request must have one Host header.\n"))
     if "Transfer-Encoding" in headers or not set(headers.get_all("Content-Length")) <= {"0"}:
-        return Handshake(refusal(400, "An upgrade request must not have a body.\n"), None, None)
+        return Handshake(refusal(400, "An upgrade request must not have a body.\n"))
     if options.compression is None:
         # Which then does not look at them. RFC 6455 section 9.1: a header that does not conform to the grammar fails
         # the handshake.

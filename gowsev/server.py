@@ -24,7 +24,8 @@ from gowsev.address import Address
 from gowsev.certificate import Certificate
 from gowsev.handshake import negotiate, parse_request
 from gowsev.tls import TLSSocket
-from gowsev.wsgi import FairFile, Host, Upgrader, describe, shown, upgrade_required
+from gowsev.upgrade import Host, describe, shown, upgrade_required
+from gowsev.wsgi import FairFile, Upgrader
 
 __all__ = ["Listener"]
 

@@ -2,53 +2,31 @@
 
 Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
 does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
-There a request for an upgrade is answered by `handshake.negotiate`, and its socket handed to the `Host`; any other goes
-to the WSGI application. What a `Host` is, the context says; nothing of it is known here but that it admits requests and
-takes sockets. How long all this may take is for `server` to bound.
+There a request for an upgrade is judged, and its socket handed to the `Host`; any other goes to the WSGI application.
+How long all this may take is for `server` to bound.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.pywsgi import WSGIHandler
 from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
-from websockets.exceptions import WebSocketException
 
 from gowsev.connection import take_over
-from gowsev.handshake import MAX_HEAD_LINES, Handshake, Headers, HTTPRequest, Request, Response, negotiate, refusal
+from gowsev.handshake import MAX_HEAD_LINES, Handshake, Headers, HTTPRequest, Request, Response, refusal
 from gowsev.mailbox import poll_sockets
+from gowsev.upgrade import HEADERS, asks_for_websocket, describe, judge, read_buffered, shown, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from wsgiref.types import StartResponse, WSGIEnvironment
 
-    from gowsev.options import Options
-
-__all__ = [
-    "HEADERS",
-    "FairFile",
-    "Host",
-    "Upgrader",
-    "WebSocketHandler",
-    "asks_for_websocket",
-    "describe",
-    "host_and_port",
-    "judge",
-    "shown",
-    "start",
-    "upgrade_required",
-]
+__all__ = ["FairFile", "Upgrader", "WebSocketHandler"]
 
 logger = logging.getLogger("gowsev")
-
-#: Where `WebSocketHandler` puts a request's headers as they were sent; WSGI's own form joins those that are repeated.
-HEADERS = "gowsev.headers"
 
 #: RFC 9112 leaves the limits on a request's head to the server. pywsgi itself bounds the request line.
 _MAX_HEAD_BYTES = 1 << 16
@@ -61,33 +39,6 @@ _READS_A_TURN = 32
 # end, the stream ended inside the head (section 8).
 _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
 _ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
-
-
-class Host(Protocol):
-    """Who receives connections."""
-
-    @property
-    def options(self) -> Options: ...
-
-    def check_thread(self) -> None:
-        """Check that this is the host's thread.
-
-        Raises:
-            RuntimeError: it is another.
-        """
-
-    @property
-    def may_refuse(self) -> bool:
-        """Whether `admit` has to be asked: it may return something, or block."""
-
-    def admit(self, request: Request) -> Response | None:
-        """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
-
-    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
-        """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
-
-    def refused(self) -> None:
-        """Count a refused upgrade."""
 
 
 class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no types
@@ -143,7 +94,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
     websocket: Handshake
 
     def run_application(self) -> None:
-        if self._asks_for_websocket():
+        if asks_for_websocket(self.environ):
             super().run_application()
             return
         # The application may take as long as it likes; the rest of the request that it did not read, and the next
@@ -154,14 +105,11 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         finally:
             self.timeout.start()
 
-    def _asks_for_websocket(self) -> bool:
-        return asks_for_websocket(self.environ)
-
     # -- called by gevent-websocket's run_application --------------------------------------------------------------
 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
         """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
-        if not self._asks_for_websocket():
+        if not asks_for_websocket(self.environ):
             return None
         self._request, handshake = judge(self.server.host, self._read, self.client_address, self.path)
         response = handshake.response
@@ -186,12 +134,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         self.timeout.cancel()
         sock, self.socket = self.socket, None
         tls = self.server.certificate is not None
-        # A frame sent in the same segment as the request was read with it.
-        sock.settimeout(0.0)
-        try:
-            leftover = self.rfile.read1(1 << 16) or b""
-        except OSError:  # broken already, as the connection will find out and say
-            leftover = b""
+        leftover = read_buffered(self.rfile, sock)
         handshake = self.__dict__.pop("websocket")
         self.server.host.welcome(take_over(sock), tls, self._request, handshake, leftover)
 
@@ -214,7 +157,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
             logger.info("no answer for %s within %s s", shown(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))
         elif issubclass(t, OSError) and (
-            self._asks_for_websocket() or self.rfile.failed or "socket error" in str(self.status)
+            asks_for_websocket(self.environ) or self.rfile.failed or "socket error" in str(self.status)
         ):
             # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
             # response not be sent.
@@ -233,47 +176,6 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         if not self.headers_sent:
             self.start_response(*start(response))
             self.write(bytes(response.body))
-
-
-def asks_for_websocket(environ: WSGIEnvironment) -> bool:
-    """Whether a request, as WSGI describes it, is for a WebSocket."""
-    return "websocket" in environ.get("HTTP_UPGRADE", "").lower()
-
-
-def judge(
-    host: Host, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
-) -> tuple[Request | None, Handshake]:
-    """Answer a request for an upgrade, by the rules and as the host wants it. May block the calling greenlet.
-
-    Args:
-        host: who is to have the connection.
-        read: returns the request, as it is negotiated and as the program is told of it; raises a `WebSocketException`
-            if it has headers that cannot be.
-        peer: where the request comes from; for the log.
-        target: what it asks for, likewise.
-    """
-    description = None
-    try:
-        request, description = read()
-        handshake = negotiate(request, host.options)
-        if handshake.response.status_code == 101:
-            handshake = handshake._replace(response=host.admit(description) or handshake.response)
-    except WebSocketException as error:
-        logger.debug("headers from %s that cannot be: %r", shown(peer), error)
-        handshake = Handshake(refusal(400, "Invalid header.\n"), None, None)
-    response = handshake.response
-    if response.status_code != 101:
-        host.refused()
-        logger.info(
-            "refused %s, which asked for %r: %d %r",
-            shown(peer), target, response.status_code, bytes(response.body[:200]),
-        )  # fmt: skip
-    return description, handshake
-
-
-def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
-    """Return the arguments of WSGI's `start_response`."""
-    return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
 
 
 class FairFile:
@@ -328,42 +230,3 @@ class _BoundedHead:
         if not _HEADER_LINE.fullmatch(line):
             raise ValueError(f"no header line: {line[:100]!r}")
         return line
-
-
-def upgrade_required(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
-    body = b"This is a WebSocket server; open it with a WebSocket client.\n"
-    headers = [
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Content-Length", str(len(body))),
-        ("Upgrade", "websocket"),
-        ("Connection", "Upgrade"),
-    ]
-    start_response("426 Upgrade Required", headers)
-    return [body]
-
-
-def describe(request: HTTPRequest, peer: Any, local: Any, tls: bool) -> Request:
-    """Return what the program is told of a request; `peer` and `local` are sockets' addresses."""
-    path, _, query = request.path.encode("latin-1").partition(b"?")
-    return Request(
-        path=unquote_to_bytes(path).decode("utf-8", "replace"),
-        query=query.decode("utf-8", "replace"),
-        headers=request.headers,
-        # A unix socket's client may have given its own socket any name.
-        peer=host_and_port(peer) if isinstance(peer, tuple) else ("", 0),
-        local=host_and_port(local),
-        tls=tls,
-    )
-
-
-def host_and_port(address: Any) -> tuple[str, int]:
-    """A socket's address as `Request` has it; IPv4 through an IPv6 socket looks like IPv4."""
-    if isinstance(address, tuple):
-        return str(address[0]).removeprefix("::ffff:"), int(address[1])
-    return os.fsdecode(address or ""), 0
-
-
-def shown(address: Any) -> str:
-    host, port = host_and_port(address)
-    return f"{host}:{port}" if port else "a unix socket"

@@ -1,4 +1,4 @@
-"""What the tests share: contexts that run in a greenlet, raw clients, and waiting for a condition.
+"""What the tests share: contexts that run in a greenlet, with clients, and waiting for a condition.
 
 The tests run in one thread, unpatched: a test is the main greenlet, the loops under test are others, and clients
 either use gevent's sockets or, where nobody here wrote them, run in a real thread (`in_thread`). What is useful for
@@ -7,7 +7,6 @@ testing any program with gowsev is in `gowsev.testing`; here is what tests of go
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gc
 import logging
@@ -22,6 +21,7 @@ import gevent.ssl
 import pytest
 import trustme
 from gevent import monkey
+from raw import RawClient
 
 import gowsev
 from gowsev import frames, testing
@@ -65,7 +65,11 @@ def in_real_thread(function, *args):
 
 
 class Recorder(gowsev.Handler):
-    """A handler that notes each callback, and answers as `answer(context, id, message)` does."""
+    """A handler that notes each callback, and answers as `answer(context, id, message)` does.
+
+    `gowsev.testing.Recorder` wraps a program's handler, and forgets what a test has waited for. This one is the handler
+    and forgets nothing: tests here compare all that happened, in its order, and how each connection ended.
+    """
 
     def __init__(self, answer=None):
         self.events = []
@@ -112,6 +116,19 @@ class Conns(Recorder):
     def ConnAccepted(self, context, id):
         super().ConnAccepted(context, id)
         self.conns.append(context.Conn(id))
+
+
+class Judge(Conns):
+    """Answers each `ConnRequested` with its verdict."""
+
+    def __init__(self, verdict=None):
+        super().__init__()
+        self.verdict = verdict
+        self.requests = []
+
+    def ConnRequested(self, context, request):
+        self.requests.append(request)
+        return self.verdict
 
 
 def echoes(client, payload=b"still there"):
@@ -183,107 +200,6 @@ def client_tls(authority):
     context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(context)
     return context
-
-
-class RawClient:
-    """A WebSocket client down to the byte, on a gevent socket; what it sends is what the test says."""
-
-    def __init__(self, host, port, *, headers=(), path="/", tls=None, handshake=True, behind=b""):
-        if host.startswith("/"):
-            self.sock = gevent.socket.socket(gevent.socket.AF_UNIX)
-            self.sock.connect(host)
-        else:
-            self.sock = gevent.socket.create_connection((host, port))
-        if tls is not None:
-            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
-        self.sock.settimeout(PATIENCE)
-        self.buffer = bytearray()
-        self.response = b""
-        if handshake:
-            self.send(self.request(path, headers) + behind)
-            self.response = self.read_head()
-            assert self.response.startswith(b"HTTP/1.1 101 "), self.response
-
-    @staticmethod
-    def request(path="/", headers=()):
-        lines = [
-            f"GET {path} HTTP/1.1",
-            "Host: localhost",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            "Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)).decode(),
-            "Sec-WebSocket-Version: 13",
-            *(f"{name}: {value}" for name, value in headers),
-        ]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-    def send(self, data):
-        self.sock.sendall(data)
-
-    def send_frame(self, opcode, payload=b"", *, fin=True, masked=True):
-        self.send(frames.encode_frame((0x80 if fin else 0) | opcode, payload, masked=masked))
-
-    def send_binary(self, payload):
-        self.send_frame(frames.BINARY, payload)
-
-    def send_text(self, text):
-        self.send_frame(frames.TEXT, text.encode())
-
-    def send_close(self, code=1000, reason=""):
-        self.send_frame(frames.CLOSE, frames.encode_close_payload(code, reason))
-
-    def _fill(self):
-        data = self.sock.recv(1 << 16)
-        if not data:
-            raise EOFError(f"the server closed the connection; unread: {bytes(self.buffer[:100])}")
-        self.buffer += data
-
-    def read_head(self):
-        """Read up to the empty line that ends an HTTP head."""
-        while b"\r\n\r\n" not in self.buffer:
-            self._fill()
-        end = self.buffer.index(b"\r\n\r\n") + 4
-        return self._take(end)
-
-    def _take(self, size):
-        taken = bytes(self.buffer[:size])
-        del self.buffer[:size]
-        return taken
-
-    def read_frame(self):
-        """Return (opcode, payload) of the next frame, which must be whole and unmasked."""
-        while True:
-            header = frames.parse_header(self.buffer, 0, len(self.buffer))
-            if header is not None and len(self.buffer) >= header.size + header.length:
-                break
-            self._fill()
-        assert not header.masked
-        assert header.first & 0xF0 == 0x80, "a fragment, or a reserved bit"
-        self._take(header.size)
-        return header.first & 0x0F, self._take(header.length)
-
-    def read_close(self):
-        """Read frames until a close frame; return its code and reason."""
-        while True:
-            opcode, payload = self.read_frame()
-            if opcode == frames.CLOSE:
-                return frames.parse_close_payload(payload)
-
-    def read_to_end(self):
-        """Read until the server closes the connection, and return all of it."""
-        try:
-            while True:
-                self._fill()
-        except (EOFError, ConnectionResetError):
-            return self._take(len(self.buffer))
-
-    def reset(self):
-        """Close with a TCP RST."""
-        self.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.close()
-
-    def close(self):
-        self.sock.close()
 
 
 @pytest.fixture

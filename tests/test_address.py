@@ -10,7 +10,8 @@ import gevent
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, RawClient, Recorder, echoes
+from conftest import PATIENCE, Conns, Recorder, echoes
+from raw import RawClient
 
 import gowsev
 from gowsev.address import Address, listen, parse_port

@@ -370,7 +370,7 @@ def joined(serve, redis_server):
         wire = Wire(redis_server.port)
         node = Node()
         server = serve(node)
-        node.backplane = redis_backplane.RedisBackplane(wire.url, node.arrived, **settings)
+        node.backplane = redis_backplane.RedisBackplane(wire.url, node.publish, **settings)
         node.backplane.start(server.context)
         opened.append((wire, node.backplane, server))
         wait_until(lambda: not node.backplane.away)

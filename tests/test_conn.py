@@ -1,3 +1,5 @@
+"""`Conn`: what a program may read of a connection, at every moment of its life."""
+
 from __future__ import annotations
 
 import pytest

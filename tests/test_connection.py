@@ -16,6 +16,7 @@ import gevent
 import gevent.socket
 import pytest
 from conftest import PATIENCE, Recorder, greenlets, in_thread, open_files, wait_until
+from raw import binary
 
 import gowsev
 from gowsev import connection as connection_module
@@ -93,10 +94,6 @@ def read_all_of_it(client):
     """Read what `congest` has written."""
     for _ in range(MANY):
         assert client.read_frame() == (BINARY, bytes(LARGE))
-
-
-def binary(*payloads):
-    return b"".join(frames.encode_frame(frames.FIN | BINARY, payload, masked=True) for payload in payloads)
 
 
 #: No client may send it (RFC 6455 section 5.2: a reserved opcode), and it is answered with 1002.

@@ -20,7 +20,8 @@ import gevent
 import gevent.event
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, echo, in_real_thread, wait_until
+from conftest import PATIENCE, Judge, Recorder, echo, in_real_thread, wait_until
+from raw import RawClient
 
 import gowsev
 from gowsev import frames, protocol, wsgi
@@ -872,19 +873,6 @@ def test_a_handler_with_text_received_gets_text_there_and_bytes_in_message_recei
 # -- ConnRequested -----------------------------------------------------------------------------------------------
 
 
-class Judge(Recorder):
-    """Answers `ConnRequested` with what `verdict(context, request)` returns."""
-
-    def __init__(self, verdict):
-        super().__init__(echo)
-        self.verdict = verdict
-        self.requests = []
-
-    def ConnRequested(self, context, request):
-        self.requests.append(request)
-        return self.verdict(context, request)
-
-
 def ask(server, **kwargs):
     """Send an upgrade request; return the client, its response not yet read."""
     client = server.client(handshake=False)
@@ -900,7 +888,7 @@ def read_response(client):
 
 
 def test_conn_requested_accepts_with_none_and_knows_what_was_asked_for(serve):
-    server = serve(Judge(lambda context, request: None))
+    server = serve(Judge())
     client = server.client(path="/a%20room?token=%20x", headers=[("Cookie", "id=5")])
     client.send_binary(b"hello")
     assert client.read_frame() == (BINARY, b"hello")
@@ -914,7 +902,7 @@ def test_conn_requested_accepts_with_none_and_knows_what_was_asked_for(serve):
 
 def test_conn_requested_refuses_with_status_text_and_headers(serve):
     reject = gowsev.Reject(401, "Who are you?\n", [("WWW-Authenticate", "Basic"), ("X-Reason", "none")])
-    server = serve(Judge(lambda context, request: reject))
+    server = serve(Judge(reject))
     status, headers, body = read_response(ask(server))
     assert status == "HTTP/1.1 401 Unauthorized"
     assert headers["WWW-Authenticate"] == "Basic"
@@ -927,7 +915,7 @@ def test_conn_requested_refuses_with_status_text_and_headers(serve):
 
 @pytest.mark.parametrize("verdict", [True, False, 403, "no", gowsev.Reject])
 def test_a_verdict_that_is_none_of_these_is_an_error_and_lets_nobody_in(serve, verdict, caplog):
-    server = serve(Judge(lambda context, request: verdict))
+    server = serve(Judge(verdict))
     status, _, _ = read_response(ask(server))
     assert status == "HTTP/1.1 500 Internal Server Error"
     assert "ConnRequested must return None or a Reject" in caplog.text
@@ -938,7 +926,9 @@ def test_a_judge_that_leaves_the_loop_lets_nobody_in(idle):
     def interrupt(context, request):
         raise KeyboardInterrupt
 
-    server = idle(Judge(interrupt))
+    handler = Recorder()
+    handler.ConnRequested = interrupt
+    server = idle(handler)
     client = ask(server)
     with pytest.raises(KeyboardInterrupt):
         server.context.EventLoopIteration()
@@ -946,7 +936,7 @@ def test_a_judge_that_leaves_the_loop_lets_nobody_in(idle):
 
 
 def test_nobody_is_judged_who_has_given_up_waiting(idle):
-    server = idle(Judge(lambda context, request: None), handshake_timeout=0.05)
+    server = idle(Judge(), handshake_timeout=0.05)
     client = ask(server)
     assert read_response(client)[0] == "HTTP/1.1 503 Service Unavailable"
     server.context.SetTimeout(0)
@@ -955,7 +945,7 @@ def test_nobody_is_judged_who_has_given_up_waiting(idle):
 
 
 def test_requests_that_break_the_rules_are_not_shown_to_the_handler(serve):
-    server = serve(Judge(lambda context, request: None))
+    server = serve(Judge())
     client = server.client(handshake=False)
     client.send(client.request().replace(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Version: 8"))
     assert read_response(client)[0] == "HTTP/1.1 400 Bad Request"
@@ -980,7 +970,7 @@ def test_more_connections_than_allowed_are_answered_with_503_until_one_ends(serv
 
 
 def test_no_more_than_allowed_get_in_though_all_were_judged_before_any_was_in(idle):
-    server = idle(Judge(lambda context, request: None), max_connections=1)
+    server = idle(Judge(), max_connections=1)
     clients = [ask(server) for _ in range(3)]
     wait_until(lambda: server.context.Stats().queued_events == 3)
     for _ in range(3):
@@ -1353,7 +1343,9 @@ def test_after_a_shutdown_nothing_is_added(serve):
 
 
 def test_whoever_waits_to_be_judged_when_the_shutdown_ends_gets_503(idle):
-    server = idle(Judge(lambda context, request: context.Shutdown()))
+    handler = Recorder()
+    handler.ConnRequested = lambda context, request: context.Shutdown()
+    server = idle(handler)
     client = ask(server)
     server.context.EventLoop()
     assert read_response(client)[0] == "HTTP/1.1 503 Service Unavailable"

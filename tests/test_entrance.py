@@ -17,12 +17,13 @@ import flask
 import gevent
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, RawClient, Recorder, echo, echoes, wait_until
+from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, wait_until
 from gevent import monkey
 from gevent.event import Event
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 from geventwebsocket.logging import create_logger
+from raw import RawClient, binary
 
 import gowsev
 from gowsev import frames
@@ -30,7 +31,7 @@ from gowsev import frames
 HANDLERS = {"pywsgi": WSGIHandler, "gowsev": gowsev.WebSocketHandler, "gevent-websocket": GeventWebSocketHandler}
 #: Those that leave the handshake to us.
 OURS = ["pywsgi", "gowsev"]
-EARLY = frames.encode_frame(0x82, b"early", masked=True)
+EARLY = binary(b"early")
 
 django.conf.settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x", LOGGING_CONFIG=None)
 django.setup()
@@ -222,23 +223,10 @@ def test_gevent_websocket_picks_the_subprotocol_itself(beside):
     assert server.handler.conns[0].subprotocol == "chat"
 
 
-class Door(Conns):
-    """Notes each request, and answers as told."""
-
-    def __init__(self, verdict=None):
-        super().__init__()
-        self.requests = []
-        self.verdict = verdict
-
-    def ConnRequested(self, context, request):
-        self.requests.append(request)
-        return self.verdict
-
-
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("app", [in_bottle, itself])
 def test_the_program_sees_the_request(beside, app, handler):
-    server = beside(app, handler, Door())
+    server = beside(app, handler, Judge())
     headers = [("Cookie", "session=17"), ("X-Of-Ours", "1"), ("X-Of-Ours", "2"), ("Content-Type", "text/x")]
     client = server.client(path="/live/caf%C3%A9?a=b%20c", headers=headers)
     assert echoes(client)
@@ -260,8 +248,8 @@ def test_the_program_sees_the_request(beside, app, handler):
 
 REFUSALS = {
     "another origin": ({}, [("Origin", "http://evil.example")], 403, 1008),
-    "the program's": ({"recorder": Door(gowsev.Reject(401, "no token", {"X-Why": "because"}))}, [], 401, 1008),
-    "a program that fails": ({"recorder": Door("what?")}, [], 500, 1008),
+    "the program's": ({"recorder": Judge(gowsev.Reject(401, "no token", {"X-Why": "because"}))}, [], 401, 1008),
+    "a program that fails": ({"recorder": Judge("what?")}, [], 500, 1008),
     "two hosts": ({}, [("Host", "elsewhere")], 400, 1008),
 }
 
@@ -304,7 +292,7 @@ def test_no_more_connections_than_allowed(beside, handler):
 
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_a_question_that_nobody_answers_has_an_end(beside, handler):
-    server = beside(in_flask, handler, Door(), loop=False, handshake_timeout=0.05)
+    server = beside(in_flask, handler, Judge(), loop=False, handshake_timeout=0.05)
     if handler == "gevent-websocket":
         assert server.client(path="/live").read_close() == (1013, "The server took too long.")
     else:
@@ -324,7 +312,7 @@ def test_a_client_that_leaves_during_its_request_is_no_error(beside, handler, in
     caplog.set_level("INFO", "gowsev")
     asked, answer = Event(), Event()
 
-    class Slow(Door):
+    class Slow(Judge):
         def ConnRequested(self, context, request):
             asked.set()
             answer.wait(PATIENCE)

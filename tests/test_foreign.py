@@ -11,11 +11,12 @@ import gevent.socket
 import gevent.ssl
 import pytest
 import websocket as websocket_client
-from conftest import PATIENCE, RawClient, Recorder, echoes, in_thread, listening, wait_until
+from conftest import PATIENCE, Recorder, echoes, in_thread, listening, wait_until
 from gevent.pywsgi import WSGIServer
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.handler import WebSocketHandler
 from geventwebsocket.logging import create_logger
+from raw import RawClient
 
 from gowsev import foreign, frames
 
@@ -103,8 +104,10 @@ def test_the_application_may_stay(idle, legacy):
     server = idle(listen=False)
     told = gevent.event.Event()
     errors = []
+    stayed = []
 
     def stay(ws):
+        stayed.append(gevent.getcurrent())
         with pytest.raises(WebSocketError):
             ws.receive()
         with pytest.raises(WebSocketError):
@@ -120,9 +123,9 @@ def test_the_application_may_stay(idle, legacy):
     assert echoes(client)
     assert errors == ["all"]
     told.set()
-    assert echoes(client)
-    gevent.sleep(0.01)
-    assert echoes(client), "nothing came of the application's end"
+    stayed[0].join(PATIENCE)
+    assert stayed[0].dead, "the application has returned, and its server is done with the connection"
+    assert echoes(client), "nothing came of that"
     client.close()
     server.context.Shutdown(0)
     loop.join(PATIENCE)

@@ -8,10 +8,11 @@ import sys
 
 import gevent
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, echoes, listening, wait_until
+from conftest import PATIENCE, Recorder, echoes, listening, wait_until
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from programs import Program
+from raw import RawClient, binary
 
 import gowsev
 from gowsev import frames
@@ -19,7 +20,7 @@ from gowsev.context import shut_down_all
 from gowsev.gunicorn import Worker
 
 WORKERS = ["gevent", "geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "gowsev.gunicorn.Worker"]
-EARLY = frames.encode_frame(0x82, b"early", masked=True)
+EARLY = binary(b"early")
 
 APP = """
 import logging

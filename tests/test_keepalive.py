@@ -1,3 +1,5 @@
+"""`Keepalive`: one clock for many connections."""
+
 from __future__ import annotations
 
 import time
@@ -9,12 +11,7 @@ from conftest import PATIENCE, in_real_thread, wait_until
 from gowsev import Options
 from gowsev.keepalive import Keepalive
 
-
-@pytest.fixture(autouse=True)
-def _hub_is_quiet(capfd):
-    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
-    yield
-    assert capfd.readouterr().err == ""
+pytestmark = pytest.mark.usefixtures("quiet_hub")
 
 
 class Connection:

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "options", "version", "stats"},
     {"frames"},
     {"deflate", "protocol", "handshake"},
-    {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls", "patching"},
+    {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls", "patching", "upgrade"},
     {"connection"},
     {"conn", "server", "wsgi", "dial", "foreign", "entrance"},
     {"handler"},
@@ -33,9 +33,7 @@ BESIDE = {
     ("handshake", "deflate"),
     ("dial", "conn"),
     ("server", "wsgi"),
-    ("foreign", "wsgi"),
     ("entrance", "foreign"),
-    ("entrance", "wsgi"),
 }
 
 #: No I/O, no greenlets and no clocks up to here.
@@ -54,7 +52,7 @@ OUTSIDE = {
 }
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
-LOGGING = {"context", "server", "wsgi", "entrance", "certificate", "patching"}
+LOGGING = {"context", "server", "wsgi", "upgrade", "entrance", "certificate", "patching"}
 
 
 def is_type_checking(node):
@@ -137,6 +135,13 @@ def test_the_reader_of_imports_sees_the_package():
     assert inside("connection") == {"errors", "frames", "mailbox", "outbox", "protocol", "tls"}
     assert inside("protocol") == {"deflate", "errors", "frames"}
     assert inside("conn") == set()
+
+
+def test_what_is_imported_of_a_module_is_what_it_offers():
+    wanted = {tuple(name.split(".")) for names in MODULES.values() for name in names if name.startswith("gowsev.")}
+    wanted = {tuple(name) for _, *name in wanted if len(name) == 2 and name[1] != "__version__"}
+    assert ("outbox", "Batch") in wanted, "seen at all"
+    assert not [(module, name) for module, name in wanted if name not in getattr(gowsev, module).__all__]
 
 
 def test_exceptions_are_needed():

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 import pytest
 
 import gowsev
-from gowsev.wsgi import Host
+from gowsev.upgrade import Host
 
 # -- the names ---------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
-"""The promises of the library, by their numbers in the design; each test fails without the promise it is named after.
+"""The promises of the library, each under a number; a test fails without the promise that its name begins with.
 
-The seventh, that importing does nothing, needs an interpreter of its own and is tested elsewhere.
+They are those of docs/single-threaded-loop.md and docs/withstands.md. A seventh, that importing does nothing, needs an
+interpreter of its own: `test_layers.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gevent
 import gevent.event
 import pytest
 from conftest import PATIENCE, Recorder, echo, wait_until
+from raw import binary
 
 import gowsev
 from gowsev import frames
@@ -20,10 +22,6 @@ from gowsev.errors import ConnClosing, IdNotFound, OutboxFull
 from gowsev.frames import BINARY, FIN
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
-
-
-def binary(*payloads):
-    return b"".join(frames.encode_frame(FIN | BINARY, payload, masked=True) for payload in payloads)
 
 
 def numbered(count):

@@ -22,8 +22,9 @@ import gevent.os
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, RawClient, Recorder, echo, echoes, greenlets, open_sockets, wait_until
+from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, greenlets, open_sockets, wait_until
 from gevent.event import Event
+from raw import RawClient
 
 import gowsev
 from gowsev import frames, wsgi
@@ -590,19 +591,6 @@ def test_the_handshake_timeout_does_not_end_what_has_been_upgraded(serve, certif
     # A second client, silent, is given up meanwhile: then the time is over for the first one too.
     assert server.client(handshake=False).read_to_end() == b""
     assert echoes(client)
-
-
-class Judge(Recorder):
-    """Answers a `ConnRequested` as `verdict` says."""
-
-    def __init__(self, verdict=None):
-        super().__init__(echo)
-        self.verdict = verdict
-        self.requests = []
-
-    def ConnRequested(self, context, request):
-        self.requests.append(request)
-        return self.verdict
 
 
 def test_a_request_that_nobody_judges_is_a_503(informed):

@@ -1,3 +1,5 @@
+"""`Timer`: one call, at its time, unless it is stopped."""
+
 from __future__ import annotations
 
 import time
@@ -8,12 +10,7 @@ from conftest import wait_until
 
 from gowsev.timer import Timer
 
-
-@pytest.fixture(autouse=True)
-def _hub_is_quiet(capfd):
-    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
-    yield
-    assert capfd.readouterr().err == ""
+pytestmark = pytest.mark.usefixtures("quiet_hub")
 
 
 @pytest.mark.parametrize("seconds", [0, 0.02])

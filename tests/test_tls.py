@@ -13,10 +13,11 @@ import warnings
 import gevent
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, echoes, wait_until
+from conftest import PATIENCE, echoes, wait_until
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from raw import RawClient
 
 from gowsev import tls
 from gowsev.certificate import Certificate

@@ -17,7 +17,8 @@ import gevent
 import gevent.pool
 import gevent.socket
 import pytest
-from conftest import PATIENCE, RawClient, Recorder, greenlets, in_thread, open_files, wait_until
+from conftest import PATIENCE, Recorder, greenlets, in_thread, open_files, wait_until
+from raw import RawClient
 
 import gowsev
 from gowsev import frames
@@ -61,15 +62,7 @@ def test_one_of_a_thousand_subscribers_stops_reading(serve, many_files, policy):
     limit = 1_000_000  # more than the whole stream, so that none of the others can be refused, however busy the machine
     server = serve(Recorder(), outbox_bytes=limit, slow_consumer=policy, ping_interval=None, close_timeout=PATIENCE * 4)
     context = server.context
-    stalled = RawClient.__new__(RawClient)
-    stalled.sock = gevent.socket.socket()
-    stalled.sock.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_RCVBUF, 4096)
-    stalled.sock.connect((server.host, server.port))
-    stalled.sock.settimeout(PATIENCE)
-    stalled.buffer = bytearray()
-    stalled.send(RawClient.request())
-    stalled.read_head()
-    server.clients.append(stalled)
+    stalled = server.client(receive_buffer=4096)
     others = open_clients(server, min(999, many_files // 2 - 100))
     wait_until(lambda: context.Stats().connections == len(others) + 1)
     readers = [gevent.spawn(read_stream, client) for client in others]

@@ -48,16 +48,11 @@ class Load(gowsev.Handler):
     def done(self) -> bool:
         return bool(self.failed) or (self.answered == self.args.messages and not self.left)
 
-    def subscribers_of(self, number: int) -> int:
-        """How many subscribe to the channel that a message goes to."""
-        channel, channels = number % self.args.channels, self.args.channels
-        return len(range(channel, self.args.subscribers, channels))
-
     def publish(self, context: gowsev.Context) -> None:
         while self.sent < self.args.messages and len(self.left) < self.args.in_flight:
             number = self.sent
             self.sent += 1
-            self.left[number] = self.subscribers_of(number)
+            self.left[number] = subscribers_of(number, self.args)
             body = HEAD.pack(number, time.monotonic()).ljust(self.args.bytes, b".")
             context.Write(self.publisher, b"publish:%s:%s" % (channel(number % self.args.channels), body))
 
@@ -77,13 +72,18 @@ class Load(gowsev.Handler):
         self.left[number] -= 1
         if not self.left[number]:
             del self.left[number]
-            self.bar.update(self.subscribers_of(number))
+            self.bar.update(subscribers_of(number, self.args))
             self.publish(context)
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         if not self.done:
             conn = context.Conn(id)
             self.failed = f"connection {id} was lost: {conn and conn.close_code}"
+
+
+def subscribers_of(number: int, args: argparse.Namespace) -> int:
+    """How many subscribe to the channel that a message goes to."""
+    return len(range(number % args.channels, args.subscribers, args.channels))
 
 
 def channel(number: int) -> bytes:
@@ -120,10 +120,7 @@ def percentile(ordered: list[float], share: float) -> float:
 
 def run(args: argparse.Namespace) -> str:
     """Put the load on; return what went wrong, or nothing."""
-    channels = range(args.channels)
-    total = sum(
-        len(range(c, args.subscribers, len(channels))) * len(range(c, args.messages, len(channels))) for c in channels
-    )
+    total = sum(subscribers_of(number, args) for number in range(args.messages))
     bar = tqdm(total=total, desc="delivering", unit=" messages", unit_scale=True)
     load = Load(args, bar)
     context = gowsev.MakeContext(load, gowsev.Options(raise_errors=True))

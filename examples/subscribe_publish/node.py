@@ -198,10 +198,6 @@ class Node(Service):
         else:
             self.counters.drop(error)
 
-    def arrived(self, context: gowsev.Context, channel: bytes, body: bytes) -> None:
-        """What the backplane calls for each message."""
-        self.publish(context, channel, body)
-
     # -- turns ---------------------------------------------------------------------------------------------------
 
     def _begin_turn(self, context: gowsev.Context, id: int, turn: Turn) -> Turn:

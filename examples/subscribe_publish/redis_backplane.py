@@ -418,8 +418,6 @@ class RedisBackplane:
             arguments += [operation.kind, operation.body]
         try:
             answers = self._script(keys, arguments)
-        except redis.ConnectionError:
-            raise
         except redis.ResponseError as error:  # nothing was applied: no memory, no permission, a read-only replica
             answers = [b"!" + describe(error).encode()] * len(batch)
         refusals = {answer[1:].decode("utf-8", "replace") for answer in answers if answer.startswith(b"!")}

@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def arguments() -> argparse.ArgumentParser:
+    """The options, group by group: long, and nothing but that."""
     description, *_ = (__doc__ or "").splitlines()
     parser = Parser(
         description=description,
@@ -99,6 +100,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def add_limits(group: argparse._ArgumentGroup) -> None:
+    """One of those groups, as long."""
     group.add_argument(
         "--allowed-origin",
         type=origin,
@@ -240,7 +242,7 @@ def connect(args: argparse.Namespace, node: Node):  # its module may not be ther
     except ImportError as error:
         raise ConfigurationError(f"--backplane takes the Python package redis: {error}") from error
     try:
-        node.backplane = RedisBackplane(args.backplane, node.arrived, args.backplane_length)
+        node.backplane = RedisBackplane(args.backplane, node.publish, args.backplane_length)
     except ValueError as error:
         raise ConfigurationError(f"--backplane is like redis://host:6379/0: {error}") from error
     return node.backplane
@@ -253,6 +255,7 @@ def stop_after_parent(node: Node, context: gowsev.Context) -> None:
 
 def run_workers(args: argparse.Namespace) -> int:
     """Let several processes serve; return the exit code."""
+    # Nothing comes of these here: what is wrong with them is said once, before there are workers to say it.
     read_tokens(args.token_file)
     connect(args, Node())
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
