@@ -146,6 +146,14 @@ def test_close_with_a_code_that_may_not_be_sent(state, code):
     assert not protocol.output
 
 
+def test_close_without_a_code_says_1000_and_nothing_else():
+    # 7.4.1: "1000 indicates a normal closure, meaning that the purpose for which the connection was established has
+    # been fulfilled."
+    protocol = Protocol()
+    protocol.close()
+    assert unframe(protocol.output) == [(FIN | CLOSE, False, close_frame(1000))]
+
+
 # name, section, the payload of the peer's close frame, our answer's payload, the code and reason noted
 CLOSES = [
     ("no body", "7.1.5", b"", b"", (1005, "")),
@@ -202,6 +210,13 @@ def test_what_comes_behind_a_violation_is_discarded():
     assert unframe(protocol.output) == [SAY_WHY]
     assert protocol.close_code == 1006
     assert not protocol.more
+
+
+def test_what_was_to_be_sent_before_a_violation_is_still_sent():
+    # 5.5.2: "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response"
+    protocol = Protocol()
+    feed(protocol, [frame(FIN | PING, b"there?"), frame(FIN | 3)])
+    assert unframe(protocol.output) == [(FIN | PONG, False, b"there?"), SAY_WHY]
 
 
 def test_the_rest_of_a_frame_that_failed_is_discarded():
@@ -366,6 +381,7 @@ VIOLATIONS = [
     ("continuation of a whole message", "5.4", frame(FIN | TEXT, b"a") + frame(FIN, b"b"), 1002, True),
     ("text inside a message", "5.4", frame(TEXT, b"a") + frame(FIN | TEXT, b"b"), 1002, True),
     ("binary inside a message", "5.4", frame(TEXT, b"a") + frame(BINARY, b"b"), 1002, True),
+    ("longer one inside a message", "5.4", frame(TEXT, b"a") + frame(FIN | BINARY, bytes(200)), 1002, True),
     ("close of one byte", "5.5.1", frame(FIN | CLOSE, b"\x03"), 1002, True),
     *(
         (f"close code {code}", "7.4", frame(FIN | CLOSE, close_frame(code)), 1002, True)
@@ -404,6 +420,17 @@ def test_masked_server_frame():
         seen = outcome(Protocol(client=True), [frame(first, b"", MASK)])
         assert seen["failure"] == (1002, "masked server frame")
         assert seen["output"] == [(FIN | CLOSE, True, close_frame(1002, b"masked server frame"))]
+
+
+@pytest.mark.parametrize("size", [125, 126, 0xFE00, 65535, 65536, 0xFE0000])
+def test_unmasked_frame_of_any_length_whatever_stands_around_it(size):
+    # 5.1: "The server MUST close the connection upon receiving a frame that is not masked."
+    before = frame(FIN | BINARY, b"\xff", b"\x01\x01\x01\x01")
+    assert before[-1] == 0xFE, "what a masked frame of 126 bytes or more would have as its second byte"
+    wire = before + frame(FIN | BINARY, b"\xfe" * size, None) + bytes(70_000)
+    seen = outcome(Protocol(max_message_bytes=None), [wire])
+    assert seen["messages"] == [(BINARY, b"\xff")]
+    assert seen["failure"] == (1002, "unmasked client frame")
 
 
 def test_reserved_bit_of_deflate_only_where_it_was_negotiated():
@@ -767,6 +794,8 @@ COMPRESSED_VIOLATIONS = [
     ("a text that ends inside a character", [(FIN | RSV1 | TEXT, Deflate().compress(b"\xe2\x82"))], 1007),
     ("longer than the limit", [(FIN | RSV1 | BINARY, Deflate().compress(bytes(1001)))], 1009),
     ("a bomb", [(FIN | RSV1 | BINARY, Deflate().compress(bytes(10 << 20)))], 1009),
+    # A stored block of 1,001 bytes of which the last four are those that section 7.2.2 says to append.
+    ("longer than the limit by what ends it", [(FIN | RSV1 | BINARY, b"\x00\xe9\x03\x16\xfc" + bytes(997))], 1009),
     ("longer than the limit in fragments", [(RSV1 | BINARY, FLUSHED_600), (0, FLUSHED_600)], 1009),
     ("without the bit, longer than the limit", [(FIN | BINARY, bytes(1001))], 1009),
 ]
