@@ -204,6 +204,26 @@ def test_a_mailbox_does_not_keep_a_program_s_hub_from_ending():
     assert in_real_thread(run) is True
 
 
+# -- everything at once ------------------------------------------------------------------------------------------
+
+
+def test_everything_that_is_there_can_be_taken_at_once_in_its_order(mailbox):
+    mailbox.put("put")
+    mailbox.post("posted")
+    assert mailbox.take_all() == ["put", "posted"]
+    assert mailbox.get(0) is None
+    mailbox.put("later")
+    assert mailbox.get(0) == "later"
+
+
+def test_whoever_waits_while_everything_is_taken_is_told_that_nothing_came(mailbox):
+    """Its connection has moved to another mailbox, and no event will ever end that wait."""
+    waiting = gevent.spawn(mailbox.get, None)
+    gevent.sleep(0)
+    assert mailbox.take_all() == []
+    assert waiting.get(timeout=PATIENCE) is None
+
+
 # -- closing -----------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +258,17 @@ def test_a_reader_must_stop_at_either_limit(max_messages, max_bytes, messages, s
     credit.spend(messages, size)
     assert credit.exhausted is stop
     assert (credit.messages, credit.bytes) == (messages, size)
+
+
+@pytest.mark.parametrize(("max_messages", "max_bytes"), [(3, None), (None, 30), (3, 1000), (1000, 30)])
+def test_what_is_read_bit_by_bit_adds_up(max_messages, max_bytes):
+    credit = Credit(max_messages, max_bytes, pytest.fail)
+    seen = [credit.exhausted]
+    for _ in range(4):
+        credit.spend(1, 10)
+        seen.append(credit.exhausted)
+    assert seen == [False, False, False, True, True]
+    assert (credit.messages, credit.bytes) == (4, 40)
 
 
 @pytest.mark.parametrize(
