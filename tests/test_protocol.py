@@ -133,7 +133,7 @@ def test_a_new_protocol():
     assert (protocol.close_code, protocol.close_reason, protocol.failure) == (1006, "", None)
     assert protocol.output == b""
     assert protocol.pong == b""
-    assert not protocol.more
+    assert protocol.more is False
 
 
 @pytest.mark.parametrize("state", [OPEN, CLOSING, DONE])
@@ -371,6 +371,7 @@ VIOLATIONS = [
     ("ping not masked", "5.1", frame(FIN | PING, b"", None), 1002, True),
     ("5 in 16 bits", "5.2", b"\x82\xfe\x00\x05" + MASK + bytes(5), 1002, False),
     ("5 in 64 bits", "5.2", b"\x82\xff" + bytes(7) + b"\x05" + MASK + bytes(5), 1002, False),
+    ("126 in 64 bits", "5.2", b"\x82\xff" + bytes(7) + b"\x7e" + MASK + bytes(126), 1002, False),
     ("2^63 bytes", "5.2", header(FIN | BINARY, 1 << 63, masked=True) + MASK, 1002, False),
     ("ping of 126 bytes", "5.5", frame(FIN | PING, bytes(126)), 1002, True),
     ("close of 126 bytes", "5.5", frame(FIN | CLOSE, close_frame(1000) + b"x" * 124), 1002, True),
