@@ -434,6 +434,17 @@ def test_unmasked_frame_of_any_length_whatever_stands_around_it(size):
     assert seen["failure"] == (1002, "unmasked client frame")
 
 
+@pytest.mark.parametrize("start", [b"\x82\xfe" + bytes(2), b"\x82\xff" + bytes(6) + b"\x01\x00"], ids=["0", "256"])
+def test_length_not_minimally_encoded_whatever_stands_behind_it(start):
+    # 5.2: "the minimal number of bytes MUST be used to encode the length"
+    for place in range(20):
+        behind = bytearray(70_000)
+        behind[place] = 200
+        seen = outcome(Protocol(max_message_bytes=None), [start + behind])
+        assert seen["messages"] == []
+        assert seen["failure"] == (1002, "length not minimally encoded")
+
+
 def test_reserved_bit_of_deflate_only_where_it_was_negotiated():
     # RFC 7692 section 6
     wire = frame(FIN | 0x40 | TEXT, bytes.fromhex("f248cdc9c90700"))
