@@ -9,7 +9,7 @@ import pytest
 from conftest import PATIENCE, in_real_thread, wait_until
 
 from gowsev import mailbox as mailbox_module
-from gowsev.mailbox import Credit, Mailbox
+from gowsev.mailbox import Credit, Empty, Mailbox
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,14 @@ def test_posted_events_come_out_in_the_order_in_which_they_were_posted(mailbox):
     assert len(mailbox) == 0
 
 
+def test_an_event_that_is_there_can_be_taken_without_waiting(mailbox):
+    mailbox.put("first")
+    mailbox.put("second")
+    assert [mailbox.take(), mailbox.take()] == ["first", "second"]
+    with pytest.raises(Empty):
+        mailbox.take()
+
+
 def test_nothing_within_the_timeout_is_none(mailbox):
     assert mailbox.get(0.01) is None
     assert mailbox.get(0) is None
@@ -73,6 +81,8 @@ def test_waiting_blocks_only_its_own_greenlet_until_an_event_is_put(mailbox, tim
 
 def test_a_timeout_counts_from_the_call(mailbox):
     """Not from when the hub looked at the clock last, however long the greenlet has computed since."""
+    # Woken by a watcher, as after a read or a sleep: then gevent by itself would not look at the clock again.
+    gevent.get_hub().wait(gevent.get_hub().loop.timer(0))
     time.sleep(0.2)
     before = time.monotonic()
     assert mailbox.get(0.1) is None
@@ -224,6 +234,26 @@ def test_a_mailbox_does_not_keep_a_program_s_hub_from_ending():
     assert in_real_thread(run) is True
 
 
+# -- everything at once ------------------------------------------------------------------------------------------
+
+
+def test_everything_that_is_there_can_be_taken_at_once_in_its_order(mailbox):
+    mailbox.put("put")
+    mailbox.post("posted")
+    assert mailbox.take_all() == ["put", "posted"]
+    assert mailbox.get(0) is None
+    mailbox.put("later")
+    assert mailbox.get(0) == "later"
+
+
+def test_whoever_waits_while_everything_is_taken_is_told_that_nothing_came(mailbox):
+    """Its connection has moved to another mailbox, and no event will ever end that wait."""
+    waiting = gevent.spawn(mailbox.get, None)
+    gevent.sleep(0)
+    assert mailbox.take_all() == []
+    assert waiting.get(timeout=PATIENCE) is None
+
+
 # -- closing -----------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +290,17 @@ def test_a_reader_must_stop_at_either_limit(max_messages, max_bytes, messages, s
     assert (credit.messages, credit.bytes) == (messages, size)
 
 
+@pytest.mark.parametrize(("max_messages", "max_bytes"), [(3, None), (None, 30), (3, 1000), (1000, 30)])
+def test_what_is_read_bit_by_bit_adds_up(max_messages, max_bytes):
+    credit = Credit(max_messages, max_bytes, pytest.fail)
+    seen = [credit.exhausted]
+    for _ in range(4):
+        credit.spend(1, 10)
+        seen.append(credit.exhausted)
+    assert seen == [False, False, False, True, True]
+    assert (credit.messages, credit.bytes) == (4, 40)
+
+
 @pytest.mark.parametrize(
     ("max_messages", "max_bytes", "sizes", "resumes_after"),
     [
@@ -283,7 +324,7 @@ def test_it_goes_on_once_half_of_what_it_was_stopped_for_is_free(max_messages, m
         delivered.append(size)
         credit.refund(size)
     assert resumed == [resumes_after], "once, and at the right one"
-    assert not credit.exhausted
+    assert credit.exhausted is False
     assert (credit.messages, credit.bytes) == (0, 0)
 
 

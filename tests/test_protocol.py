@@ -133,7 +133,7 @@ def test_a_new_protocol():
     assert (protocol.close_code, protocol.close_reason, protocol.failure) == (1006, "", None)
     assert protocol.output == b""
     assert protocol.pong == b""
-    assert not protocol.more
+    assert protocol.more is False
 
 
 @pytest.mark.parametrize("state", [OPEN, CLOSING, DONE])
@@ -144,6 +144,14 @@ def test_close_with_a_code_that_may_not_be_sent(state, code):
         protocol.close(code)
     assert protocol.state == state
     assert not protocol.output
+
+
+def test_close_without_a_code_says_1000_and_nothing_else():
+    # 7.4.1: "1000 indicates a normal closure, meaning that the purpose for which the connection was established has
+    # been fulfilled."
+    protocol = Protocol()
+    protocol.close()
+    assert unframe(protocol.output) == [(FIN | CLOSE, False, close_frame(1000))]
 
 
 # name, section, the payload of the peer's close frame, our answer's payload, the code and reason noted
@@ -202,6 +210,13 @@ def test_what_comes_behind_a_violation_is_discarded():
     assert unframe(protocol.output) == [SAY_WHY]
     assert protocol.close_code == 1006
     assert not protocol.more
+
+
+def test_what_was_to_be_sent_before_a_violation_is_still_sent():
+    # 5.5.2: "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response"
+    protocol = Protocol()
+    feed(protocol, [frame(FIN | PING, b"there?"), frame(FIN | 3)])
+    assert unframe(protocol.output) == [(FIN | PONG, False, b"there?"), SAY_WHY]
 
 
 def test_the_rest_of_a_frame_that_failed_is_discarded():
@@ -356,6 +371,7 @@ VIOLATIONS = [
     ("ping not masked", "5.1", frame(FIN | PING, b"", None), 1002, True),
     ("5 in 16 bits", "5.2", b"\x82\xfe\x00\x05" + MASK + bytes(5), 1002, False),
     ("5 in 64 bits", "5.2", b"\x82\xff" + bytes(7) + b"\x05" + MASK + bytes(5), 1002, False),
+    ("126 in 64 bits", "5.2", b"\x82\xff" + bytes(7) + b"\x7e" + MASK + bytes(126), 1002, False),
     ("2^63 bytes", "5.2", header(FIN | BINARY, 1 << 63, masked=True) + MASK, 1002, False),
     ("ping of 126 bytes", "5.5", frame(FIN | PING, bytes(126)), 1002, True),
     ("close of 126 bytes", "5.5", frame(FIN | CLOSE, close_frame(1000) + b"x" * 124), 1002, True),
@@ -366,6 +382,7 @@ VIOLATIONS = [
     ("continuation of a whole message", "5.4", frame(FIN | TEXT, b"a") + frame(FIN, b"b"), 1002, True),
     ("text inside a message", "5.4", frame(TEXT, b"a") + frame(FIN | TEXT, b"b"), 1002, True),
     ("binary inside a message", "5.4", frame(TEXT, b"a") + frame(BINARY, b"b"), 1002, True),
+    ("longer one inside a message", "5.4", frame(TEXT, b"a") + frame(FIN | BINARY, bytes(200)), 1002, True),
     ("close of one byte", "5.5.1", frame(FIN | CLOSE, b"\x03"), 1002, True),
     *(
         (f"close code {code}", "7.4", frame(FIN | CLOSE, close_frame(code)), 1002, True)
@@ -404,6 +421,28 @@ def test_masked_server_frame():
         seen = outcome(Protocol(client=True), [frame(first, b"", MASK)])
         assert seen["failure"] == (1002, "masked server frame")
         assert seen["output"] == [(FIN | CLOSE, True, close_frame(1002, b"masked server frame"))]
+
+
+@pytest.mark.parametrize("size", [125, 126, 0xFE00, 65535, 65536, 0xFE0000])
+def test_unmasked_frame_of_any_length_whatever_stands_around_it(size):
+    # 5.1: "The server MUST close the connection upon receiving a frame that is not masked."
+    before = frame(FIN | BINARY, b"\xff", b"\x01\x01\x01\x01")
+    assert before[-1] == 0xFE, "what a masked frame of 126 bytes or more would have as its second byte"
+    wire = before + frame(FIN | BINARY, b"\xfe" * size, None) + bytes(70_000)
+    seen = outcome(Protocol(max_message_bytes=None), [wire])
+    assert seen["messages"] == [(BINARY, b"\xff")]
+    assert seen["failure"] == (1002, "unmasked client frame")
+
+
+@pytest.mark.parametrize("start", [b"\x82\xfe" + bytes(2), b"\x82\xff" + bytes(6) + b"\x01\x00"], ids=["0", "256"])
+def test_length_not_minimally_encoded_whatever_stands_behind_it(start):
+    # 5.2: "the minimal number of bytes MUST be used to encode the length"
+    for place in range(20):
+        behind = bytearray(70_000)
+        behind[place] = 200
+        seen = outcome(Protocol(max_message_bytes=None), [start + behind])
+        assert seen["messages"] == []
+        assert seen["failure"] == (1002, "length not minimally encoded")
 
 
 def test_reserved_bit_of_deflate_only_where_it_was_negotiated():
@@ -593,8 +632,17 @@ def test_a_message_that_comes_byte_by_byte_holds_little_more_than_it_says():
     assert feed(protocol, [wire[-1:]]) == [(TEXT, payload)]
 
 
+def check_proportion(work, number):
+    """Check that something takes about as long in one piece as in 16; where each step copied all before, 16 times.
+
+    `work` returns the processor time that so many steps took; that of one piece alone may be less than a tick of its
+    clock.
+    """
+    many, few = (min(sum(work(number // parts) for _ in range(parts)) for _ in range(3)) for parts in (1, 16))
+    assert many < 5 * few
+
+
 def test_fragments_take_time_in_proportion():
-    # 16 times the fragments: 16 times the work or, where each copies what came before, 256 times.
     fragment = frame(0, b"x" * 4000, b"\0\0\0\0")
 
     def work(number):
@@ -607,8 +655,7 @@ def test_fragments_take_time_in_proportion():
         assert len(feed(protocol, [frame(FIN)])[0][1]) == 4000 * number
         return spent
 
-    few, many = (min(work(number) for _ in range(3)) for number in (128, 2048))
-    assert many < 80 * few
+    check_proportion(work, 2048)
 
 
 def test_a_ping_flood_takes_time_in_proportion():
@@ -621,8 +668,7 @@ def test_a_ping_flood_takes_time_in_proportion():
         assert len(protocol.output) == 127 * number
         return time.process_time() - begin
 
-    few, many = (min(work(number) for _ in range(3)) for number in (1000, 16_000))
-    assert many < 80 * few
+    check_proportion(work, 16_000)
 
 
 # -- turns -------------------------------------------------------------------------------------------------------
@@ -760,6 +806,8 @@ COMPRESSED_VIOLATIONS = [
     ("a text that ends inside a character", [(FIN | RSV1 | TEXT, Deflate().compress(b"\xe2\x82"))], 1007),
     ("longer than the limit", [(FIN | RSV1 | BINARY, Deflate().compress(bytes(1001)))], 1009),
     ("a bomb", [(FIN | RSV1 | BINARY, Deflate().compress(bytes(10 << 20)))], 1009),
+    # A stored block of 1,001 bytes of which the last four are those that section 7.2.2 says to append.
+    ("longer than the limit by what ends it", [(FIN | RSV1 | BINARY, b"\x00\xe9\x03\x16\xfc" + bytes(997))], 1009),
     ("longer than the limit in fragments", [(RSV1 | BINARY, FLUSHED_600), (0, FLUSHED_600)], 1009),
     ("without the bit, longer than the limit", [(FIN | BINARY, bytes(1001))], 1009),
 ]
