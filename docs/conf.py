@@ -51,7 +51,10 @@ napoleon_use_rtype = False
 nitpicky = True
 #: Of other libraries, and of the standard one. Their inventories would have to be fetched over the network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|contextlib|datetime|geventwebsocket|gevent|gunicorn|ssl|typing|websockets|wsgiref)(\..*)?"),
+    (
+        r"py:.*",
+        r"(collections|contextlib|datetime|geventwebsocket|gevent|gunicorn|ssl|typing|websockets|wsgiref)(\..*)?",
+    ),
     (r"py:.*", r"(Any|Callable|Iterable|Iterator|Mapping|SSLContext|Self|Unpack|timedelta)"),
     (r"py:.*", r"(BaseException|Exception|OSError|RuntimeError|TypeError|ValueError|AssertionError|KeyError)"),
     (r"py:.*", r"(bool|bytearray|bytes|dict|float|int|list|memoryview|object|str|tuple|type|None|optional)"),
