@@ -111,6 +111,8 @@ class Mailbox:
             self._waiting -= 1
             if not self._waiting:
                 self.put = self._events.append
+                while self._bell.qsize():
+                    self._bell.get()  # it was meant for this wait: a timeout that came behind an event, say
             timer.stop()
             timer.close()
 

@@ -100,6 +100,31 @@ def test_an_event_that_comes_with_the_timeout_comes_first(mailbox):
     assert mailbox.get(PATIENCE) == "later", "and there was no timeout then"
 
 
+def test_a_timeout_that_comes_behind_an_event_is_not_kept_for_the_next_wait(mailbox):
+    def both():
+        mailbox.put("event")
+        mailbox._bell.put(True)  # as the timer does, where both are due in one round of the hub
+
+    gevent.get_hub().loop.run_callback(both)
+    assert mailbox.get(PATIENCE) == "event"
+    gevent.spawn(lambda: mailbox.put("later"))
+    assert mailbox.get(PATIENCE) == "later"
+
+
+def test_a_timeout_of_a_wait_that_was_broken_off_is_not_kept_for_the_next_one(mailbox):
+    waiting = gevent.getcurrent()
+
+    def both():
+        mailbox._bell.put(True)  # as the timer does
+        waiting.throw(gevent.Timeout())  # as the timer of a `gevent.Timeout` does
+
+    gevent.get_hub().loop.run_callback(both)
+    with pytest.raises(gevent.Timeout):
+        mailbox.get(PATIENCE)
+    gevent.spawn(lambda: mailbox.put("later"))
+    assert mailbox.get(PATIENCE) == "later"
+
+
 def test_each_of_several_that_wait_gets_an_event(mailbox):
     waiting = [gevent.spawn(mailbox.get, None) for _ in range(3)]
     wait_until(lambda: mailbox._waiting == 3)
