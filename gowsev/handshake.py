@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from websockets.datastructures import Headers
+from websockets.exceptions import InvalidOrigin
 from websockets.headers import parse_extension
 from websockets.http11 import Request as HTTPRequest
 from websockets.http11 import Response
@@ -231,6 +232,10 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
     if response.status_code == 400 and "Sec-WebSocket-Version" in headers:
         # RFC 6455 section 4.4: the answer to a version we don't speak names the one we do.
         response.headers["Sec-WebSocket-Version"] = "13"
+    if isinstance(protocol.handshake_exc, InvalidOrigin):
+        # A browser tells its developer no more than 403; this is what the server's log shows of it.
+        origin = protocol.handshake_exc.value
+        response = refusal(403, f"Pages of {origin!r} may not connect here: see allowed_origins of gowsev.Options.\n")
     return Handshake(response, protocol.subprotocol, deflate.negotiated(protocol.extensions, options))
 
 

@@ -101,7 +101,7 @@ def judge(
         host.refused()
         logger.info(
             "refused %s, which asked for %r: %d %r",
-            shown(peer), target, response.status_code, bytes(response.body[:200]),
+            shown(peer), target, response.status_code, bytes(response.body[:200]).decode("utf-8", "replace").rstrip(),
         )  # fmt: skip
     return description, handshake
 

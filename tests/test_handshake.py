@@ -235,6 +235,14 @@ def test_allowed_origins(allowed, origin, status):
     assert response.status_code == status
 
 
+@pytest.mark.parametrize("origin", ["http://localhost:8000", "null"])
+def test_the_refusal_of_an_origin_names_it_and_the_option(origin):
+    response, _, _ = negotiate(request(("Origin", origin)), Options())
+    text = f"Pages of '{origin}' may not connect here: see allowed_origins of gowsev.Options.\n"
+    assert bytes(response.body).decode() == text
+    assert response.headers["Connection"] == "close"
+
+
 @pytest.mark.parametrize("allowed", [None, ("*",), ("http://localhost:9000",), ()])
 def test_two_origins_are_refused_whatever_is_allowed(allowed):
     # RFC 6454 7.3: "the user agent MUST NOT include more than one Origin header field"

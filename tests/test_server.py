@@ -415,6 +415,16 @@ def test_a_refusal_says_why_and_closes(serve, informed):
     assert server.context.Stats().rejected == 1
 
 
+def test_an_origin_that_may_not_connect_is_logged_with_what_allows_it(serve, informed):
+    client = serve().client(handshake=False)
+    client.send(upgrade({"Origin": "http://localhost:8000"}))
+    assert client.read_to_end().startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    (line,) = informed()
+    assert line.endswith(
+        """403 "Pages of 'http://localhost:8000' may not connect here: see allowed_origins of gowsev.Options.\""""
+    )
+
+
 def test_the_answer_to_another_method_names_the_one_allowed(serve):
     client = serve().client(handshake=False)
     client.send(upgrade(line="DELETE / HTTP/1.1"))
@@ -617,7 +627,7 @@ def test_a_verdict_may_refuse_with_any_status_body_and_headers(serve, informed):
     assert b"\r\nRetry-After: 60\r\n" in head
     assert body == b"not you\x1b[2J"
     assert client.read_to_end() == b""
-    assert informed()[0].endswith(r"499 b'not you\x1b[2J'")
+    assert informed()[0].endswith(r"499 'not you\x1b[2J'")
 
 
 def test_a_verdict_sees_the_request(serve, certificate, client_tls):
