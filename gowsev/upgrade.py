@@ -59,6 +59,7 @@ class Host(Protocol):
     @property
     def may_refuse(self) -> bool:
         """Whether `admit` has to be asked: it may return something, or block."""
+        ...
 
     def admit(self, request: Request) -> Response | None:
         """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
