@@ -20,6 +20,9 @@ __all__ = ["TOKEN", "Options", "as_seconds", "as_tokens"]
 #: RFC 9110 section 5.6.2: what names of headers and of subprotocols are made of.
 TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 
+#: RFC 6454 section 6.2: a scheme and a host in lower case, perhaps a port, or `null`. An asterisk stands for any.
+_ORIGIN = re.compile(r"\*|null|[a-z][-+.0-9a-z]*://[^/\\?#\sA-Z]+")
+
 #: What fits into the system call.
 _MOST_BACKLOG = (1 << 31) - 1
 
@@ -113,7 +116,7 @@ class Options:
         _one_of("compression", self.compression, (None, "deflate"))
         _set(self, "subprotocols", as_tokens("subprotocols", self.subprotocols))
         if self.allowed_origins is not None:
-            _set(self, "allowed_origins", _strings("allowed_origins", self.allowed_origins))
+            _set(self, "allowed_origins", _origins("allowed_origins", self.allowed_origins))
         if self.http_app is not None and not callable(self.http_app):
             raise TypeError(f"http_app must be a WSGI application (a callable) or None, not {self.http_app!r}")
         for name in ("compression_takeover", "reuse_port", "raise_errors"):
@@ -176,6 +179,15 @@ def as_tokens(name: str, value: object) -> tuple[str, ...]:
         if not TOKEN.fullmatch(token):
             raise ValueError(f"{name} must hold names without blanks or separators, not {token!r}")
     return tokens
+
+
+def _origins(name: str, value: object) -> tuple[str, ...]:
+    origins = _strings(name, value)
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            # It would be like no origin that a browser sends, and allow nobody.
+            raise ValueError(f"{name} must hold origins like 'https://example.com', 'null' or '*', not {origin!r}")
+    return origins
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

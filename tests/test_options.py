@@ -35,6 +35,20 @@ SECONDS = ("handshake_timeout", "ping_interval", "ping_timeout", "close_timeout"
 SWITCHES = ("compression_takeover", "reuse_port", "raise_errors")
 NAMES = ("allowed_origins", "subprotocols")
 
+ORIGINS = ("https://a.example", "http://[::1]:8000", "http://localhost:8000", "chrome-extension://abcdef")
+#: What no browser ever sends: it would allow nobody.
+NO_ORIGINS = (
+    "a.example",
+    "localhost:8000",
+    "http://localhost:8000/",
+    "http://a.example/page",
+    "http:// a",
+    "https://A.example",
+    "file://",
+    "://a",
+    "**",
+)
+
 
 def application(environ, start_response):
     return []
@@ -51,7 +65,9 @@ ACCEPTED = [
     *((name, value, float(value)) for name in SECONDS for value in (1, 0.001, 86400.0)),
     *((name, timedelta(milliseconds=1500), 1.5) for name in SECONDS),
     *((name, value, value) for name in SWITCHES for value in (True, False)),
-    *((name, value, ("a", "b")) for name in NAMES for value in (("a", "b"), ["a", "b"], {"a": 1, "b": 2})),
+    *(("subprotocols", value, ("a", "b")) for value in (("a", "b"), ["a", "b"], {"a": 1, "b": 2})),
+    *(("allowed_origins", value, ("null", "*")) for value in (("null", "*"), ["null", "*"], {"null": 1, "*": 2})),
+    *(("allowed_origins", (value,), (value,)) for value in ORIGINS),
     *((name, value, ()) for name in NAMES for value in ((), [])),
     ("slow_consumer", "close", "close"),
     ("slow_consumer", "drop", "drop"),
@@ -73,6 +89,7 @@ def test_an_iterator_of_names_becomes_a_tuple():
 
 
 REFUSED = [
+    *(("allowed_origins", (value,), ValueError) for value in NO_ORIGINS),
     *((name, value, ValueError) for name in COUNTS for value in (0, -1)),
     *((name, value, TypeError) for name in COUNTS for value in ("1", 1.0, True, b"1", [1])),
     ("backlog", None, TypeError),

@@ -483,8 +483,8 @@ MISTAKES = [
     (["--key", "key.pem"], r"--cert and --key go together"),
     (["--port", "0", "--cert", "a", "--key", "b"], r"cannot read the certificate in 'a' and 'b': No such file .*"),
     (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1:9000: .*"),
-    (["--allowed-origin", "example.com"], r"argument --allowed-origin: an origin is like .*, not 'example\.com'"),
-    (["--allowed-origin", "https://x.com/"], r"argument --allowed-origin: an origin is like .*, not 'https://x\.com/'"),
+    (["--allowed-origin", "example.com"], r"argument --allowed-origin: .* origins like .*, not 'example\.com'"),
+    (["--allowed-origin", "https://x.com/"], r"argument --allowed-origin: .* origins like .*, not 'https://x\.com/'"),
     (["extra"], r"unrecognized arguments: extra"),
 ]
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import resource
 import signal
 import sys
@@ -160,8 +159,10 @@ def count(text: str) -> int:
 
 
 def origin(text: str) -> str:
-    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#]+", text):
-        raise argparse.ArgumentTypeError(f'an origin is like https://example.com, "null" or "*", not {text!r}')
+    try:
+        gowsev.Options(allowed_origins=(text,))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 
