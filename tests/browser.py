@@ -120,8 +120,11 @@ class Tab:
         return self.look(f"[...document.querySelectorAll({selector!r})].map((item) => item.textContent)")
 
     def click(self, selector):
+        """Click on the element once it stands still, in the tab that is then in front."""
+        self.call("Page.bringToFront")
         where = f"JSON.stringify(document.querySelector({selector!r}).getBoundingClientRect())"
-        box = json.loads(self.look(where))
+        drawn = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+        box = json.loads(self.wait_for(f"(async (old) => (await {drawn}, {where}) === old && old)({where})"))
         point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **point)
