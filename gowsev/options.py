@@ -116,7 +116,9 @@ class Options:
         _one_of("compression", self.compression, (None, "deflate"))
         _set(self, "subprotocols", as_tokens("subprotocols", self.subprotocols))
         if self.allowed_origins is not None:
-            _set(self, "allowed_origins", _origins("allowed_origins", self.allowed_origins))
+            # Another would be like nothing that a browser sends, and allow nobody.
+            expected = "origins like 'https://example.com', 'null' or '*'"
+            _set(self, "allowed_origins", _strings("allowed_origins", self.allowed_origins, _ORIGIN, expected))
         if self.http_app is not None and not callable(self.http_app):
             raise TypeError(f"http_app must be a WSGI application (a callable) or None, not {self.http_app!r}")
         for name in ("compression_takeover", "reuse_port", "raise_errors"):
@@ -174,27 +176,17 @@ def as_tokens(name: str, value: object) -> tuple[str, ...]:
         TypeError: `value` is not several str.
         ValueError: one is no token (RFC 9110 section 5.6.2), as a subprotocol's name must be.
     """
-    tokens = _strings(name, value)
-    for token in tokens:
-        if not TOKEN.fullmatch(token):
-            raise ValueError(f"{name} must hold names without blanks or separators, not {token!r}")
-    return tokens
+    return _strings(name, value, TOKEN, "names without blanks or separators")
 
 
-def _origins(name: str, value: object) -> tuple[str, ...]:
-    origins = _strings(name, value)
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
-            # It would be like no origin that a browser sends, and allow nobody.
-            raise ValueError(f"{name} must hold origins like 'https://example.com', 'null' or '*', not {origin!r}")
-    return origins
-
-
-def _strings(name: str, value: object) -> tuple[str, ...]:
+def _strings(name: str, value: object, pattern: re.Pattern[str], expected: str) -> tuple[str, ...]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a tuple of str, not {value!r}")
     strings = tuple(value)
     for item in strings:
         if not isinstance(item, str) or not item:
             raise TypeError(f"{name} must hold non-empty str only, not {item!r}")
+    for item in strings:
+        if not pattern.fullmatch(item):
+            raise ValueError(f"{name} must hold {expected}, not {item!r}")
     return strings
