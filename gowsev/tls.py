@@ -31,7 +31,42 @@ _MOST_FRUITLESS = 1 << 16
 _MOST_ANSWERS = 1 << 16
 
 
-class TLSSocket:
+class _OnASocket:
+    """What TLS leaves to the socket below it.
+
+    Each is named: with a `__getattr__`, every look at any attribute would take a slower way of Python's, and to receive
+    and to send a small message would cost a quarter more (1.7 and 1.5 µs instead of 1.4 and 1.2).
+    """
+
+    sock: Any
+
+    @property
+    def family(self) -> int:
+        return int(self.sock.family)
+
+    def fileno(self) -> int:
+        return int(self.sock.fileno())
+
+    def getsockname(self) -> Any:
+        return self.sock.getsockname()
+
+    def getpeername(self) -> Any:
+        return self.sock.getpeername()
+
+    def setsockopt(self, *args: Any) -> None:
+        self.sock.setsockopt(*args)
+
+    def settimeout(self, seconds: float | None) -> None:
+        self.sock.settimeout(seconds)
+
+    def shutdown(self, how: int) -> None:
+        self.sock.shutdown(how)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class TLSSocket(_OnASocket):
     """One TLS connection.
 
     Args:
@@ -90,6 +125,11 @@ class TLSSocket:
         """Return a binary file to read from."""
         return io.BufferedReader(_Stream(self))
 
+    @property
+    def _sock(self) -> Any:
+        """What pywsgi empties before it closes, lest a reset overtake the last response."""
+        return self.sock._sock
+
     # -- with either -----------------------------------------------------------------------------------------------
 
     def recv_into(self, buffer: Any) -> int:
@@ -99,11 +139,10 @@ class TLSSocket:
             BlockingIOError: there is nothing to return now; for a non-blocking socket only.
             OSError: the connection broke, or the peer abuses it.
         """
-        with memoryview(buffer) as view:
-            received = self._decrypt(view) if self._left else 0
-            while not received and not self._ended:
-                self._ended = not self._fill()
-                received = self._decrypt(view)
+        received = self._decrypt(buffer) if self._left else 0
+        while not received and not self._ended:
+            self._ended = not self._fill()
+            received = self._decrypt(buffer)
         return received
 
     def _fill(self) -> int:
@@ -113,18 +152,19 @@ class TLSSocket:
         self._fruitless += len(data)
         return len(data)
 
-    def _decrypt(self, view: memoryview) -> int:
-        """Decrypt what OpenSSL was given, into `view`; return how much it is."""
-        received, room = 0, len(view)
+    def _decrypt(self, buffer: Any) -> int:
+        """Decrypt what OpenSSL was given, into `buffer`; return how much it is."""
+        received, room = 0, len(buffer)
+        rest = buffer
         try:
-            while room and (self._left or self._incoming.pending):
-                size = int(self._tls.read(room, view[received:]))
-                if not size:  # the peer's close_notify: the end of the stream
-                    self._ended = True
-                    break
+            while size := int(self._tls.read(room - received, rest)):
                 received += size
-                room -= size
-                self._left = not room
+                self._left = received == room
+                if self._left or not self._incoming.pending:
+                    break  # to ask once more, in vain, would cost an exception
+                rest = memoryview(buffer)[received:]
+            else:
+                self._ended = True  # the peer's close_notify
         except ssl.SSLWantReadError:
             self._left = False  # the rest of a record is still to come
         finally:
@@ -161,8 +201,7 @@ class TLSSocket:
 
     def _flush(self) -> None:
         """Send the ciphertext that has been made."""
-        while self._unsent or self._outgoing.pending:
-            data = self._unsent or self._outgoing.read()
+        while data := self._unsent or self._outgoing.read():
             self._unsent = data  # what `send` raises must not lose it
             sent = self.sock.send(data)
             self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
@@ -184,12 +223,8 @@ class TLSSocket:
         """Return the version of TLS that was negotiated, such as `TLSv1.3`."""
         return self._tls.version()
 
-    def __getattr__(self, name: str) -> Any:
-        """Be, in all else (its addresses, options, timeout, end), the socket itself."""
-        return getattr(self.sock, name)
 
-
-class TakenTLS:
+class TakenTLS(_OnASocket):
     """TLS that somebody else has set up on a gevent socket, with gevent and its waiting left out.
 
     OpenSSL reads the network by itself here: what `TLSSocket` bounds is not bounded.
@@ -200,7 +235,7 @@ class TakenTLS:
     """
 
     def __init__(self, sock: Any, tls: Any) -> None:
-        self._sock = sock
+        self.sock = sock
         self._tls = tls
 
     def recv_into(self, buffer: Any) -> int:
@@ -231,10 +266,6 @@ class TakenTLS:
     def unwrap(self) -> None:
         """Send TLS's own farewell; the peer's is not waited for."""
         self._tls.shutdown()
-
-    def __getattr__(self, name: str) -> Any:
-        """Be, in all else, the socket itself."""
-        return getattr(self._sock, name)
 
 
 class _Stream(io.RawIOBase):

@@ -435,6 +435,18 @@ def test_it_has_what_its_socket_has(connected):
     assert ours.version() == theirs.version() == "TLSv1.3"
 
 
+def test_a_response_is_not_overtaken_by_a_reset_for_what_nobody_has_read(serve, certificate, client_tls):
+    server = serve(certificate=certificate)
+    client = TLSSocket(gevent.socket.create_connection((server.host, server.port)), client_tls, "localhost")
+    client.do_handshake()
+    client.sendall(b"GET /" + b"x" * 40_000)  # pywsgi reads 8 KiB of it, so TLS its first record: 2 times 16 KiB
+    response = b""
+    while data := client.recv(1 << 16):  # it would raise ConnectionResetError
+        response += data
+    assert response.startswith(b"HTTP/1.1 414 ")
+    client.close()
+
+
 def test_a_timeout_of_the_socket_holds(connected):
     ours, _ = connected
     ours.settimeout(0.01)
