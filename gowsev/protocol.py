@@ -31,7 +31,7 @@ from typing import Any, Final
 from gowsev import frames
 from gowsev.deflate import Deflate
 from gowsev.errors import ProtocolError
-from gowsev.frames import BINARY, CLOSE, CONTINUATION, FIN, OPCODE_BITS, PING, RSV1, TEXT, apply_mask
+from gowsev.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, OPCODE_BITS, PING, RSV1, TEXT, apply_mask
 
 __all__ = ["CLOSING", "DONE", "LARGE", "OPEN", "Encoder", "MaskingEncoder", "Protocol"]
 
@@ -237,7 +237,7 @@ class Protocol:
         if self.settled and end > 5:
             # The way of almost every receive: one whole, short, unfragmented message to a server, and nothing else. The
             # loop in `_receive` would take it too, for twice the work (measured: 0.27 us for 0.49 us).
-            first, size = data[0], data[1] - frames.MASKED
+            first, size = data[0], data[1] - MASKED
             if size == end - 6 and 0 <= size <= self._longest_short and (first == 0x82 or first == 0x81):
                 mask, masked = _MASKED_PAYLOADS[size](data)
                 payload = apply_mask(masked, mask)
@@ -268,10 +268,11 @@ class Protocol:
                 start = position + 6
                 if start <= end and not self._message_opcode:
                     # The way of almost every frame: a whole, short, unfragmented message to a server.
-                    first, size = data[position], data[position + 1] - frames.MASKED
+                    first, size = data[position], data[position + 1] - MASKED
                     if (first == 0x82 or first == 0x81) and 0 <= size <= longest and start + size <= end:
+                        mask, masked = _MASKED_PAYLOADS[size](data, position)
+                        payload = apply_mask(masked, mask)
                         position = start + size
-                        payload = apply_mask(data[start:position], data[start - 4 : start])
                         if first == 0x81 and not payload.isascii():
                             _check_text(payload)
                         messages.append((first & OPCODE_BITS, payload))
