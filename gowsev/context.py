@@ -12,6 +12,7 @@ run in the driving greenlet only, of which there is one at most. Only this modul
 from __future__ import annotations
 
 import logging
+import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
 from weakref import WeakSet, finalize
@@ -63,8 +64,11 @@ TIMEOUT: Final = 0x13
 
 _TIMED_OUT: tuple[int, Any, Any] = (TIMEOUT, None, None)
 
-#: The loop flushes after so many events in a row, even while there is no end of them.
-_EVENTS_A_FLUSH = 64
+#: Seconds for which the loop gathers what is written while there is no end of events, and after how many in a row it
+#: looks at the clock. What is gathered for longer leaves in fewer and larger sends: to flush after each 64 events cost
+#: an eighth more CPU a message where 50 clients had 16 in flight.
+_LONGEST_GATHERING = 0.001
+_EVENTS_A_LOOK = 16
 
 #: These always leave the loop.
 _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
@@ -473,7 +477,7 @@ class Context:
         held = self._batch.held
         try:
             batch, take, get, handle = self._batch, self._mailbox.take, self._mailbox.get, self._handle
-            events = 0
+            events, due = 0, 0.0
             batch.held = True
             while not self._finished:
                 try:
@@ -486,8 +490,10 @@ class Context:
                     batch.held = True
                 handle(event)
                 events += 1
-                if not events % _EVENTS_A_FLUSH:
-                    batch.flush()
+                if not events % _EVENTS_A_LOOK:
+                    if time.monotonic() >= due:
+                        batch.flush()
+                        due = time.monotonic() + _LONGEST_GATHERING
                     if not events % MOST_IN_A_ROW:
                         poll_sockets()
         except BaseException as error:

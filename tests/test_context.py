@@ -24,6 +24,7 @@ from conftest import PATIENCE, Judge, Recorder, echo, in_real_thread, wait_until
 from raw import RawClient
 
 import gowsev
+from gowsev import context as context_module
 from gowsev import frames, protocol, wsgi
 from gowsev.deflate import Deflate
 from gowsev.errors import ConnClosing, GowsevError, IdNotFound
@@ -349,19 +350,29 @@ def test_what_is_written_outside_the_loop_leaves_at_once(idle):
     assert received_at_once(client) == b"\x88\x02\x03\xe8"
 
 
-def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle):
+@pytest.mark.parametrize(
+    ("longest", "sends"),  # looks at the clock are 16 events apart; the first finds the row older than any limit
+    [(0, 25), (math.inf, 2)],
+    ids=["each look", "none but the first"],
+)
+def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle, monkeypatch, longest, sends):
+    monkeypatch.setattr(context_module, "_LONGEST_GATHERING", longest)
     server = idle()
     (client,), (id,) = connect(server)
     sent = []
-    for _ in range(200):
-        server.context.Post(lambda context: context.Write(id, b"x"))
-        server.context.Post(lambda context: sent.append(context.Conn(id).bytes_sent))
+
+    def write(context):
+        context.Write(id, b"x")
+        sent.append(context.Conn(id).bytes_sent)
+
+    for number in range(16 * 25):
+        server.context.Post(write if number % 8 == 0 else lambda context: None)
     loop = gevent.spawn(server.context.EventLoop)
-    wait_until(lambda: len(sent) == 200)
+    wait_until(lambda: len(sent) == 50)
     loop.kill(timeout=PATIENCE)
     assert sent[0] == 0, "gathered"
-    assert sent[100] > 0, "but not for long"
-    assert [client.read_frame() for _ in range(200)] == [(BINARY, b"x")] * 200
+    assert len(set(sent)) == sends
+    assert [client.read_frame() for _ in sent] == [(BINARY, b"x")] * len(sent)
 
 
 def test_events_without_end_hold_no_message_back_and_keep_nobody_out(serve):
