@@ -118,7 +118,8 @@ class Context:
 
     It belongs to the thread that makes it: its methods may be called from any greenlet of that thread, callbacks
     included, and `Post` from any thread. None of them blocks, but for the two that drive the loop, and for
-    `ListenAndServe` while it looks up the name of a host.
+    `ListenAndServe` while it looks up the name of a host. What would go wrong in another thread raises `RuntimeError`
+    there; only a write in the very middle of a callback goes unnoticed.
     """
 
     def __init__(self, handler: Callbacks, options: Options | None = None) -> None:
@@ -168,7 +169,7 @@ class Context:
         Raises:
             TypeError, ValueError: `port` names no address.
             OSError: the address cannot be listened on; the text names it.
-            RuntimeError: the context has been shut down.
+            RuntimeError: the context has been shut down, or this is not the thread that made it.
         """
         return self._listen(port, None)
 
@@ -188,6 +189,7 @@ class Context:
 
     def _listen(self, port: str | int, certificate: Certificate | None) -> tuple[str, int]:
         address = parse_port(port)
+        self.check_thread()
         self._check_not_shut_down()
         sock = listen(address, self.options)
         listener = Listener(sock, address, self, certificate)
@@ -211,8 +213,9 @@ class Context:
         Raises:
             TypeError: `conn` is nothing that can be taken over.
             ValueError: it was added before.
-            RuntimeError: the context has been shut down.
+            RuntimeError: the context has been shut down, or this is not the thread that made it.
         """
+        self.check_thread()
         self._check_not_shut_down()
         if isinstance(conn, DialledConn):
             connection = release(conn)
@@ -299,6 +302,7 @@ class Context:
 
         Raises:
             TypeError: `message` is not bytes, a bytearray or a memoryview.
+            RuntimeError: this is not the thread that made the context.
         """
         connection = self._connections.get(id)
         plain = self._plain
@@ -312,6 +316,8 @@ class Context:
                 return None
         elif type(message) is not bytes:
             message = _as_bytes(message)
+        if not self._batch.held:
+            self.check_thread()
         if connection is None:
             return IdNotFound(id)
         return connection.write(BINARY, message)  # pyright: ignore[reportArgumentType]  # bytes, by now
@@ -322,10 +328,13 @@ class Context:
         Raises:
             TypeError: `text` is not str.
             ValueError: it cannot be encoded, holding half of a surrogate pair.
+            RuntimeError: this is not the thread that made the context.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be str, not {type(text).__name__}; Write sends bytes")
         payload = text.encode()
+        if not self._batch.held:
+            self.check_thread()
         connection = self._connections.get(id)
         if connection is None:
             return IdNotFound(id)
@@ -339,11 +348,14 @@ class Context:
 
         Raises:
             TypeError: `message` is neither.
+            RuntimeError: this is not the thread that made the context.
         """
         if isinstance(message, str):
             opcode, payload = TEXT, message.encode()
         else:
             opcode, payload = BINARY, _as_bytes(message)
+        if not self._batch.held:
+            self.check_thread()
         refused: list[int] = []
         connections = self._connections
         plain = self._plain
@@ -376,12 +388,14 @@ class Context:
         Raises:
             ValueError: `code` may not be sent.
             TypeError: an argument has the wrong type.
+            RuntimeError: this is not the thread that made the context.
         """
         if isinstance(code, bool) or not isinstance(code, int):
             raise TypeError(f"code must be an int, not {code!r}")
         if not isinstance(reason, str):
             raise TypeError(f"reason must be str, not {reason!r}")
         encode_close_payload(code, reason)
+        self.check_thread()
         connection = self._connections.get(id)
         if connection is not None:
             connection.close(code, reason)
@@ -412,11 +426,13 @@ class Context:
 
         Raises:
             TypeError, ValueError: `delay` is no number of seconds of at least 0, or `callback` not callable.
+            RuntimeError: this is not the thread that made the context.
         """
         _check_callable(callback)
         seconds = as_seconds("delay", delay)
         if seconds is None:
             raise TypeError("delay must be a number of seconds, not None")
+        self.check_thread()
         return Timer(seconds, lambda timer: self._mailbox.put((CALL, timer.run, (callback, args))))
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -532,8 +548,10 @@ class Context:
 
         Raises:
             TypeError, ValueError: `timeout` is no number of seconds of at least 0.
+            RuntimeError: this is not the thread that made the context.
         """
         seconds = as_seconds("timeout", timeout)
+        self.check_thread()
         if not self._shutting_down:
             self._shutting_down = True
             for listener in self._listeners:

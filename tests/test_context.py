@@ -465,6 +465,34 @@ def test_a_context_belongs_to_the_thread_that_made_it(idle):
     assert server.context.EventLoopIteration() is True
 
 
+def test_what_another_thread_may_not_call_says_so(serve):
+    # Where no thread but its own drives a hub, a timer would never fire and a port never answer.
+    server = serve()
+    with gowsev.Dial(server.url) as conn:
+        wait_until(lambda: server.context.Conn(1))
+        context = server.context
+        calls = [
+            lambda: context.Write(1, b"message"),
+            lambda: context.Write(99, b"message"),
+            lambda: context.WriteText(1, "message"),
+            lambda: context.Broadcast([1], b"message"),
+            lambda: context.Close(1),
+            lambda: context.AfterFunc(0, lambda context: None),
+            lambda: context.AddConn(conn),
+            lambda: context.ListenAndServe("127.0.0.1:0"),
+            context.Shutdown,
+        ]
+
+        def error_of(call):
+            with pytest.raises(RuntimeError, match="only Post may be called from another"):
+                call()
+
+        for call in calls:
+            in_real_thread(error_of, call)
+        context.Write(1, b"the only one")
+        assert conn.ReadMessage() == (gowsev.BinaryMessage, b"the only one")
+
+
 def test_a_context_made_in_another_thread_runs_there():
     def run():
         calls = []
