@@ -29,6 +29,7 @@ from gowsev.entrance import serve
 from gowsev.errors import IdNotFound
 from gowsev.foreign import adopt
 from gowsev.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close_payload
+from gowsev.handler import check_handler, misspelt
 from gowsev.handshake import Handshake, Reject, Request, Response, refusal
 from gowsev.keepalive import Keepalive
 from gowsev.mailbox import MOST_IN_A_ROW, Empty, Mailbox, poll_sockets
@@ -76,8 +77,6 @@ _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
 #: Every context that is still held by somebody, for a server that ends and must tell them.
 _contexts: WeakSet[Context] = WeakSet()
 
-_METHODS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived")
-
 
 def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
     """Make a context: an event loop with its own connections, independent of any other.
@@ -87,7 +86,7 @@ def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
         options: limits and intervals; the defaults are safe.
 
     Raises:
-        TypeError: `handler` lacks a method, or `options` is no `Options`.
+        TypeError: `handler` lacks a method or has an async one, or `options` is no `Options`.
     """
     return Context(handler, options)
 
@@ -123,11 +122,7 @@ class Context:
     """
 
     def __init__(self, handler: Callbacks, options: Options | None = None) -> None:
-        missing = [name for name in _METHODS if not callable(getattr(handler, name, None))]
-        if isinstance(handler, type) and not missing:
-            raise TypeError(f"handler must be an object, not the class {handler.__name__}: call it")
-        if missing:
-            raise TypeError(f"handler {handler!r} must have the methods {', '.join(_METHODS)}; missing: {missing}")
+        check_handler(handler)
         if options is not None and not isinstance(options, Options):
             raise TypeError(f"options must be gowsev.Options or None, not {options!r}")
         self.options: Options = options or Options()
@@ -152,6 +147,8 @@ class Context:
         finalize(self, self._mailbox.close)
         self._forsaken = False
         _contexts.add(self)
+        for name, callback in misspelt(handler):
+            logger.warning("the loop never calls %s of handler %r: the callback's name is %s", name, handler, callback)
         warn_if_half_patched()
 
     # -- listening and connections -------------------------------------------------------------------------------
