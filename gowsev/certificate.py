@@ -29,7 +29,10 @@ class Certificate:
                 error.errno, f"no certificate with its key in {self._named()}: {error.strerror}"
             ) from error
         except OSError as error:
-            raise OSError(error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}") from error
+            which = "" if error.filename is None else f": {error.filename!r}"  # OpenSSL does not say
+            raise OSError(
+                error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}{which}"
+            ) from error
 
     def context(self) -> ssl.SSLContext:
         """Return the TLS context of the files as they are now; the last good one if they cannot be read."""

@@ -134,6 +134,15 @@ def test_wrong_certificate_files_are_an_error_that_names_them(files, spoil, erro
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("missing", ["cert", "key"])
+def test_of_two_files_the_missing_one_is_named(files, missing):
+    files()
+    getattr(files, missing).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        gowsev.MakeContext(Recorder()).ListenAndServeTLS("127.0.0.1:0", str(files.cert), str(files.key))
+    assert str(caught.value).endswith(f": No such file or directory: {str(getattr(files, missing))!r}")
+
+
 def test_certificate_files_may_be_path_objects(files, serve, client_tls):
     files()
     assert echoes(serve(certificate=(files.cert, files.key)).client(tls=client_tls))
