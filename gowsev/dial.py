@@ -50,6 +50,10 @@ _MAX_HEAD_BYTES = 1 << 16
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<code>[1-5][0-9][0-9])(?: [^\r\n]*)?(?=\r\n|\Z)")
 _USER_INFO = re.compile(r"//[^/?#]*@")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
+_WRONG_DATA = {
+    TextMessage: "data of a TextMessage must be str, or its UTF-8 as bytes, not {}",
+    BinaryMessage: "data of a BinaryMessage must be bytes, bytearray or memoryview, not {}; a str goes as TextMessage",
+}
 
 
 class DialledConn(Conn):
@@ -109,7 +113,7 @@ class DialledConn(Conn):
             if type == TextMessage:
                 payload.decode()  # 5.6: "text data encoded as UTF-8"; UnicodeDecodeError is a ValueError
         else:
-            raise TypeError(f"data of message type {type} must not be {data!r}")
+            raise TypeError(_WRONG_DATA[type].format(data.__class__.__name__))
         outbox = self._connection.outbox
         outbox.wait()  # another greenlet's message comes first
         error = self._connection.write(type, payload)

@@ -465,6 +465,14 @@ def test_a_message_that_cannot_be_sent_is_refused_and_the_connection_goes_on(ser
         assert conn.messages_sent == 1
 
 
+def test_a_str_as_a_binary_message_is_refused_with_what_to_do(serve):
+    with gowsev.Dial(serve(EchoBoth()).url) as conn:
+        with pytest.raises(TypeError, match=r"BinaryMessage must be bytes.*, not str; a str goes as TextMessage"):
+            conn.WriteMessage(gowsev.BinaryMessage, "text")
+        with pytest.raises(TypeError, match="TextMessage must be str, or its UTF-8 as bytes, not int"):
+            conn.WriteMessage(gowsev.TextMessage, 5)
+
+
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 2999, 5000])
 def test_a_close_code_that_may_not_be_sent_is_a_value_error(serve, code):
     with gowsev.Dial(serve(EchoBoth()).url) as conn:
