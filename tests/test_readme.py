@@ -123,11 +123,12 @@ def test_the_door_refuses_and_welcomes(page):
 
 
 @snippets("README.md", "stop.py")
-def test_stopping_on_sigterm(page):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping(page, number):
     program = page.start("stop.py")
     with dial(program.port()) as client:
         assert client.ping().wait(PATIENCE)
-        program.process.send_signal(signal.SIGTERM)
+        program.process.send_signal(number)
         program.wait_for("all connections are closed\n")
     assert client.close_code == 1001
     assert program.wait() == 0, program.output
