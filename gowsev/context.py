@@ -305,12 +305,17 @@ class Context:
         plain = self._plain
         if message is plain.binary and connection is not None and connection.encoder is plain:
             # A publish loop: the message has just been encoded for another connection. `connection.write` would do the
-            # same; not to call it makes eight publishes in a row to 200 connections a fifth cheaper.
+            # same; not to call it makes one publish to 200 connections 3 % cheaper, and eight in a row a quarter.
             outbox = connection.outbox
             gathered = outbox.gathered
-            if gathered and len(gathered) < outbox.most:
-                gathered.append(plain.frame)
-                return None
+            if len(gathered) < outbox.most:
+                if gathered:
+                    gathered.append(plain.frame)
+                    return None
+                if self._batch.held and not connection.closing:
+                    gathered.append(plain.frame)
+                    self._batch.add(outbox)
+                    return None
         elif type(message) is not bytes:
             message = _as_bytes(message)
         if not self._batch.held:
@@ -356,17 +361,23 @@ class Context:
         refused: list[int] = []
         connections = self._connections
         plain = self._plain
-        # As in `Write`, one more frame goes behind those that are gathered already, without a call: that makes eight
-        # in a row to 200 connections a sixth cheaper.
+        # As in `Write`, nothing is called to put a frame into an outbox: eight in a row to 200 connections are a fifth
+        # cheaper.
         frame = plain.encode(opcode, payload) if len(payload) < LARGE else None
+        batch = self._batch
         for id in ids:
             connection = connections.get(id)
             if frame is not None and connection is not None and connection.encoder is plain:
                 outbox = connection.outbox
                 gathered = outbox.gathered
-                if gathered and len(gathered) < outbox.most:
-                    gathered.append(frame)
-                    continue
+                if len(gathered) < outbox.most:
+                    if gathered:
+                        gathered.append(frame)
+                        continue
+                    if batch.held and not connection.closing:
+                        gathered.append(frame)
+                        batch.add(outbox)
+                        continue
             if connection is None or connection.write(opcode, payload) is not None:
                 refused.append(id)
         return refused

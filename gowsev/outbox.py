@@ -113,8 +113,8 @@ class Outbox:
         self.drained: Callable[[], None] | None = None
         """Called each time a flush leaves nothing behind."""
         self.gathered: list[bytes] = []
-        """What leaves with the next flush. While something is in it, and less than `most`, a further short frame may
-        simply be put there."""
+        """What leaves with the next flush. While it holds something, and less than `most`, a further short frame may
+        simply be put there; while it holds nothing, if the batch is held, which is to be told of it."""
         self._long = 0  # the bytes of long frames in `gathered`
         self._waiting: list[bytes | memoryview] = []  # what the kernel did not take, and what came after it
         self._waiting_bytes = 0

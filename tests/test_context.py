@@ -654,6 +654,27 @@ def test_broadcast_tells_who_could_not_take_it(serve):
     assert server.context.Broadcast([], b"news") == []
 
 
+def test_what_a_callback_publishes_passes_by_who_is_closing(serve):
+    server = serve()
+    clients, ids = connect(server, 3)
+    refused = []
+
+    def publish(context):
+        context.Close(ids[1])
+        message = b"news"
+        refused.append([id for id in ids if context.Write(id, message) is not None])
+        refused.append(context.Broadcast(ids, message))
+
+    server.context.Post(publish)
+    wait_until(lambda: len(refused) == 2)
+    assert refused == [[ids[1]], [ids[1]]]
+    for client in (clients[0], clients[2]):
+        assert [client.read_frame() for _ in range(2)] == [(BINARY, b"news")] * 2
+    assert clients[1].read_close() == (1000, "")
+    clients[1].send_close()
+    assert clients[1].sock.recv(1) == b"", "and nothing of it was sent"
+
+
 @pytest.mark.parametrize(
     ("message", "error"), [(5, TypeError), (None, TypeError), (["a"], TypeError), ("\udfff", ValueError)]
 )
