@@ -654,25 +654,48 @@ def test_broadcast_tells_who_could_not_take_it(serve):
     assert server.context.Broadcast([], b"news") == []
 
 
-def test_what_a_callback_publishes_passes_by_who_is_closing(serve):
+@pytest.mark.parametrize("first", ["Write", "Broadcast"])
+def test_what_a_callback_publishes_passes_by_who_is_closing(serve, first):
     server = serve()
     clients, ids = connect(server, 3)
     refused = []
 
+    def write_to_each(context, message):
+        return [id for id in ids if context.Write(id, message) is not None]
+
     def publish(context):
         context.Close(ids[1])
-        message = b"news"
-        refused.append([id for id in ids if context.Write(id, message) is not None])
-        refused.append(context.Broadcast(ids, message))
+        ways = [write_to_each, lambda context, message: context.Broadcast(ids, message)]
+        for way in ways if first == "Write" else reversed(ways):
+            refused.extend(way(context, message) for message in (b"news", b"more"))
 
     server.context.Post(publish)
-    wait_until(lambda: len(refused) == 2)
-    assert refused == [[ids[1]], [ids[1]]]
+    wait_until(lambda: len(refused) == 4)
+    assert refused == [[ids[1]]] * 4
     for client in (clients[0], clients[2]):
-        assert [client.read_frame() for _ in range(2)] == [(BINARY, b"news")] * 2
+        assert [client.read_frame() for _ in range(4)] == [(BINARY, b"news"), (BINARY, b"more")] * 2
     assert clients[1].read_close() == (1000, "")
     clients[1].send_close()
     assert clients[1].sock.recv(1) == b"", "and nothing of it was sent"
+
+
+@pytest.mark.parametrize("how", ["Write", "WriteText", "Broadcast"])
+def test_a_callback_publishes_more_than_an_outbox_gathers(serve, how):
+    server = serve()
+    (client,), (id,) = connect(server)
+    messages = [b"%d" % number for number in range(300)]
+
+    def publish(context):
+        for message in messages:
+            if how == "Write":
+                assert context.Write(id, message) is None
+            elif how == "WriteText":
+                assert context.WriteText(id, message.decode()) is None
+            else:
+                assert context.Broadcast([id], message) == []
+
+    server.context.Post(publish)
+    assert [client.read_frame()[1] for _ in messages] == messages
 
 
 @pytest.mark.parametrize(
