@@ -302,22 +302,29 @@ class Context:
         """
         connection = self._connections.get(id)
         plain = self._plain
-        if message is plain.binary and connection is not None and connection.encoder is plain:
-            # A publish loop: the message has just been encoded for another connection. `connection.write` would do the
-            # same; not to call it makes one publish to 200 connections 3 % cheaper, and eight in a row a quarter.
+        batch = self._batch
+        if batch.held and connection is not None and connection.encoder is plain:
+            # The way of almost every message. `connection.write` would do the same; not to call it makes a message cost
+            # 7 % less where 50 clients have 16 in flight, and a publish in a loop a quarter, with eight in a row.
+            if message is plain.binary:
+                frame = plain.frame
+            elif type(message) is bytes and len(message) < LARGE:
+                frame = plain.encode(BINARY, message)
+            else:
+                frame = b""
             outbox = connection.outbox
             gathered = outbox.gathered
-            if len(gathered) < outbox.most:
+            if frame and len(gathered) < outbox.most:
                 if gathered:
-                    gathered.append(plain.frame)
+                    gathered.append(frame)
                     return None
-                if self._batch.held and not connection.closing:
-                    gathered.append(plain.frame)
-                    self._batch.add(outbox)
+                if not connection.closing:
+                    gathered.append(frame)
+                    batch.add(outbox)
                     return None
-        elif type(message) is not bytes:
+        if type(message) is not bytes:
             message = _as_bytes(message)
-        if not self._batch.held:
+        if not batch.held:
             self.check_thread()
         if connection is None:
             return IdNotFound(id)
@@ -355,15 +362,15 @@ class Context:
             opcode, payload = TEXT, message.encode()
         else:
             opcode, payload = BINARY, _as_bytes(message)
-        if not self._batch.held:
+        batch = self._batch
+        if not batch.held:
             self.check_thread()
         refused: list[int] = []
         connections = self._connections
         plain = self._plain
         # As in `Write`, nothing is called to put a frame into an outbox: eight in a row to 200 connections are a fifth
         # cheaper.
-        frame = plain.encode(opcode, payload) if len(payload) < LARGE else None
-        batch = self._batch
+        frame = plain.encode(opcode, payload) if batch.held and len(payload) < LARGE else None
         for id in ids:
             connection = connections.get(id)
             if frame is not None and connection is not None and connection.encoder is plain:
@@ -373,7 +380,7 @@ class Context:
                     if gathered:
                         gathered.append(frame)
                         continue
-                    if batch.held and not connection.closing:
+                    if not connection.closing:
                         gathered.append(frame)
                         batch.add(outbox)
                         continue
