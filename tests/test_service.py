@@ -265,6 +265,16 @@ MISTAKES = [
     (["--max-channels", "-1"], "argument --max-channels: .*"),
     (["--backplane", "http://localhost"], "--backplane is like redis://host:6379/0: .*"),
     (["--backplane", "redis://localhost:port"], "--backplane is like redis://host:6379/0: .*"),
+    (
+        ["--backplane", "redis://localhost/zero"],
+        "--backplane is like redis://host:6379/0: a database is a number, not 'zero'",
+    ),
+    (["--backplane", "redis://localhost?pasword=x"], "--backplane is like redis://host:6379/0: .*'pasword'"),
+    (["--backplane", "rediss://localhost?ssl_cert_reqs=perhaps"], "--backplane is like .*perhaps"),
+    (
+        ["--backplane", "redis://localhost?decode_responses=yes"],
+        "--backplane is like redis://host:6379/0: decode_responses cannot be chosen",
+    ),
     (["--token-file", "missing"], "cannot read the tokens in 'missing': No such file or directory"),
     (["--token-file", os.devnull], "there is no token in '/dev/null'"),
     (["--workers", "2", "--backplane", "nonsense"], "--backplane is like redis://host:6379/0: .*"),
@@ -277,6 +287,17 @@ def test_a_mistake_in_the_configuration_is_one_line_and_exit_code_2(relay, argum
     program = relay(*arguments)
     assert program.process.wait(PATIENCE) == 2
     assert re.fullmatch(rf"relay\.py: error: {said}\n", program.output)
+
+
+@pytest.mark.parametrize("password", ["sesame", "sesa@me", "sesa%40me"])
+def test_the_password_of_redis_is_not_in_the_log(relay, password):
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # where nobody answers once it is closed
+        port = taken.getsockname()[1]
+    program = relay("--backplane", f"redis://:{password}@127.0.0.1:{port}/0")
+    program.wait_for(rf"The backplane redis://127\.0\.0\.1:{port}/0 is away: ")
+    assert program.end() == 0
+    assert "sesa" not in program.output
+    assert "me@" not in program.output
 
 
 def test_log_lines_can_be_json(relay):

@@ -25,6 +25,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from backplane import AWAY, REFUSED, TOO_MANY, UNKNOWN, Position
@@ -98,6 +99,8 @@ redis.call('HSET', KEYS[1], 'answers', cjson.encode(answers))
 return answers
 """
 
+#: Options of a URL that would change what is read here.
+OURS = {"decode_responses", "protocol", "socket_connect_timeout", "socket_timeout"}
 #: What a call of Redis fails with; `redis` does not wrap everything that a socket raises.
 FAILED = (redis.RedisError, OSError)
 #: What a message costs besides its body, in the count of what the reader is ahead.
@@ -139,13 +142,13 @@ class RedisBackplane:
         max_length: entries that a stream keeps, about.
 
     Raises:
-        ValueError: `url` is none that `redis` understands.
+        ValueError: `url` is none that `redis` understands, or would be understood in part only.
     """
 
     def __init__(
         self, url: str, arrived: Callable[[gowsev.Context, bytes, bytes], object], max_length: int = 10_000
     ) -> None:
-        self.shown = re.sub(r"//[^/@]*@", "//", url.partition("?")[0])  # a password is nothing for the log
+        self.shown = re.sub(r"//[^/]*@", "//", url.partition("?")[0])  # a password is nothing for the log
         self._arrived = arrived
         self._max_length = max_length
         session = secrets.token_hex(8).encode()
@@ -522,10 +525,29 @@ def _client(url: str, timeout: float) -> redis.Redis:
     client = redis.Redis.from_url(
         url, socket_timeout=timeout, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0), protocol=2
     )
+    _check(url, client.connection_pool)
     # The answers as they came.
     for command in ("XREAD", "XINFO STREAM"):
         client.set_response_callback(command, lambda answer, **_options: answer)
     return client
+
+
+def _check(url: str, pool: redis.ConnectionPool) -> None:
+    """Look for what is wrong with a URL, and what `redis` passes over, or finds out only when it connects.
+
+    Raises:
+        ValueError: there is something.
+    """
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError(f"a database is a number, not {database!r}")
+    if ours := OURS.intersection(parse_qs(parts.query)):
+        raise ValueError(f"{', '.join(sorted(ours))} cannot be chosen")
+    try:
+        pool.connection_class(**pool.connection_kwargs)  # does not connect yet
+    except (TypeError, redis.RedisError) as error:
+        raise ValueError(f"what stands behind the ? is not understood: {error}") from error
 
 
 def stream(channel: bytes) -> bytes:
