@@ -10,6 +10,9 @@ __all__ = ["Certificate"]
 
 logger = logging.getLogger("gowsev")
 
+#: How PEM's first line ends, of whatever kind of certificate or key.
+_MARKS = (b"CERTIFICATE-----", b"PRIVATE KEY-----")
+
 
 class Certificate:
     """A certificate and its key, read again whenever their files change.
@@ -26,12 +29,11 @@ class Certificate:
             self._context = self._load()
         except ssl.SSLError as error:
             raise ssl.SSLError(
-                error.errno, f"no certificate with its key in {self._named()}: {error.strerror}"
+                error.errno, f"no certificate with its key in {self._named()}: {error.strerror}{self._lacking()}"
             ) from error
         except OSError as error:
-            which = "" if error.filename is None else f": {error.filename!r}"  # OpenSSL does not say
             raise OSError(
-                error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}{which}"
+                error.errno, f"cannot read the certificate in {self._named()}: {error.strerror}: {error.filename!r}"
             ) from error
 
     def context(self) -> ssl.SSLContext:
@@ -56,12 +58,23 @@ class Certificate:
         return tuple((status.st_mtime_ns, status.st_ino) for status in map(os.stat, self._files))
 
     def _load(self) -> ssl.SSLContext:
+        for file in self._files:
+            open(file, "rb").close()  # OpenSSL would not say which of them may not be read
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # RFC 9325 section 3.5: what it was for has other means, and each costs us a handshake.
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.load_cert_chain(*self._files, password=_no_password)
         return context
+
+    def _lacking(self) -> str:
+        """Say which file does not hold what it should, as far as is easily seen: OpenSSL says "PEM lib" of either."""
+        said = ""
+        for file, what, mark in zip(self._files, ("certificate", "private key"), _MARKS, strict=True):
+            with open(file, "rb") as opened:
+                if mark not in opened.read():
+                    said += f"; {file!r} holds no {what} in PEM"
+        return said
 
     def _named(self) -> str:
         return " and ".join(map(repr, self._files))

@@ -143,6 +143,41 @@ def test_of_two_files_the_missing_one_is_named(files, missing):
     assert str(caught.value).endswith(f": No such file or directory: {str(getattr(files, missing))!r}")
 
 
+@pytest.mark.parametrize("unreadable", ["cert", "key"])
+def test_of_two_files_the_one_that_cannot_be_read_is_named(files, unreadable):
+    files()
+    file = getattr(files, unreadable)
+    file.unlink()
+    file.mkdir()  # which root may not read either
+    with pytest.raises(IsADirectoryError) as caught:
+        gowsev.MakeContext(Recorder()).ListenAndServeTLS("127.0.0.1:0", str(files.cert), str(files.key))
+    assert str(caught.value).endswith(f": Is a directory: {str(file)!r}")
+
+
+def exchanged(files):
+    cert = files.cert.read_bytes()
+    files.cert.write_bytes(files.key.read_bytes())
+    files.key.write_bytes(cert)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "no_certificate", "no_key"),
+    [
+        (certificate_that_is_no_pem, True, False),
+        (key_that_is_no_pem, False, True),
+        (exchanged, True, True),
+        (key_of_another_certificate, False, False),
+    ],
+)
+def test_of_two_files_the_one_that_holds_something_else_is_named(files, spoil, no_certificate, no_key):
+    files()
+    spoil(files)
+    with pytest.raises(ssl.SSLError) as caught:
+        gowsev.MakeContext(Recorder()).ListenAndServeTLS("127.0.0.1:0", str(files.cert), str(files.key))
+    assert (f"{str(files.cert)!r} holds no certificate in PEM" in str(caught.value)) is no_certificate
+    assert (f"{str(files.key)!r} holds no private key in PEM" in str(caught.value)) is no_key
+
+
 def test_certificate_files_may_be_path_objects(files, serve, client_tls):
     files()
     assert echoes(serve(certificate=(files.cert, files.key)).client(tls=client_tls))
