@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
-from weakref import WeakSet, finalize
+from weakref import WeakSet, finalize, ref
 
 import gevent
 from gevent.event import AsyncResult
@@ -71,6 +71,9 @@ _TIMED_OUT: tuple[int, Any, Any] = (TIMEOUT, None, None)
 #: an eighth more CPU a message where 50 clients had 16 in flight.
 _LONGEST_GATHERING = 0.001
 _EVENTS_A_LOOK = 16
+
+#: Seconds for which a client may wait for a loop that was never driven, before that is said.
+_UNDRIVEN = 5.0
 
 #: These always leave the loop.
 _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
@@ -147,6 +150,8 @@ class Context:
         self._finished = False
         finalize(self, self._mailbox.close)
         self._forsaken = False
+        self._undriven = True
+        self._watched = False
         _contexts.add(self)
         for name, callback in misspelt(handler):
             logger.warning("the loop never calls %s of handler %r: the callback's name is %s", name, handler, callback)
@@ -583,7 +588,7 @@ class Context:
         if self._driver is not None:
             raise RuntimeError(f"this context's loop is being driven by {self._driver!r} already")
         self._driver = greenlet
-        self._forsaken = False
+        self._forsaken = self._undriven = False
         return False
 
     def _leave(self, nested: bool) -> None:
@@ -690,6 +695,8 @@ class Context:
     def admit(self, request: Request) -> Response | None:
         response = self._full()
         if response is None and self._conn_requested is not None:
+            if self._undriven:
+                self._watch_for_a_driver()
             answer = AsyncResult()
             self._mailbox.put((REQUESTED, request, answer))
             try:
@@ -721,10 +728,18 @@ class Context:
             encoder=self._encoder(handshake.deflate),
         )
         self._stats.accepted += 1
+        if self._undriven:
+            self._watch_for_a_driver()
         self._mailbox.put((ACCEPTED, connection, None))
         connection.start(leftover)
         if self._shutting_down:
             connection.close(GOING_AWAY, "shutting down")
+
+    def _watch_for_a_driver(self) -> None:
+        """See to it that it is said, once, if still nobody drives the loop in a while: a client waits for that."""
+        if not self._watched:
+            self._watched = True
+            gevent.spawn_later(_UNDRIVEN, _warn_if_undriven, ref(self))
 
     def _encoder(self, deflate: Deflate | None) -> Encoder:
         """Return the encoder of a connection: one that all with these parameters share, unless it keeps a context."""
@@ -734,6 +749,15 @@ class Context:
         if key not in self._encoders:
             self._encoders[key] = Encoder(deflate)
         return self._encoders[key]
+
+
+def _warn_if_undriven(held: ref[Context]) -> None:
+    context = held()
+    if context is not None and context._undriven and not context._shutting_down:
+        logger.warning(
+            "clients of this context wait for its loop, which was never driven: call its EventLoop, in a greenlet of "
+            "its own (gevent.spawn) where a server has the main one"
+        )
 
 
 def _count(stats: Stats, connection: Connection) -> None:

@@ -550,6 +550,39 @@ def test_a_listener_refuses_too_when_the_loop_has_been_killed(idle, caplog):
     client.close()
 
 
+@pytest.mark.parametrize("recorder", [Recorder, Judge])
+def test_a_loop_that_nobody_has_driven_is_said_once_when_clients_wait_for_it(beside, caplog, monkeypatch, recorder):
+    monkeypatch.setattr("gowsev.context._UNDRIVEN", 0.01)
+    server = beside(in_flask, "gowsev", recorder(), loop=False)
+    for _ in range(2):
+        server.client(path="/live", handshake=False).send(upgrade())
+    wait_until(lambda: caplog.records)
+    gevent.sleep(0.05)  # time in which nothing more may come
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("clients of this context wait for its loop, which was never driven")
+
+
+@pytest.mark.parametrize("meanwhile", ["EventLoopIteration", "Shutdown"])
+def test_a_loop_that_is_driven_in_time_or_shut_down_is_no_fault(idle, caplog, monkeypatch, meanwhile):
+    monkeypatch.setattr("gowsev.context._UNDRIVEN", 0.01)
+    server = idle()
+    server.client()
+    getattr(server.context, meanwhile)()
+    gevent.sleep(0.05)  # time in which nothing may be said
+    assert not caplog.records
+
+
+def test_a_context_that_is_gone_is_no_fault(caplog, monkeypatch):
+    monkeypatch.setattr("gowsev.context._UNDRIVEN", 0.01)
+    context = gowsev.MakeContext(Recorder(echo))
+    context._watch_for_a_driver()
+    del context
+    gc.collect()
+    gevent.sleep(0.05)  # time in which nothing may be said
+    assert not caplog.records
+
+
 def test_what_leaves_a_loop_in_the_main_greenlet_is_only_raised(idle, caplog):
     server = idle(Raises(), raise_errors=True)
     server.client().send_binary(b"raise")
