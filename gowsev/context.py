@@ -41,7 +41,7 @@ from gowsev.protocol import LARGE, Encoder, MaskingEncoder, Protocol
 from gowsev.server import Listener
 from gowsev.stats import Stats
 from gowsev.timer import Timer
-from gowsev.upgrade import asks_for_websocket, upgrade_required
+from gowsev.upgrade import asks_for_websocket, shown, upgrade_required
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -638,7 +638,7 @@ class Context:
     def _closed(self, connection: Connection) -> None:
         id = connection.id
         if connection.end:
-            logger.info("connection %d from %s: %s", id, connection.request.peer, connection.end)
+            logger.info("connection %d from %s: %s", id, shown(connection.request.peer), connection.end)
         try:
             self._handler.ConnClosed(self, id)
         finally:
