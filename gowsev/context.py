@@ -41,7 +41,7 @@ from gowsev.protocol import LARGE, Encoder, MaskingEncoder, Protocol
 from gowsev.server import Listener
 from gowsev.stats import Stats
 from gowsev.timer import Timer
-from gowsev.upgrade import asks_for_websocket, shown, upgrade_required
+from gowsev.upgrade import asks_for_websocket, note_lost_upgrade, shown, upgrade_required
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -274,6 +274,7 @@ class Context:
             RuntimeError: the server is none of these, or this is not the thread that made the context.
         """
         if not asks_for_websocket(environ):
+            note_lost_upgrade(environ)
             return upgrade_required(environ, start_response)
         return serve(self, environ, start_response)
 

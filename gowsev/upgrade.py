@@ -30,6 +30,7 @@ __all__ = [
     "describe",
     "host_and_port",
     "judge",
+    "note_lost_upgrade",
     "peer_address",
     "read_buffered",
     "shown",
@@ -112,9 +113,25 @@ def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
     return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
 
 
-def upgrade_required(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+def note_lost_upgrade(environ: WSGIEnvironment) -> None:
+    """Log that a request has come from a WebSocket client, and lost its `Upgrade` on the way, if it has."""
+    if _has_lost_upgrade(environ):
+        logger.info(
+            "a request from %r for %r has a Sec-WebSocket-Key, but no Upgrade: a proxy in front does not pass Upgrade "
+            "and Connection on", environ.get("REMOTE_ADDR", "").removeprefix("::ffff:"), environ.get("PATH_INFO", ""),
+        )  # fmt: skip
+
+
+def _has_lost_upgrade(environ: WSGIEnvironment) -> bool:
+    # RFC 9110 section 7.6.1: a proxy takes out Connection, and what that names. The key is named by nobody, and stays.
+    return "HTTP_SEC_WEBSOCKET_KEY" in environ and not environ.get("HTTP_UPGRADE")
+
+
+def upgrade_required(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
     body = b"This is a WebSocket server; open it with a WebSocket client.\n"
+    if _has_lost_upgrade(environ):
+        body = b"The request has no Upgrade: a proxy in front of this WebSocket server does not pass it on.\n"
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Content-Length", str(len(body))),

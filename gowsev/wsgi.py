@@ -19,7 +19,16 @@ from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 from gowsev.connection import take_over
 from gowsev.handshake import MAX_HEAD_LINES, Handshake, Headers, HTTPRequest, Request, Response, refusal
 from gowsev.mailbox import poll_sockets
-from gowsev.upgrade import HEADERS, asks_for_websocket, describe, judge, read_buffered, shown, start
+from gowsev.upgrade import (
+    HEADERS,
+    asks_for_websocket,
+    describe,
+    judge,
+    note_lost_upgrade,
+    read_buffered,
+    shown,
+    start,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,6 +47,8 @@ _READS_A_TURN = 32
 # server "MUST either reject the message [...] or replace each received obs-fold". Empty, it ends the head; without its
 # end, the stream ended inside the head (section 8).
 _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
+#: RFC 8446 section 5.1: how a TLS client begins: with a handshake record (22), whose version is 3.
+_TLS = "\x16\x03"
 _ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 
@@ -63,6 +74,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         Raises:
             ValueError: it cannot be understood.
         """
+        if raw_requestline.startswith(_TLS):
+            raise ValueError("the client began with TLS, and this port has none")
         try:
             complete = bool(super().read_request(raw_requestline))
         except ValueError:
@@ -110,6 +123,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
         """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
         if not asks_for_websocket(self.environ):
+            note_lost_upgrade(self.environ)
             return None
         self._request, handshake = judge(self.server.host, self._read, self.client_address, self.path)
         response = handshake.response

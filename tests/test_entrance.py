@@ -196,6 +196,16 @@ def test_another_request_gets_426(beside, handler):
     assert server.handler.events == []
 
 
+def test_an_upgrade_that_a_proxy_has_lost_is_logged(beside, caplog):
+    caplog.set_level("INFO", "gowsev")
+    server = beside(itself)
+    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    response = ask(server, b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + key + b"\r\n")
+    assert response.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("a request from '127.0.0.1' for '/live' has a Sec-WebSocket-Key, but no ")
+
+
 @pytest.mark.parametrize("handler", OURS)
 def test_subprotocols_and_compression_are_negotiated(beside, handler):
     server = beside(in_flask, handler, Conns(), subprotocols=("b", "a"), compression="deflate")

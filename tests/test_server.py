@@ -415,6 +415,29 @@ def test_a_refusal_says_why_and_closes(serve, informed):
     assert server.context.Stats().rejected == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"http_app": pages}], ids=["alone", "with pages"])
+def test_an_upgrade_that_a_proxy_has_lost_is_logged(serve, informed, options):
+    client = serve(**options).client(handshake=False)
+    client.send(get("/room", ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]))
+    head, body = read_response(client)
+    if options:
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    else:
+        assert head.startswith(b"HTTP/1.1 426 ")
+        assert b"a proxy in front of this WebSocket server does not pass it on" in body
+    (line,) = informed()
+    assert line.startswith("a request from '127.0.0.1' for '/room' has a Sec-WebSocket-Key, but no Upgrade: a proxy ")
+
+
+def test_tls_on_a_port_without_it_is_called_so_in_the_log(serve, informed):
+    client = serve().client(handshake=False)
+    client.send(b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\n")
+    assert client.read_to_end().startswith(b"HTTP/1.1 400 ")
+    (line,) = informed()
+    assert line.startswith("bad request from 127.0.0.1:")
+    assert "the client began with TLS, and this port has none" in line
+
+
 def test_an_origin_that_may_not_connect_is_logged_with_what_allows_it(serve, informed):
     client = serve().client(handshake=False)
     client.send(upgrade({"Origin": "http://localhost:8000"}))
