@@ -127,7 +127,10 @@ def check_python(document, arguments):
         else:
             assert rest[1:] in ([], [".venv"], ["--module", "pytest"], ["ws://localhost:9101/"])
     elif first in names:
-        assert not rest
+        assert all(re.fullmatch(r"[\d.]+:\d+", argument) for argument in rest)  # where to listen
+    elif first == "manage.py":  # which the command before it has made
+        assert "startproject" in read(document)
+        assert rest in (["migrate"], ["createsuperuser"])
     else:
         path = next(path for path in (ROOT / first, (ROOT / document).parent / first) if path.is_file())
         shown = subprocess.run(
@@ -162,6 +165,11 @@ def check_folder(document, arguments):
     assert (ROOT / folder).is_dir()
 
 
+def check_django_admin(document, arguments):
+    # A test runs it: `test_django`.
+    assert arguments == ["startproject", "mysite", "."]
+
+
 def check_tail(document, arguments):
     assert arguments == ["-f", "notes.txt"]
 
@@ -173,6 +181,7 @@ CHECKS = {
     "pip": check_pip,
     "python": check_python,
     "gunicorn": check_gunicorn,
+    ".venv/bin/django-admin": check_django_admin,
     ".venv/bin/gunicorn": check_gunicorn,
     "openssl": check_openssl,
     "python3": check_python,

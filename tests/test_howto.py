@@ -124,6 +124,26 @@ def test_flask(page):
         dial(port, "/live", origin="http://elsewhere.example", additional_headers={"Cookie": cookie_of(ann)})
 
 
+@pytest.mark.parametrize("patched", [True, False])
+@snippets("docs/flask.md", "app.py")
+def test_flask_under_its_development_server(page, patched):
+    page.write("app.py")
+    if not patched:
+        app = page.folder / "app.py"
+        app.write_text(app.read_text().replace("monkey.patch_all()", ""))
+    program = page.run("-m", "flask", "--app", "app", "run", "--port", "0")
+    visitor = Visitor(int(program.wait_for(r"Running on http://127\.0\.0\.1:(\d+)")[1]))
+    visitor.open("/login", user="Ann")
+    if patched:
+        with visitor.dial() as client:
+            assert receive(client) == "Ann has come"
+    else:
+        page.expect_traceback()
+        with pytest.raises(InvalidStatus, match="500"):
+            visitor.dial()
+        program.wait_for(r"RuntimeError: ServeHTTP cannot take a connection out of this server \(Werkzeug/.*WSGIServer")
+
+
 def cookie_of(visitor):
     return "; ".join(f"{cookie.name}={cookie.value}" for cookie in visitor.cookies)
 
@@ -142,18 +162,53 @@ print("session", session.session_key)
 """
 
 
-@snippets("docs/django.md")
-def test_django(page):
-    def manage(*command):
-        program = page.run(*command, PYTHONWARNINGS="ignore")
+def make_project(page):
+    """Make the project of docs/django.md; return a function that runs its commands."""
+
+    def manage(*command, **environ):
+        program = page.run(*command, PYTHONWARNINGS="ignore", **environ)
         assert program.process.wait(PATIENCE * 2) == 0, program.output
         return program.output
 
     manage("-m", "django", "startproject", "mysite", ".")
     for name in page.names:
-        if name != "serve.py":
+        if name.startswith("mysite/"):
             page.write(name)
     manage("manage.py", "migrate")
+    return manage
+
+
+DJANGO = [f"mysite/{name}.py" for name in ("live", "wsgi", "urls")]
+
+
+@needs_chromium
+@snippets("docs/django.md", *DJANGO, "serve.py", "console.js")
+def test_django_in_a_browser(page, browser):
+    manage = make_project(page)
+    styled = page.folder / "mysite/wsgi.py"
+    handled = "StaticFilesHandler(get_wsgi_application())"
+    assert f"django_application = {handled}" in read("docs/django.md")
+    imported = "from django.contrib.staticfiles.handlers import StaticFilesHandler\n"
+    styled.write_text(imported + styled.read_text().replace("= get_wsgi_application()", f"= {handled}"))
+    who = {"DJANGO_SUPERUSER_USERNAME": "ann", "DJANGO_SUPERUSER_PASSWORD": "sesame"}
+    manage("manage.py", "createsuperuser", "--noinput", "--email", "ann@example.org", **who)
+    port = page.serve("serve.py")
+    tab = browser.open(f"http://127.0.0.1:{port}/admin/")
+    tab.fill("#id_username", "ann")
+    tab.fill("#id_password", "sesame")
+    tab.click("[type=submit]")
+    tab.wait_for_text("h1", "Site administration")
+    assert fetch(port, "/static/admin/css/base.css")
+    tab.look("var said = []; console.log = (line) => said.push(line)")
+    tab.look(page.write("console.js").read_text())
+    tab.wait_for("socket.readyState === WebSocket.OPEN")
+    assert fetch(port) == b"a page\n"
+    tab.wait_for("said.join() === 'AnonymousUser looks at the page'")
+
+
+@snippets("docs/django.md", *DJANGO, "serve.py")
+def test_django(page):
+    manage = make_project(page)
     session = re.search(r"session (\w+)", manage("manage.py", "shell", "-c", LOG_IN))[1]
     port = page.serve("serve.py")
     with pytest.raises(InvalidStatus, match="401"):
