@@ -73,7 +73,13 @@ def test_nothing_within_the_timeout_is_none(mailbox):
     assert mailbox.get(0) is None
 
 
-@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_what_is_put_after_a_wait_in_vain_is_there(mailbox):
+    assert mailbox.get(0.01) is None
+    mailbox.put("event")
+    assert mailbox.take() == "event"
+
+
+@pytest.mark.parametrize("timeout", [None, 1, PATIENCE])
 def test_waiting_blocks_only_its_own_greenlet_until_an_event_is_put(mailbox, timeout):
     gevent.spawn(lambda: mailbox.put("event"))
     assert mailbox.get(timeout) == "event"
@@ -125,13 +131,19 @@ def test_a_timeout_of_a_wait_that_was_broken_off_is_not_kept_for_the_next_one(ma
     assert mailbox.get(PATIENCE) == "later"
 
 
-def test_each_of_several_that_wait_gets_an_event(mailbox):
-    waiting = [gevent.spawn(mailbox.get, None) for _ in range(3)]
-    wait_until(lambda: mailbox._waiting == 3)
-    for event in "one", "two", "three":
+def test_all_that_is_put_while_one_waits_is_there_when_it_goes_on(mailbox):
+    gevent.spawn(lambda: [mailbox.put(event) for event in range(3)])
+    assert [mailbox.get(None), mailbox.take(), mailbox.take()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_of_several_that_wait_gets_an_event(mailbox, count):
+    waiting = [gevent.spawn(mailbox.get, None) for _ in range(count)]
+    wait_until(lambda: mailbox._waiting == count)
+    for event in range(count):
         mailbox.put(event)
     gevent.joinall(waiting, PATIENCE)
-    assert [greenlet.value for greenlet in waiting] == ["one", "two", "three"]
+    assert [greenlet.value for greenlet in waiting] == list(range(count))
 
 
 def test_who_finds_its_event_taken_by_somebody_else_waits_on(mailbox):
@@ -168,6 +180,20 @@ def test_events_without_end_do_not_keep_sockets_from_being_looked_at(mailbox, so
     seen = [get() for _ in range(20)]
     assert "read" in seen
     assert seen.count("more") == 19
+
+
+def test_after_so_many_events_in_a_row_the_sockets_are_looked_at(mailbox, socket_event, monkeypatch):
+    monkeypatch.setattr(mailbox_module, "MOST_IN_A_ROW", 4)
+    socket_event()
+    looked_after = []
+    for taken in range(15):
+        mailbox.put("more")
+        before = len(mailbox)
+        mailbox.get(None)
+        if len(mailbox) == before:  # one was taken, and "read" has come
+            looked_after.append(taken)
+            socket_event()
+    assert looked_after == [4, 9, 14]
 
 
 # -- other threads -----------------------------------------------------------------------------------------------
