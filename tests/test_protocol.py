@@ -134,6 +134,7 @@ def test_a_new_protocol():
     assert protocol.output == b""
     assert protocol.pong == b""
     assert protocol.more is False
+    assert protocol.settled is True
 
 
 @pytest.mark.parametrize("state", [OPEN, CLOSING, DONE])
@@ -354,6 +355,72 @@ def test_nothing_at_all_is_nothing():
     assert protocol.state == OPEN
 
 
+# -- a whole, short message in a call of its own -----------------------------------------------------------------
+
+# So nearly all come, and `receive` takes them without a look at its state where `settled` says that it may.
+
+SHORT = frame(FIN | BINARY, b"whole")
+
+# what has come before, and whether it has left nothing to do, and nothing begun
+BEFORE = [
+    ("nothing", b"", True),
+    ("a short message", SHORT, True),
+    ("a text that is not ASCII", frame(FIN | TEXT, HELLO), True),
+    ("a longer message", frame(FIN | BINARY, bytes(300)), True),
+    ("all fragments of a message", frame(TEXT, b"a") + frame(FIN, b"b"), True),
+    ("a pong", frame(FIN | PONG), True),
+    ("the beginning of a header", SHORT[:1], False),
+    ("a frame but for its end", SHORT[:-1], False),
+    ("the beginning of a long frame", frame(FIN | BINARY, bytes(300))[:200], False),
+    ("one fragment of a message", frame(TEXT, b"a"), False),
+    ("a ping", frame(FIN | PING), False),
+    ("a close frame", frame(FIN | CLOSE), False),
+    ("a violation", frame(FIN | 3), False),
+    ("more than one call takes", SHORT * 300, False),
+]
+
+
+@pytest.mark.parametrize(("before", "settled"), [row[1:] for row in BEFORE], ids=[row[0] for row in BEFORE])
+def test_settled(before, settled):
+    protocol = Protocol()
+    protocol.receive(before)
+    assert protocol.settled is settled
+
+
+def test_an_answer_that_was_sent_is_nothing_to_do_but_the_end_remains():
+    protocol = Protocol()
+    for control, settled in ((frame(FIN | PING), True), (frame(FIN | CLOSE), False)):
+        protocol.receive(control)
+        protocol.output.clear()
+        protocol.receive(b"")
+        assert protocol.settled is settled
+    assert protocol.receive(SHORT) == []
+
+
+# section, what has begun, what a whole message means behind it: the messages, the code of the failure
+BEGUN = [
+    # "The fragments of one message MUST NOT be interleaved between the fragments of another message"
+    ("5.4 a message", frame(TEXT, b"a"), [], 1002),
+    ("5.2 a frame", header(FIN | BINARY, len(SHORT), masked=True) + bytes(4), [(BINARY, SHORT)], None),
+    ("5.2 a header", header(FIN | BINARY, len(SHORT) - 4, masked=True), [(BINARY, mask(SHORT[4:], SHORT[:4]))], None),
+]
+
+
+@pytest.mark.parametrize(("begun", "messages", "code"), [row[1:] for row in BEGUN], ids=[row[0] for row in BEGUN])
+def test_what_has_begun_goes_on_though_a_whole_message_seems_to_come(begun, messages, code):
+    protocol = Protocol()
+    assert feed(protocol, [begun, SHORT]) == messages
+    assert (protocol.failure and protocol.failure.code) == code
+
+
+@by_role
+def test_a_short_message_ends_where_it_says_however_it_is_cut(client):
+    payload = bytes(range(20))
+    wire = frame(FIN | BINARY, payload, key_for(client)) + frame(FIN | TEXT, HELLO, key_for(client))
+    for place in range(len(wire)):
+        assert feed(Protocol(client=client), cut(wire, [place])) == [(BINARY, payload), (TEXT, HELLO)]
+
+
 # -- violations --------------------------------------------------------------------------------------------------
 
 # name, section, the frames' bytes as a client sends them, the close code, whether `websockets` finds the same
@@ -431,6 +498,15 @@ def test_unmasked_frame_of_any_length_whatever_stands_around_it(size):
     wire = before + frame(FIN | BINARY, b"\xfe" * size, None) + bytes(70_000)
     seen = outcome(Protocol(max_message_bytes=None), [wire])
     assert seen["messages"] == [(BINARY, b"\xff")]
+    assert seen["failure"] == (1002, "unmasked client frame")
+
+
+@pytest.mark.parametrize("size", [4, 9, 100])
+def test_unmasked_frame_whose_payload_begins_like_the_length_of_a_masked_one(size):
+    # 5.1, as above
+    wire = frame(FIN | BINARY, bytes([0x80 | size - 4]) + bytes(size - 1), None)
+    seen = outcome(Protocol(), [wire])
+    assert seen["messages"] == []
     assert seen["failure"] == (1002, "unmasked client frame")
 
 
@@ -874,11 +950,11 @@ def test_encoder_keeps_the_last_frame_and_what_it_was_made_of():
     assert None not in (encoder.binary, encoder.text), "which a program might give by mistake"
     frame = encoder.encode(BINARY, payload)
     assert encoder.binary is payload
-    assert encoder.text is not payload, "under another opcode it is another frame"
+    assert encoder.text not in (payload, None), "under another opcode it is another frame"
     assert encoder.frame is frame
     frame = encoder.encode(TEXT, payload)
     assert encoder.text is payload
-    assert encoder.binary is not payload
+    assert encoder.binary not in (payload, None)
     assert encoder.frame is frame
 
 
@@ -891,8 +967,11 @@ def test_encoder_compresses_equal_bytes_once():
     # As they are when one text is written to each of many: each time it is encoded anew.
     assert encoder.encode(BINARY, b"abc" * 50 + b"abc" * 50) is published
     assert encoder.encode(BINARY, b"abd" * 100) != published
+    assert encoder.encode(BINARY, payload) == published
     as_text = encoder.encode(TEXT, payload)
     assert as_text == bytes([FIN | RSV1 | TEXT]) + published[1:]
+    assert encoder.encode(TEXT, payload) is as_text
+    assert encoder.encode(BINARY, payload) == published
 
 
 INCOMPRESSIBLE = random.Random(2).randbytes(20000)
