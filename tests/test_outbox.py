@@ -13,6 +13,7 @@ from conftest import PATIENCE, in_thread, wait_until
 from gowsev import outbox as outbox_module
 from gowsev.mailbox import poll_sockets
 from gowsev.outbox import Batch, Outbox
+from gowsev.protocol import LARGE
 from gowsev.tls import TLSSocket
 
 
@@ -116,6 +117,15 @@ def test_while_held_they_wait_for_the_flush_and_leave_in_one_send(packets):
     assert packets.outbox.bytes_sent == 18
 
 
+def test_a_long_frame_alone_leaves_with_the_flush_too(packets):
+    packets.batch.held = True
+    for chunks in ((b"one",), (b"two ", b"chunks")):
+        packets.outbox.append_long(chunks)
+        assert packets.read() == b""
+        packets.batch.flush()
+        assert packets.theirs.recv(100) == b"".join(chunks)
+
+
 def test_a_batch_flushes_every_outbox_that_gathered_once():
     rigs = [Rig(socket.SOCK_SEQPACKET) for _ in range(3)]
     batch = Batch()
@@ -154,11 +164,12 @@ def test_what_the_loop_has_flushed_is_not_flushed_again_by_the_hub(packets):
 def test_more_bytes_than_are_worth_gathering_are_offered_at_once_even_while_held(rig, monkeypatch):
     monkeypatch.setattr(outbox_module, "_EAGER", 1000)
     rig.batch.held = True
-    rig.outbox.append_long((bytes(900), bytes(100)))
-    assert rig.read() == b""
-    rig.outbox.append_long((b"x",))
-    assert rig.read() == bytes(1000) + b"x"
-    assert rig.outbox.size == 0
+    for _ in range(2):
+        rig.outbox.append_long((bytes(900), bytes(100)))
+        assert rig.read() == b""
+        rig.outbox.append_long((b"x",))
+        assert rig.read() == bytes(1000) + b"x"
+        assert rig.outbox.size == 0
 
 
 def test_more_frames_than_are_worth_gathering_are_offered_at_once_even_while_held(packets):
@@ -182,6 +193,15 @@ def test_a_short_frame_may_be_put_behind_gathered_ones_without_a_call(packets):
     packets.batch.flush()
     assert packets.theirs.recv(100) == b"onetwo"
     assert (packets.outbox.size, packets.outbox.frames, packets.outbox.bytes_sent) == (0, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [(None, 64), (64 * LARGE - 1, 63), (2 * LARGE, 2), (2 * LARGE - 1, 1), (LARGE - 1, 0)]
+)
+def test_what_may_be_put_without_a_call_is_never_more_than_the_limit(limit, most):
+    rig = Rig(limit=limit)
+    assert rig.outbox.most == most
+    rig.close()
 
 
 def test_nothing_is_gathered_while_a_writer_is_at_work(rig):
@@ -270,6 +290,12 @@ def test_every_byte_leaves_once_and_in_order(rig, sizes, read_first):
     assert rig.outbox.bytes_sent == sum(sizes)
 
 
+def test_a_long_frame_leaves_in_one_send_though_it_has_chunks(packets):
+    packets.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+    packets.outbox.append_long((b"header", bytes(100_000)))
+    assert packets.theirs.recv(1 << 20) == b"header" + bytes(100_000)
+
+
 # -- congestion --------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +317,16 @@ def test_what_the_kernel_does_not_take_waits_counted_and_is_sent_when_the_peer_r
     assert rig.outbox.size == 0
     assert rig.outbox.bytes_sent == len(data) + len(more)
     assert not rig.errors
+
+
+@pytest.mark.parametrize("size", [60_000, 300_000])
+def test_what_the_kernel_takes_a_part_of_is_counted_and_the_rest_is_sent(rig, size):
+    data = random.randbytes(size)
+    rig.outbox.append(data)
+    assert 0 < rig.outbox.bytes_sent < size
+    assert rig.outbox.size == size - rig.outbox.bytes_sent
+    assert rig.read_until(size) == data
+    assert (rig.outbox.size, rig.outbox.bytes_sent) == (0, size)
 
 
 def test_a_peer_in_another_thread_gets_everything(rig):
@@ -315,36 +351,47 @@ def test_a_writer_exists_only_while_there_is_congestion(rig):
         assert rig.read() == b"at once"
 
 
-class CountingSocket:
-    """A socket that counts what is offered to it."""
+class NotingSocket:
+    """A socket that notes what is offered to it, the buffers of each send."""
 
     def __init__(self, sock):
         self.sock = sock
-        self.offers = 0
+        self.offers = []
 
     def fileno(self):
         return self.sock.fileno()
 
     def send(self, data):
-        self.offers += 1
+        self.offers.append([data])
         return self.sock.send(data)
 
     def sendmsg(self, buffers):
-        self.offers += 1
+        self.offers.append(buffers)
         return self.sock.sendmsg(buffers)
 
 
 def test_a_writer_is_not_woken_by_what_its_peer_sends(rig):
     """Else it would keep the processor busy for as long as nobody reads that."""
-    counting = CountingSocket(rig.ours)
-    rig.outbox = Outbox(counting, False, rig.batch, rig.errors.append)
+    noting = NotingSocket(rig.ours)
+    rig.outbox = Outbox(noting, False, rig.batch, rig.errors.append)
     rig.congest()
     gevent.sleep(0)  # the writer has begun to wait
-    before = counting.offers
+    before = len(noting.offers)
     rig.theirs.send(b"something to read")
     for _ in range(10):
         poll_sockets()
-    assert counting.offers == before
+    assert len(noting.offers) == before
+
+
+def test_a_long_payload_is_not_copied_however_often_it_is_offered(rig):
+    noting = NotingSocket(rig.ours)
+    rig.outbox = Outbox(noting, False, rig.batch, rig.errors.append)
+    data = random.randbytes(300_000)
+    rig.outbox.append_long((b"header", data))
+    assert rig.read_until(6 + len(data)) == b"header" + data
+    long = [buffer for offer in noting.offers for buffer in offer if len(buffer) > 1 << 16]
+    assert len(long) > 2
+    assert all(memoryview(buffer).obj is data for buffer in long)
 
 
 def test_appending_to_a_congested_outbox_while_held_needs_no_flush(rig):
@@ -387,6 +434,16 @@ def test_whoever_waits_goes_on_and_can_tell_when_it_was_thrown_away(rig):
     rig.outbox.close()
     waiting.get(timeout=PATIENCE)
     assert rig.outbox.discarded is True
+
+
+def test_closing_throws_away_what_was_gathered_too(rig):
+    rig.batch.held = True
+    rig.outbox.append(b"x")
+    rig.outbox.close()
+    assert rig.outbox.discarded is True
+    assert (rig.outbox.size, rig.outbox.frames) == (0, 1)
+    rig.batch.flush()
+    assert rig.read() == b""
 
 
 def test_closing_what_is_empty_throws_nothing_away(rig):
@@ -448,11 +505,13 @@ def test_a_writer_that_is_being_ended_does_not_disturb_its_successor(rig):
     assert rig.read_until(taken + len(after)) == before[:taken] + after
 
 
-def test_a_broken_socket_is_reported_once_and_nothing_waits_any_more(rig):
+@pytest.mark.parametrize("chunks", [(b"y",), (b"y", bytes(100_000))], ids=["short", "long"])
+def test_a_broken_socket_is_reported_once_and_nothing_waits_any_more(rig, chunks):
     rig.theirs.close()
     rig.batch.held = True
     rig.outbox.append(b"x")
-    rig.outbox.append(b"y")
+    for chunk in chunks:
+        rig.outbox.append(chunk)
     rig.batch.flush()
     assert [error.errno for error in rig.errors] == [errno.EPIPE]
     assert rig.outbox.size == 0
@@ -584,6 +643,17 @@ def test_over_tls_a_refused_send_is_repeated_as_openssl_wants_it(tls_rig):
         tls_rig.outbox.append(more[start : start + 1000])
     assert tls_rig.read_until(len(data) + len(more)) == data + more
     assert not tls_rig.errors
+
+
+@pytest.mark.parametrize("sizes", [(200_000,), (60_000, 10_000), (65_536, 1), (1, 30_000, 30_000, 30_000)])
+def test_over_tls_no_more_is_offered_at_once_than_one_buffer_s_worth_and_no_less(tls_rig, sizes):
+    noting = NotingSocket(tls_rig.ours)
+    tls_rig.outbox = Outbox(noting, True, tls_rig.batch, tls_rig.errors.append)
+    chunks = tuple(random.randbytes(size) for size in sizes)
+    tls_rig.outbox.append_long(chunks)
+    assert tls_rig.read_until(sum(sizes)) == b"".join(chunks)
+    lengths = [len(data) for [data] in noting.offers]
+    assert lengths[0] == max(lengths) == 1 << 16
 
 
 def test_over_tls_a_broken_socket_is_reported(tls_rig):
