@@ -21,6 +21,7 @@ import gevent.ssl
 import pytest
 import trustme
 from gevent import monkey
+from gevent.threadpool import ThreadPool
 from raw import RawClient
 
 import gowsev
@@ -60,8 +61,15 @@ def listening():
 
 
 def in_real_thread(function, *args):
-    """Run code in a real thread, which has a hub of its own, whether the process is monkey-patched or not."""
-    return gevent.get_hub().threadpool.spawn(function, *args).get(timeout=PATIENCE * 2)
+    """Run code in a real thread, which has a hub of its own, whether the process is monkey-patched or not.
+
+    The thread ends with it: a worker of gevent's pool would keep the hub, and report on stderr, in the middle of some
+    later test, that it was destroyed.
+    """
+    pool = ThreadPool(1)
+    result = pool.spawn(function, *args).get(timeout=PATIENCE * 2)
+    pool.kill()
+    return result
 
 
 class Recorder(gowsev.Handler):
