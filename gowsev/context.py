@@ -740,7 +740,8 @@ class Context:
         """See to it that it is said, once, if still nobody drives the loop in a while: a client waits for that."""
         if not self._watched:
             self._watched = True
-            gevent.spawn_later(_UNDRIVEN, _warn_if_undriven, ref(self))
+            # Not spawn_later: nobody should have to wait for this, neither `gevent.wait()` nor the end of a program.
+            gevent.get_hub().loop.timer(_UNDRIVEN, ref=False).start(gevent.spawn, _warn_if_undriven, ref(self))
 
     def _encoder(self, deflate: Deflate | None) -> Encoder:
         """Return the encoder of a connection: one that all with these parameters share, unless it keeps a context."""

@@ -593,6 +593,13 @@ def test_a_context_that_is_gone_is_no_fault(caplog, monkeypatch):
     assert not caplog.records
 
 
+def test_a_program_that_ends_does_not_wait_to_say_that_its_loop_was_not_driven(monkeypatch):
+    monkeypatch.setattr("gowsev.context._UNDRIVEN", 3600)
+    context = gowsev.MakeContext(Recorder(echo))
+    context._watch_for_a_driver()
+    assert gevent.wait(timeout=PATIENCE), "it would be waited for"
+
+
 def test_what_leaves_a_loop_in_the_main_greenlet_is_only_raised(idle, caplog):
     server = idle(Raises(), raise_errors=True)
     server.client().send_binary(b"raise")
