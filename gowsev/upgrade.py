@@ -116,9 +116,10 @@ def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
 def note_lost_upgrade(environ: WSGIEnvironment) -> None:
     """Log that a request has come from a WebSocket client, and lost its `Upgrade` on the way, if it has."""
     if _has_lost_upgrade(environ):
+        host, _ = host_and_port((environ.get("REMOTE_ADDR", ""), 0))
         logger.info(
             "a request from %r for %r has a Sec-WebSocket-Key, but no Upgrade: a proxy in front does not pass Upgrade "
-            "and Connection on", environ.get("REMOTE_ADDR", "").removeprefix("::ffff:"), environ.get("PATH_INFO", ""),
+            "and Connection on", host, environ.get("PATH_INFO", ""),
         )  # fmt: skip
 
 
