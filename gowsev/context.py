@@ -334,7 +334,7 @@ class Context:
             self.check_thread()
         if connection is None:
             return IdNotFound(id)
-        return connection.write(BINARY, message)  # pyright: ignore[reportArgumentType]  # bytes, by now
+        return connection.write(BINARY, message)
 
     def WriteText(self, id: int, text: str) -> Exception | None:
         """Send a text message; otherwise like `Write`.
