@@ -270,7 +270,7 @@ MISTAKES = [
         ["--backplane", "redis://localhost/zero"],
         "--backplane is like redis://host:6379/0: a database is a number, not 'zero'",
     ),
-    (["--backplane", "redis://localhost?pasword=x"], "--backplane is like redis://host:6379/0: .*'pasword'"),
+    (["--backplane", "redis://localhost?pasword=x"], "--backplane is like redis://host:6379/0: .*'pasword'.*"),
     (["--backplane", "rediss://localhost?ssl_cert_reqs=perhaps"], "--backplane is like .*perhaps"),
     (
         ["--backplane", "redis://localhost?decode_responses=yes"],
