@@ -26,6 +26,8 @@ SERVERS = HERE / "servers"
 #: What is compiled or installed, but for Python's packages.
 BUILD = ROOT / "build" / "benchmarks"
 PATIENCE = 20.0
+#: Seconds that compiling or installing one peer may take.
+PREPARATION = 300
 CORES = sorted(os.sched_getaffinity(0))
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
@@ -72,7 +74,10 @@ def run(command, **options):
     """Run a command of the preparation; a failure's last line is the reason why a peer cannot take part."""
     if shutil.which(command[0]) is None:
         raise Unavailable(f"there is no {command[0]} here")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PREPARATION, check=False, **options)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"{command[0]} did not end within {PREPARATION} s") from error
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
         raise Unavailable(f"{command[0]}: {next((line for line in lines if 'error' in line.lower()), lines[-1])}")

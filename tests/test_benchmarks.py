@@ -243,6 +243,12 @@ def test_server_that_does_not_start_is_unavailable():
         launch.run(["such-command"])
 
 
+def test_preparation_that_does_not_end_leaves_the_peer_out(monkeypatch):
+    monkeypatch.setattr(launch, "PREPARATION", 0.1)
+    with pytest.raises(launch.Unavailable, match=r"sleep did not end within 0\.1 s"):
+        launch.run(["sleep", "600"])
+
+
 def of_this_mark(mark):
     """The processes that have this in their environment."""
     found = []
