@@ -120,7 +120,9 @@ def percentile(ordered: list[float], share: float) -> float:
 
 def run(args: argparse.Namespace) -> str:
     """Put the load on; return what went wrong, or nothing."""
-    total = sum(subscribers_of(number, args) for number in range(args.messages))
+    # A round over all channels reaches each subscriber once; the last round may be cut short.
+    rounds, rest = divmod(args.messages, args.channels)
+    total = rounds * args.subscribers + sum(subscribers_of(number, args) for number in range(rest))
     bar = tqdm(total=total, desc="delivering", unit=" messages", unit_scale=True)
     load = Load(args, bar)
     context = gowsev.MakeContext(load, gowsev.Options(raise_errors=True))
