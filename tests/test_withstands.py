@@ -168,7 +168,7 @@ def test_accepting_goes_on_when_there_are_file_descriptors_again(tmp_path):
         waiting[-1].close()
         # What was in the backlog may take all descriptors once more before its end is seen; that is said again then.
         said = re.findall("cannot accept connections|accepting connections again", log.read_text())
-        assert all(one != next for one, next in itertools.pairwise(said))
+        assert all(earlier != later for earlier, later in itertools.pairwise(said))
         assert "Traceback" not in log.read_text()
     finally:
         process.terminate()
