@@ -513,7 +513,7 @@ class Context:
         held = self._batch.held
         try:
             batch, take, get, handle = self._batch, self._mailbox.take, self._mailbox.get, self._handle
-            events, due = 0, 0.0
+            events, due = 0, None
             batch.held = True
             while not self._finished:
                 try:
@@ -524,10 +524,13 @@ class Context:
                     batch.held = False
                     event = get(self._timeout) or _TIMED_OUT
                     batch.held = True
+                    events, due = 0, None
                 handle(event)
                 events += 1
                 if not events % _EVENTS_A_LOOK:
-                    if time.monotonic() >= due:
+                    if due is None:
+                        due = time.monotonic() + _LONGEST_GATHERING
+                    elif time.monotonic() >= due:
                         batch.flush()
                         due = time.monotonic() + _LONGEST_GATHERING
                     if not events % MOST_IN_A_ROW:

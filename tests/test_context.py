@@ -351,9 +351,9 @@ def test_what_is_written_outside_the_loop_leaves_at_once(idle):
 
 
 @pytest.mark.parametrize(
-    ("longest", "sends"),  # looks at the clock are 16 events apart; the first finds the row older than any limit
-    [(0, 25), (math.inf, 2)],
-    ids=["each look", "none but the first"],
+    ("longest", "sends"),  # looks at the clock are 16 events apart; the first finds out when the row began
+    [(0, 24), (math.inf, 1)],
+    ids=["each look but the first", "none"],
 )
 def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle, monkeypatch, longest, sends):
     monkeypatch.setattr(context_module, "_LONGEST_GATHERING", longest)
@@ -373,6 +373,25 @@ def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle, monk
     assert sent[0] == 0, "gathered"
     assert len(set(sent)) == sends
     assert [client.read_frame() for _ in sent] == [(BINARY, b"x")] * len(sent)
+
+
+def test_short_rows_of_events_are_not_interrupted_however_many_came_before(idle):
+    server = idle()
+    (client,), (id,) = connect(server)
+    loop = gevent.spawn(server.context.EventLoop)
+    for row in range(8):
+        sent = []
+
+        def write(context, sent):
+            context.Write(id, b"x")
+            sent.append(context.Conn(id).bytes_sent)
+
+        for _ in range(12):
+            server.context.Post(write, sent)
+        wait_until(lambda sent=sent: len(sent) == 12)
+        assert set(sent) == {row * 12 * 3}, "gathered, and sent before the next row"
+        assert [client.read_frame() for _ in sent] == [(BINARY, b"x")] * 12
+    loop.kill(timeout=PATIENCE)
 
 
 def test_events_without_end_hold_no_message_back_and_keep_nobody_out(serve):
