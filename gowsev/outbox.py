@@ -4,6 +4,8 @@ Frames are gathered and leave together: while `Batch.held`, which the loop sets 
 outbox, and one flush for everything follows; else it is flushed at once. What the kernel does not take waits, and is
 sent by a *writer*, a greenlet that exists only for as long as its peer is that far behind.
 
+An outbox may share what it gathers with others (see `audience`), until it is given anything of its own.
+
 Invariants: bytes leave in the order in which they were appended, each once. What is in `gathered` leaves with the next
 flush of the batch, and nothing is in it while a writer is at work. Nothing here blocks but the writer.
 """
@@ -24,13 +26,15 @@ from gowsev.protocol import LARGE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["WOULD_BLOCK", "Batch", "Outbox"]
+    from gowsev.audience import Audience
+
+__all__ = ["MOST_GATHERED", "MOST_JOINED", "WOULD_BLOCK", "Batch", "Outbox"]
 
 #: So many short frames, or bytes where there are long ones, are offered to the kernel before more is gathered.
-_MOST_GATHERED = 64
+MOST_GATHERED = 64
 _EAGER = 1 << 18
 #: Up to so many bytes are joined into one buffer; beyond, `sendmsg` saves the copy. TLS is offered no more at once.
-_JOIN = 1 << 16
+MOST_JOINED = 1 << 16
 #: POSIX guarantees 16; Linux, the BSDs and macOS take 1,024 buffers in one `sendmsg`.
 _MAX_BUFFERS = 1024
 
@@ -40,18 +44,18 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Batch:
-    """The outboxes that have gathered something since the last flush."""
+    """The outboxes, and audiences, that have gathered something since the last flush."""
 
     __slots__ = ("_gathered", "_scheduled", "held")
 
     def __init__(self) -> None:
         self.held = False
         """While true, appending does not flush."""
-        self._gathered: list[Outbox] = []
+        self._gathered: list[Outbox | Audience] = []
         self._scheduled = False
 
-    def add(self, outbox: Outbox) -> None:
-        """Note that `outbox` has begun to gather."""
+    def add(self, outbox: Outbox | Audience) -> None:
+        """Note that `outbox`, or an audience, has begun to gather."""
         self._gathered.append(outbox)
         if not self._scheduled:
             # Whatever the loop's greenlet does next, the hub runs this before it waits for anything: a callback
@@ -84,15 +88,17 @@ class Outbox:
     """
 
     __slots__ = (
+        "_bytes_sent",
         "_frames",
+        "_known_as",
         "_long",
         "_lost",
         "_sock",
         "_tls",
         "_waiting",
         "_waiting_bytes",
+        "audience",
         "batch",
-        "bytes_sent",
         "discarded",
         "drained",
         "gathered",
@@ -110,6 +116,9 @@ class Outbox:
         self._lost = lost
         self.limit = sys.maxsize if limit is None else limit
         self.batch = batch
+        self.audience: Audience | None = None
+        """Where it gathers together with others: `gathered` is theirs too then, and `most` 0."""
+        self._known_as = 0  # to the audience: the connection's id
         self.drained: Callable[[], None] | None = None
         """Called each time a flush leaves nothing behind."""
         self.gathered: list[bytes] = []
@@ -123,7 +132,7 @@ class Outbox:
         """The greenlet at work while the peer is behind."""
         self.most: int
         self._give_to(None)
-        self.bytes_sent = 0
+        self._bytes_sent = 0
         self.discarded = False
         """Whether `close` threw away bytes that had been appended."""
         self.late = b""
@@ -137,7 +146,13 @@ class Outbox:
     @property
     def frames(self) -> int:
         """The frames appended since the beginning."""
-        return self._frames + len(self.gathered)
+        shared = self.audience.frames_sent if self.audience is not None else 0
+        return self._frames + shared + len(self.gathered)
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes that the kernel has taken since the beginning."""
+        return self._bytes_sent + (self.audience.bytes_sent if self.audience is not None else 0)
 
     @property
     def congested(self) -> bool:
@@ -153,6 +168,8 @@ class Outbox:
 
     def append(self, frame: bytes) -> None:
         """Add a short frame; it leaves at the end of the callback that is running, or at once where none is."""
+        if self.audience is not None:
+            self.leave()
         if self.writer is not None:
             self._waiting.append(frame)
             self._waiting_bytes += len(frame)
@@ -161,7 +178,7 @@ class Outbox:
         gathered = self.gathered
         gathered.append(frame)
         count = len(gathered)
-        if not self.batch.held or count >= _MOST_GATHERED:
+        if not self.batch.held or count >= MOST_GATHERED:
             self.flush()
         elif count == 1:
             self.batch.add(self)
@@ -169,6 +186,8 @@ class Outbox:
     def append_long(self, chunks: tuple[bytes, ...]) -> None:
         """Add a frame of any length, in chunks that are not copied."""
         size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+        if self.audience is not None:
+            self.leave()
         if self.writer is not None:
             self._waiting += chunks
             self._waiting_bytes += size
@@ -185,6 +204,8 @@ class Outbox:
 
     def flush(self) -> None:
         """Offer what has been gathered to the kernel."""
+        if self.audience is not None:
+            self.leave()
         gathered = self.gathered
         if not gathered:
             return
@@ -194,31 +215,94 @@ class Outbox:
             self._waiting_bytes = self.size
             self._waiting = [*gathered]
             gathered.clear()
-        else:
-            data = gathered[0] if len(gathered) == 1 else b"".join(gathered)
-            gathered.clear()
-            sent = 0
-            if len(data) <= _JOIN:  # the way of almost every message
-                try:
-                    sent = self._sock.send(data)
-                except WOULD_BLOCK:
-                    pass  # `_offer` will find that too, which costs nothing where it is rare
-                except OSError as error:
-                    self._break(error)
-                    return
-                self.bytes_sent += sent
-                if sent == len(data):
-                    if self.drained is not None:
-                        self.drained()
-                    return
-            self._waiting_bytes = len(data) - sent
-            self._waiting = [memoryview(data)[sent:]]
+            self._offer_or_wait()
+            return
+        data = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+        gathered.clear()
+        sent = 0
+        if len(data) <= MOST_JOINED:  # the way of almost every message
+            try:
+                sent = self._sock.send(data)
+            except WOULD_BLOCK:
+                pass  # `_offer` will find that too, which costs nothing where it is rare
+            except OSError as error:
+                self._break(error)
+                return
+            self._bytes_sent += sent
+            if sent == len(data):
+                if self.drained is not None:
+                    self.drained()
+                return
+        self._keep(data, sent)
+
+    def _keep(self, data: bytes, sent: int) -> None:
+        """Let wait what the kernel has not taken of `data`, of which so many bytes were sent."""
+        self._waiting_bytes = len(data) - sent
+        self._waiting = [memoryview(data)[sent:]]
+        self._offer_or_wait()
+
+    def _offer_or_wait(self) -> None:
         if self._offer():
             self._give_to(gevent.spawn(self._write_rest))
 
     def _give_to(self, writer: Any) -> None:
         self.writer = writer
-        self.most = 0 if writer else min(_MOST_GATHERED, self.limit // LARGE)
+        self.most = 0 if writer else min(MOST_GATHERED, self.limit // LARGE)
+
+    # -- in an audience ------------------------------------------------------------------------------------------
+
+    def join(self, audience: Audience, id: int) -> Callable[[bytes], int] | None:
+        """Gather with others from now on.
+
+        Args:
+            audience: theirs, which gathers nothing yet.
+            id: what it is told when this outbox leaves.
+
+        Returns:
+            The function that sends; `None` if something of its own gathers or waits here, if it is in an audience, or
+            if its limit is less than what an audience may gather.
+        """
+        if not self.most or self.gathered or self.limit < MOST_JOINED:
+            return None
+        self.audience = audience
+        self._known_as = id
+        self.gathered = audience.gathered
+        self.most = 0
+        self._frames -= audience.frames_sent
+        self._bytes_sent -= audience.bytes_sent
+        send: Callable[[bytes], int] = self._sock.send
+        return send
+
+    def leave(self) -> None:
+        """Gather alone again, beginning with what gathers for the audience."""
+        audience = self.audience
+        if audience is None:
+            return
+        self.audience = None
+        self.gathered = [*audience.gathered]
+        self._give_to(None)
+        self._frames += audience.frames_sent
+        self._bytes_sent += audience.bytes_sent
+        if self.gathered:
+            self.batch.add(self)
+        audience.forget(self, self._known_as)
+
+    def fall_behind(self, data: bytes, sent: int | OSError) -> None:
+        """Leave the audience, which could not send its `data` here.
+
+        Args:
+            data: what it has counted as sent.
+            sent: so many bytes of that were, or why they were not.
+        """
+        self.leave()
+        self._bytes_sent -= len(data)
+        if isinstance(sent, OSError):
+            self._break(sent)
+            return
+        self._bytes_sent += sent
+        self._keep(data, sent)
+
+    # -- what the kernel did not take ----------------------------------------------------------------------------
 
     def progress(self) -> int:
         """Return a number that changes when the peer has taken bytes.
@@ -239,6 +323,7 @@ class Outbox:
 
     def close(self) -> None:
         """Forget what waits, and end the writer."""
+        self.leave()
         self.discarded = self.size > 0
         self._frames += len(self.gathered)
         self.gathered.clear()
@@ -258,7 +343,8 @@ class Outbox:
         """Send until nothing waits or the kernel takes no more; return whether something still waits."""
         while self._waiting:
             try:
-                sent = self._sock.send(b"".join(self._waiting)) if self._waiting_bytes <= _JOIN else self._send_part()
+                short = self._waiting_bytes <= MOST_JOINED
+                sent = self._sock.send(b"".join(self._waiting)) if short else self._send_part()
             except WOULD_BLOCK:
                 return True
             except OSError as error:
@@ -266,7 +352,7 @@ class Outbox:
                 return False
             if not sent:
                 return True
-            self.bytes_sent += sent
+            self._bytes_sent += sent
             self._waiting_bytes -= sent
             if self._waiting_bytes:
                 self._drop(sent)
@@ -287,13 +373,13 @@ class Outbox:
             return int(self._sock.send(chunks[0]) if len(chunks) == 1 else self._sock.sendmsg(chunks[:_MAX_BUFFERS]))
         # TLS reports nothing of a long buffer until all of it has left. After a refusal it must be offered the same
         # bytes again, and no fewer: what has been appended since comes behind them, up to the same length.
-        if len(chunks[0]) >= _JOIN:
-            return int(self._sock.send(memoryview(chunks[0])[:_JOIN]))
+        if len(chunks[0]) >= MOST_JOINED:
+            return int(self._sock.send(memoryview(chunks[0])[:MOST_JOINED]))
         size = count = 0
-        while size < _JOIN:
+        while size < MOST_JOINED:
             size += len(chunks[count])
             count += 1
-        return int(self._sock.send(b"".join(chunks[:count])[:_JOIN]))
+        return int(self._sock.send(b"".join(chunks[:count])[:MOST_JOINED]))
 
     def _drop(self, sent: int) -> None:
         """Take the first `sent` bytes off the chunks."""

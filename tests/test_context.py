@@ -26,6 +26,7 @@ from raw import RawClient
 import gowsev
 from gowsev import context as context_module
 from gowsev import frames, protocol, wsgi
+from gowsev.audience import Audience
 from gowsev.deflate import Deflate
 from gowsev.errors import ConnClosing, GowsevError, IdNotFound
 from gowsev.frames import BINARY, CLOSE, TEXT
@@ -715,6 +716,105 @@ def test_a_callback_publishes_more_than_an_outbox_gathers(serve, how):
 
     server.context.Post(publish)
     assert [client.read_frame()[1] for _ in messages] == messages
+
+
+@pytest.mark.parametrize("way", ["plain", "tls"])
+def test_who_is_published_to_again_and_again_gets_everything_in_order(serve, certificate, client_tls, way, monkeypatch):
+    together = count_calls(monkeypatch, Audience, "append")
+    server = serve(certificate=certificate if way == "tls" else None)
+    clients, ids = connect(server, 6, tls=client_tls if way == "tls" else None)
+    everybody = {*ids, 999}
+    sent = {id: [] for id in ids}
+    refused = []
+
+    def to(ids, opcode, payload):
+        for id in ids:
+            sent[id].append((opcode, payload))
+
+    def publish(context, number):
+        refused.append(context.Broadcast(everybody, b"binary %d" % number))
+        to(ids, BINARY, b"binary %d" % number)
+        alone = ids[number % 6]
+        if number % 3 == 0:
+            assert context.WriteText(alone, f"own {number}") is None
+            to([alone], TEXT, b"own %d" % number)
+        refused.append(context.Broadcast(everybody, f"text {number}"))
+        to(ids, TEXT, b"text %d" % number)
+        if number % 4 == 0:
+            assert context.Write(alone, b"own too") is None
+            to([alone], BINARY, b"own too")
+        if number % 5 == 0:
+            refused.append(context.Broadcast(everybody, bytes(20_000)))
+            to(ids, BINARY, bytes(20_000))
+
+    for number in range(60):
+        server.context.Post(publish, number)
+        if number % 7 == 0:
+            gevent.sleep(0)
+    wait_until(lambda: len(refused) == 2 * 60 + 12)
+    assert refused == [[999]] * len(refused)
+    assert together, "some of it was sent to an audience"
+    for client, id in zip(clients, ids, strict=True):
+        assert [client.read_frame() for _ in sent[id]] == sent[id]
+        assert server.context.Conn(id).messages_sent == len(sent[id])
+        sizes = [2 + len(payload) + (2 if len(payload) > 125 else 0) for _, payload in sent[id]]
+        assert server.context.Conn(id).bytes_sent == sum(sizes)
+    assert server.context.Stats().messages_sent == sum(map(len, sent.values()))
+    assert server.context.Stats().bytes_sent == sum(server.context.Conn(id).bytes_sent for id in ids)
+
+
+def test_who_closes_or_ends_among_those_who_are_published_to_gets_no_more(serve):
+    server = serve()
+    clients, ids = connect(server, 8)
+    refused = []
+
+    def publish(context, number):
+        if number == 10:
+            context.Close(ids[1])
+        refused.append(context.Broadcast(ids, b"%d" % number))
+        if number == 20:
+            context.Close(ids[2])
+        if number == 30:
+            context._connections[ids[3]].abort("")
+
+    for number in range(40):
+        server.context.Post(publish, number)
+    wait_until(lambda: len(refused) == 40)
+    for client, count in zip(clients, [40, 10, 21, 31, 40, 40, 40, 40], strict=True):
+        assert [client.read_frame()[1] for _ in range(count)] == [b"%d" % number for number in range(count)]
+    assert clients[1].read_close() == clients[2].read_close() == (1000, "")
+    assert clients[3].sock.recv(1) == b""
+    ends = [[]] * 10 + [[ids[1]]] * 11 + [ids[1:3]] * 10 + [ids[1:4]] * 9
+    assert [sorted(some) for some in refused] == ends
+
+
+@pytest.mark.parametrize("slow_consumer", ["close", "drop"])
+def test_who_reads_too_slowly_among_those_who_are_published_to_is_refused_alone(serve, slow_consumer):
+    server = serve(outbox_bytes=100_000, slow_consumer=slow_consumer)
+    (slow, *clients), ids = connect(server, 6)
+    refused = []
+    numbers = []
+
+    def publish():
+        number = len(refused)
+        payload = number.to_bytes(4) * 2500
+        server.context.Post(lambda context: refused.append(context.Broadcast(ids, payload)))
+        assert [client.read_frame() for client in clients] == [(BINARY, payload)] * 5
+        if not refused[number]:
+            numbers.append(number)
+
+    wait_until(lambda: publish() or refused[-1])
+    publish()
+    assert refused[-2:] == [ids[:1]] * 2
+    assert [slow.read_frame()[1][:4] for _ in numbers] == [number.to_bytes(4) for number in numbers]
+    if slow_consumer == "close":
+        assert slow.read_close() == (1013, "reading too slowly")
+        return
+    wait_until(lambda: not server.context.Conn(ids[0]).outbox_bytes)
+    for _ in range(3):
+        publish()
+        assert refused[-1] == []
+        assert slow.read_frame()[1][:4] == (len(refused) - 1).to_bytes(4)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ FLOORS = [
     {"deflate", "protocol", "handshake"},
     {"outbox", "mailbox", "keepalive", "timer", "address", "certificate", "tls", "patching", "upgrade"},
     {"connection"},
-    {"conn", "server", "wsgi", "dial", "foreign", "entrance"},
+    {"audience", "conn", "server", "wsgi", "dial", "foreign", "entrance"},
     {"handler"},
     {"context"},
     {"__init__", "gunicorn", "testing"},
