@@ -126,12 +126,12 @@ def write(results, arguments):
     if arguments.update:
         report.update_documents(results)
         return
-    from picture import draw
-
     arguments.output.mkdir(parents=True, exist_ok=True)
     report.save(results, arguments.output / "results.json")
     (arguments.output / "results.md").write_text(report.full(results) + "\n", "utf-8")
     if results["figures"]:
+        from picture import draw  # which needs matplotlib; the figures are safe by now
+
         draw(results, arguments.output / "results.svg")
     print(f"written: {arguments.output}/results.json, .md and .svg\n")
 
