@@ -47,7 +47,6 @@ class Peer:
     #: What it takes part in besides what every one does.
     tls: bool = True
     deflate: bool = False
-    relay: bool = True
     pings: bool = True
     leaves_out: frozenset = frozenset()
     environ: dict = field(default_factory=dict)
@@ -58,7 +57,6 @@ class Peer:
             name not in self.leaves_out
             and (self.tls or not scenario.tls)
             and (self.deflate or "--deflate" not in scenario.server)
-            and (self.relay or scenario.mode != "relay")
         )
 
     def arguments(self, scenario):
@@ -125,7 +123,6 @@ PEERS = {
         (str(BUILD / "floor"),),
         build_floor,
         tls=False,
-        relay=False,
         pings=False,
         leaves_out=frozenset({"echo_64k", "churn", "memory_open", "memory_idle", "echo_1m", "echo_16m"}),
     ),
