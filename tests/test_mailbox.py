@@ -95,9 +95,14 @@ def test_a_timeout_counts_from_the_call(mailbox):
     assert time.monotonic() - before >= 0.09
 
 
+def time_is_over(mailbox):
+    """Do what the timer of the one that waits does."""
+    gevent.get_hub().loop.run_callback(mailbox._waiters[0].switch, True)
+
+
 def test_an_event_that_comes_with_the_timeout_comes_first(mailbox):
     def both():
-        mailbox._bell.put(True)  # as the timer does
+        time_is_over(mailbox)
         mailbox.put("event")
 
     gevent.get_hub().loop.run_callback(both)
@@ -106,10 +111,20 @@ def test_an_event_that_comes_with_the_timeout_comes_first(mailbox):
     assert mailbox.get(PATIENCE) == "later", "and there was no timeout then"
 
 
+def test_an_event_that_comes_in_the_round_of_the_timeout_comes_first(mailbox):
+    hub = gevent.get_hub()
+    timer = hub.loop.timer(0.02)
+    timer.start(lambda: mailbox.put("event"))
+    hub.loop.run_callback(time.sleep, 0.1)  # so that both are due, the one of the wait first
+    assert mailbox.get(0.01) == "event"
+    timer.close()
+
+
 def test_a_timeout_that_comes_behind_an_event_is_not_kept_for_the_next_wait(mailbox):
     def both():
+        late = mailbox._waiters[0].switch
         mailbox.put("event")
-        mailbox._bell.put(True)  # as the timer does, where both are due in one round of the hub
+        gevent.get_hub().loop.run_callback(late, True)  # as the timer does, where both are due in one round of the hub
 
     gevent.get_hub().loop.run_callback(both)
     assert mailbox.get(PATIENCE) == "event"
@@ -121,7 +136,7 @@ def test_a_timeout_of_a_wait_that_was_broken_off_is_not_kept_for_the_next_one(ma
     waiting = gevent.getcurrent()
 
     def both():
-        mailbox._bell.put(True)  # as the timer does
+        time_is_over(mailbox)
         waiting.throw(gevent.Timeout())  # as the timer of a `gevent.Timeout` does
 
     gevent.get_hub().loop.run_callback(both)
@@ -136,24 +151,82 @@ def test_all_that_is_put_while_one_waits_is_there_when_it_goes_on(mailbox):
     assert [mailbox.get(None), mailbox.take(), mailbox.take()] == [0, 1, 2]
 
 
+def test_who_has_read_put_while_somebody_waited_may_go_on_with_it(mailbox):
+    def reader():
+        put = mailbox.put
+        for event in range(3):
+            put(event)
+
+    gevent.spawn(reader)
+    assert [mailbox.get(None), mailbox.take(), mailbox.take()] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_each_of_several_that_wait_gets_an_event(mailbox, count):
     waiting = [gevent.spawn(mailbox.get, None) for _ in range(count)]
-    wait_until(lambda: mailbox._waiting == count)
+    wait_until(lambda: len(mailbox._waiters) == count)
     for event in range(count):
         mailbox.put(event)
     gevent.joinall(waiting, PATIENCE)
     assert [greenlet.value for greenlet in waiting] == list(range(count))
 
 
+def test_who_waits_behind_another_waits_on_until_there_is_an_event_for_it(mailbox):
+    first, second = (gevent.spawn(mailbox.get, None) for _ in range(2))
+    wait_until(lambda: len(mailbox._waiters) == 2)
+    mailbox.put("first")
+    first.join(PATIENCE)
+    assert first.value == "first"
+    assert mailbox.get(0.01) is None
+    assert not second.ready()
+    mailbox.put("second")
+    second.join(PATIENCE)
+    assert second.value == "second"
+
+
 def test_who_finds_its_event_taken_by_somebody_else_waits_on(mailbox):
     waiting = gevent.spawn(mailbox.get, None)
-    wait_until(lambda: mailbox._waiting)
+    wait_until(lambda: mailbox._waiters)
     mailbox.put("first")
     assert mailbox.get(None) == "first", "it is there, and the other has not come yet"
     gevent.spawn(lambda: mailbox.put("second"))
     waiting.join(PATIENCE)
     assert waiting.value == "second"
+
+
+def test_an_event_is_not_lost_with_the_one_that_was_woken_for_it(mailbox):
+    woken, other = (gevent.spawn(mailbox.get, None) for _ in range(2))
+    wait_until(lambda: len(mailbox._waiters) == 2)
+
+    def both():
+        mailbox.put("event")
+        woken.throw(gevent.GreenletExit())  # before it has run
+
+    gevent.get_hub().loop.run_callback(both)
+    other.join(PATIENCE)
+    assert other.value == "event"
+    mailbox.put("next")
+    assert mailbox.get(None) == "next"
+
+
+def test_who_is_killed_while_others_wait_takes_nothing_along(mailbox):
+    killed, *others = (gevent.spawn(mailbox.get, None) for _ in range(3))
+    wait_until(lambda: len(mailbox._waiters) == 3)
+    killed.kill()
+    for event in ("first", "second"):
+        mailbox.put(event)
+    gevent.joinall(others, PATIENCE)
+    assert [other.value for other in others] == ["first", "second"]
+
+
+def test_all_who_wait_are_given_nothing_where_all_is_taken_away(mailbox):
+    waiting = [gevent.spawn(mailbox.get, None) for _ in range(2)]
+    wait_until(lambda: len(mailbox._waiters) == 2)
+    assert mailbox.take_all() == []
+    gevent.joinall(waiting, PATIENCE)
+    assert [greenlet.value for greenlet in waiting] == [None, None]
+    gevent.spawn(lambda: mailbox.put("later"))
+    assert mailbox.get(PATIENCE) == "later"
 
 
 def test_a_poll_delivers_what_had_arrived(mailbox, socket_event):
