@@ -121,7 +121,7 @@ class Audience:
         self._batch = batch
         self._dissolved = dissolved
         self._sends: dict[Outbox, Callable[[bytes], int]] = {}
-        self._bytes = 0  # of `gathered`
+        self._bytes = 0  # that gather
         self._saved = self._most_saved = _COST_OF_LEAVING * len(ids)
         self.encoder = encoder
         self.gathered: list[bytes] = []

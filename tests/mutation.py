@@ -29,7 +29,10 @@ DOCUMENT = ROOT / "docs" / "mutation.md"
 WORK = ROOT / ".mutation"
 
 #: Floor by floor.
-MODULES = ["frames", "protocol", "mailbox", "outbox"]
+MODULES = ["frames", "protocol", "mailbox", "outbox", "audience"]
+
+#: Whose tests are a module's too: an outbox's part in an audience shows only there.
+ALSO_TESTED_BY = {"outbox": ["audience"]}
 
 #: What a copy consists of, but for the tests of other modules.
 COPIED = ["gowsev/*.py", "tests/*.py", "pyproject.toml", "setup.cfg"]
@@ -40,7 +43,7 @@ CONFIGURATION = """
 [tool.mutmut]
 source_paths = ["gowsev"]
 only_mutate = ["gowsev/{module}.py"]
-pytest_add_cli_args_test_selection = ["tests/test_{module}.py"]
+pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider", "--hypothesis-profile=ci"]
 process_isolation = "forkserver"
 timeout_constant = 2.0
@@ -95,10 +98,10 @@ def lines_of(module):
 
 def prepare(module):
     """Lay out the copy in which a module is changed, unless the one that is there will do."""
-    configuration = CONFIGURATION.format(module=module)
-    own = f"test_{module}.py"
+    own = [f"test_{name}.py" for name in (module, *ALSO_TESTED_BY.get(module, ()))]
+    configuration = CONFIGURATION.format(module=module, tests=[f"tests/{name}" for name in own])
     found = sorted(path for pattern in COPIED for path in ROOT.glob(pattern))
-    sources = [path for path in found if path.name == own or not re.match("test_|mutation", path.name)]
+    sources = [path for path in found if path.name in own or not re.match("test_|mutation", path.name)]
     state = hashlib.sha256(b"".join([configuration.encode(), *(path.read_bytes() for path in sources)])).hexdigest()
     folder = WORK / module
     stamp = folder / "state"

@@ -5,6 +5,7 @@ import random
 import socket
 import zlib
 from types import SimpleNamespace
+from unittest import mock
 
 import gevent
 import pytest
@@ -173,6 +174,26 @@ def test_what_gathers_leaves_in_one_send_for_each_member(room):
     assert not any(map(room.sends, room.ids)), "each once"
 
 
+def test_counters_go_on_whoever_comes_or_leaves(room):
+    frame_size = len(encoded(b"warm-up"))
+    for count in range(1, 4):
+        room.gather_an_audience()
+        assert room.broadcast(b"warm-up") == 6
+        room.batch.flush()
+        number = count * (WORTH_IT + 2) - 1
+        for outbox in map(room.outbox, room.ids):
+            assert outbox.most == 0, "it takes part"
+            assert (outbox.frames, outbox.bytes_sent) == (number, number * frame_size)
+        room.write(1, b"warm-up")
+        for id in room.ids[1:]:
+            room.outbox(id).leave()
+            room.write(id, b"warm-up")
+        room.batch.flush()
+        room.audiences._seen.clear()
+        for outbox in map(room.outbox, room.ids):
+            assert (outbox.frames, outbox.bytes_sent) == (number + 1, (number + 1) * frame_size)
+
+
 def test_a_few_ids_are_no_audience(room):
     for _ in range(2 * WORTH_IT):
         assert room.broadcast(b"x", room.ids[:3]) == 0
@@ -267,6 +288,21 @@ def test_it_is_flushed_when_much_has_gathered(room, size):
         assert b"".join(room.sends(id)) == encoded(*payloads)
 
 
+def test_so_many_bytes_gather_but_no_more(room):
+    room.gather_an_audience()
+    payload = bytes(2048 - 4)  # the header
+    count = MOST_JOINED // 2048
+    for _ in range(3):
+        for _ in range(count):
+            room.broadcast(payload)
+        assert not any(map(room.sends, room.ids))
+        room.broadcast(b"more")
+        room.batch.flush()
+        for id in room.ids:
+            assert room.sends(id) == [encoded(payload) * count, encoded(b"more")]
+            room.sends(id).clear()
+
+
 def test_an_id_that_is_named_twice_is_sent_to_twice(room):
     ids = (1, 2, 3, 4, 5, 6, 6)
     for _ in range(3 * WORTH_IT):
@@ -309,6 +345,17 @@ def test_who_gathers_something_comes_back_when_that_has_left(room):
     assert room.broadcast(b"two") == 5
     room.batch.flush()
     assert room.sends(2) == [encoded(b"own", b"one", b"two")]
+    assert room.broadcast(b"three") == 6
+
+
+def test_nobody_comes_back_while_something_gathers_that_it_has_been_sent(room):
+    room.gather_an_audience()
+    room.broadcast(b"one")
+    room.write(2, b"own")
+    room.outbox(2).flush()
+    assert room.broadcast(b"two") == 5
+    room.batch.flush()
+    assert b"".join(room.sends(2)) == encoded(b"one", b"own", b"two")
     assert room.broadcast(b"three") == 6
 
 
@@ -470,6 +517,7 @@ STEPS = st.one_of(
 )
 
 
+@mock.patch.multiple(audience_module, _WORTH_IT=2, _PAUSE=3)  # so that they come and go
 @given(st.lists(STEPS, max_size=80))
 def test_each_is_sent_the_same_as_without_audiences(steps):
     room = Room()
@@ -510,6 +558,7 @@ def test_each_is_sent_the_same_as_without_audiences(steps):
         sent = encoded(*payloads)
         assert b"".join(room.sends(id)) == sent
         assert (room.outbox(id).bytes_sent, room.outbox(id).size) == (len(sent), 0)
+        assert room.outbox(id).frames == len(payloads)
     members = [outbox for outbox in map(room.outbox, room.ids) if outbox.audience is not None]
     known = room.audiences._known
     assert sum(len(audience._sends) for audience in known.values()) == len(members)
