@@ -194,6 +194,17 @@ def test_counters_go_on_whoever_comes_or_leaves(room):
             assert (outbox.frames, outbox.bytes_sent) == (number + 1, (number + 1) * frame_size)
 
 
+def test_counters_go_on_for_one_who_comes_back(room):
+    room.gather_an_audience()
+    room.write(2, b"warm-up")
+    room.batch.flush()
+    for number in range(3):
+        assert room.broadcast(b"warm-up") == 6
+        assert room.outbox(2).frames == WORTH_IT + 2 + number
+        room.batch.flush()
+        assert room.outbox(2).bytes_sent == (WORTH_IT + 2 + number) * len(encoded(b"warm-up"))
+
+
 def test_a_few_ids_are_no_audience(room):
     for _ in range(2 * WORTH_IT):
         assert room.broadcast(b"x", room.ids[:3]) == 0
