@@ -19,12 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gowsev.outbox import MOST_GATHERED, MOST_JOINED, WOULD_BLOCK, Batch, Outbox
-from gowsev.protocol import Encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gowsev.connection import Connection
+    from gowsev.protocol import Encoder
 
 __all__ = ["Audience", "Audiences"]
 
@@ -78,13 +78,15 @@ class Audiences:
         self._note(ids, -_PAUSE)
 
     def _make(self, ids: tuple[int, ...]) -> Audience | None:
-        """Make an audience, if more than half of the ids can be in it."""
+        """Make an audience, if at least half of the ids can be in it."""
         self._batch.flush()  # who gathers anything cannot come
         connections = [connection for id in ids if (connection := self._connections.get(id))]
+        if not connections:
+            self._note(ids, -_PAUSE)
+            return None
         for connection in connections:
             connection.outbox.leave()  # an audience of ids that may never be broadcast to again
-        encoders = Counter(connection.encoder for connection in connections)
-        [(encoder, _count)] = encoders.most_common(1) or [(Encoder(), 0)]  # nobody's
+        [(encoder, _count)] = Counter(connection.encoder for connection in connections).most_common(1)
         self._known[ids] = audience = Audience(ids, encoder, self._batch, partial(self._dissolved, ids))
         audience.admit(self._connections)
         if audience.worth_it:

@@ -21,6 +21,8 @@ from gowsev.frames import BINARY
 from gowsev.outbox import MOST_GATHERED, MOST_JOINED, Batch, Outbox
 from gowsev.protocol import LARGE, Encoder
 
+pytestmark = pytest.mark.usefixtures("quiet_hub")
+
 #: Which broadcast to the same ids is the first to an audience.
 WORTH_IT = 8
 #: How many more it takes where that was not worth it.
@@ -119,12 +121,6 @@ class Room:
         for connection in self.connections.values():
             connection.outbox.close()
             connection.outbox._sock.close()
-
-
-@pytest.fixture(autouse=True)
-def _hub_is_quiet(capfd):
-    yield
-    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture
@@ -276,6 +272,16 @@ def test_there_is_none_where_too_many_are_gone(room, ids):
     room.batch.flush()
     if 1 in ids:
         assert b"".join(room.sends(1)) == encoded(b"x") * 2 * WORTH_IT
+
+
+def test_where_all_are_gone_it_is_tried_again_but_not_soon(room):
+    ids = (90, 91, 92, 93)
+    for _ in range(WORTH_IT):
+        room.broadcast(b"x", ids)
+    for id in ids:
+        room.connections[id] = room.connect(room.encoder)
+    spared = [room.broadcast(b"x", ids) for _ in range(PAUSE + WORTH_IT)]
+    assert spared == [0] * (PAUSE + WORTH_IT - 1) + [4]
 
 
 @pytest.mark.parametrize(("limit", "spared"), [(MOST_JOINED - 1, 0), (MOST_JOINED, 6)])

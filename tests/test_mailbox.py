@@ -12,12 +12,7 @@ from gevent import monkey
 from gowsev import mailbox as mailbox_module
 from gowsev.mailbox import Credit, Empty, Mailbox
 
-
-@pytest.fixture(autouse=True)
-def _hub_is_quiet(capfd):
-    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
-    yield
-    assert capfd.readouterr().err == ""
+pytestmark = pytest.mark.usefixtures("quiet_hub")
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from gowsev.outbox import Batch, Outbox
 from gowsev.protocol import LARGE
 from gowsev.tls import TLSSocket
 
+pytestmark = pytest.mark.usefixtures("quiet_hub")
+
 
 class Rig:
     """An outbox on one end of a socket pair, and what its peer has read at the other."""
@@ -66,13 +68,6 @@ class Rig:
         self.outbox.close()
         self.ours.close()
         self.theirs.close()
-
-
-@pytest.fixture(autouse=True)
-def _hub_is_quiet(capfd):
-    """gevent writes what a greenlet or a callback raised to stderr, and goes on."""
-    yield
-    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture
