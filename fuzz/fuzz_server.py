@@ -32,7 +32,7 @@ import gevent.socket
 import gevent.ssl
 
 import gowsev
-from gowsev import frames
+from gowsev.wire import frames
 
 PATIENCE = 30.0
 CLIENTS_AT_ONCE = 40

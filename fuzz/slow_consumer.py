@@ -20,7 +20,7 @@ import gevent.pool
 from fuzz_server import open_raw
 
 import gowsev
-from gowsev import frames
+from gowsev.wire import frames
 
 BROADCASTS, SIZE = 1000, 4000
 

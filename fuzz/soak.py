@@ -20,7 +20,7 @@ import gevent.socket
 from fuzz_server import PATIENCE, Rogue, ServerProcess, open_raw, well_behaved
 
 import gowsev
-from gowsev import frames
+from gowsev.wire import frames
 
 ECHOERS, ROGUES, CHURNERS, STALLS = 8, 20, 6, 4
 

@@ -15,7 +15,6 @@ Importing it patches nothing, starts nothing and configures no logging.
 
 from gowsev.conn import Conn
 from gowsev.context import Context, MakeContext
-from gowsev.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.errors import (
     ConnClosing,
     ConnectionClosed,
@@ -26,12 +25,13 @@ from gowsev.errors import (
     ProtocolError,
 )
 from gowsev.handler import Handler
-from gowsev.handshake import Headers, Reject, Request
+from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
+from gowsev.opening.handshake import Headers, Reject, Request
+from gowsev.opening.http import WebSocketHandler
 from gowsev.options import Options
 from gowsev.stats import Stats
 from gowsev.timer import Timer
 from gowsev.version import __version__
-from gowsev.wsgi import WebSocketHandler
 
 __all__ = [
     "BinaryMessage",

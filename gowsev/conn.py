@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from websockets.datastructures import Headers
 
-    from gowsev.connection import Connection
+    from gowsev.connection.connection import Connection
 
 __all__ = ["Conn"]
 

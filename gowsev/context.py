@@ -21,36 +21,36 @@ from weakref import WeakSet, finalize, ref
 import gevent
 from gevent.event import AsyncResult
 
-from gowsev.address import listen, parse_port
-from gowsev.audience import Audiences
-from gowsev.certificate import Certificate
 from gowsev.conn import Conn
-from gowsev.connection import CLOSED, Connection
-from gowsev.dial import DialledConn, release
-from gowsev.entrance import serve
+from gowsev.connection.connection import CLOSED, Connection
+from gowsev.connection.groups import Audiences
+from gowsev.connection.keepalive import Keepalive
+from gowsev.connection.outbox import Batch
 from gowsev.errors import IdNotFound
-from gowsev.foreign import adopt
-from gowsev.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close_payload
 from gowsev.handler import check_handler, misspelt
-from gowsev.handshake import Handshake, Reject, Request, Response, refusal
-from gowsev.keepalive import Keepalive
-from gowsev.mailbox import MOST_IN_A_ROW, Empty, Mailbox, poll_sockets
+from gowsev.loop.patching import warn_if_half_patched
+from gowsev.loop.queue import MOST_IN_A_ROW, Empty, Mailbox, poll_sockets
+from gowsev.opening.address import listen, parse_port
+from gowsev.opening.adoption import adopt
+from gowsev.opening.certificate import Certificate
+from gowsev.opening.dial import DialledConn, release
+from gowsev.opening.handshake import Handshake, Reject, Request, Response, refusal
+from gowsev.opening.listener import Listener
+from gowsev.opening.serve_http import serve
+from gowsev.opening.upgrade import asks_for_websocket, note_lost_upgrade, shown, upgrade_required
 from gowsev.options import Options, as_seconds
-from gowsev.outbox import Batch
-from gowsev.patching import warn_if_half_patched
-from gowsev.protocol import LARGE, Encoder, MaskingEncoder, Protocol
-from gowsev.server import Listener
 from gowsev.stats import Stats
 from gowsev.timer import Timer
-from gowsev.upgrade import asks_for_websocket, note_lost_upgrade, shown, upgrade_required
+from gowsev.wire.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close_payload
+from gowsev.wire.protocol import LARGE, Encoder, MaskingEncoder, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-    from gowsev.deflate import Deflate
     from gowsev.handler import Callbacks
+    from gowsev.wire.deflate import Deflate
 
     Args = TypeVarTuple("Args")
 

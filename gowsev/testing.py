@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 import gevent
 
 from gowsev.context import Context, MakeContext
-from gowsev.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.errors import ConnectionClosed
+from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.options import Options
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Literal, Self, TypeVarTuple, Unpack
 
     from gowsev.handler import Callbacks
-    from gowsev.handshake import Request
+    from gowsev.opening.handshake import Request
 
     Args = TypeVarTuple("Args")
     Result = TypeVar("Result")

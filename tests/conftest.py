@@ -25,9 +25,10 @@ from gevent.threadpool import ThreadPool
 from raw import RawClient
 
 import gowsev
-from gowsev import frames, testing
+from gowsev import testing
 from gowsev.testing import TIMEOUT as PATIENCE
 from gowsev.testing import wait_until
+from gowsev.wire import frames
 
 #: The example relay. Its modules are scripts of one directory, which comes first on their path.
 RELAY = Path(__file__).resolve().parent.parent / "examples" / "subscribe_publish"

@@ -28,14 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "mutation.md"
 WORK = ROOT / ".mutation"
 
-#: Floor by floor.
-MODULES = ["frames", "protocol", "mailbox", "outbox", "audience"]
+#: By their rooms.
+MODULES = ["wire/frames", "wire/protocol", "loop/queue", "connection/outbox", "connection/groups"]
 
 #: Whose tests are a module's too: an outbox's part in an audience shows only there.
-ALSO_TESTED_BY = {"outbox": ["audience"]}
+ALSO_TESTED_BY = {"connection/outbox": ["connection/groups"]}
 
 #: What a copy consists of, but for the tests of other modules.
-COPIED = ["gowsev/*.py", "tests/*.py", "pyproject.toml", "setup.cfg"]
+COPIED = ["gowsev/**/*.py", "tests/**/*.py", "pyproject.toml", "setup.cfg"]
 
 # Hypothesis's profile `ci` draws the same examples in every run, so that no mutant is killed by luck. mutmut ends a run
 # of tests after (what they take + constant) * multiplier seconds.
@@ -98,10 +98,12 @@ def lines_of(module):
 
 def prepare(module):
     """Lay out the copy in which a module is changed, unless the one that is there will do."""
-    own = [f"test_{name}.py" for name in (module, *ALSO_TESTED_BY.get(module, ()))]
-    configuration = CONFIGURATION.format(module=module, tests=[f"tests/{name}" for name in own])
+    own = [f"tests/{name.replace('/', '/test_')}.py" for name in (module, *ALSO_TESTED_BY.get(module, ()))]
+    configuration = CONFIGURATION.format(module=module, tests=own)
     found = sorted(path for pattern in COPIED for path in ROOT.glob(pattern))
-    sources = [path for path in found if path.name in own or not re.match("test_|mutation", path.name)]
+    sources = [
+        path for path in found if str(path.relative_to(ROOT)) in own or not re.match("test_|mutation", path.name)
+    ]
     state = hashlib.sha256(b"".join([configuration.encode(), *(path.read_bytes() for path in sources)])).hexdigest()
     folder = WORK / module
     stamp = folder / "state"

@@ -7,8 +7,8 @@ import os
 
 import gevent.socket
 
-from gowsev import frames
 from gowsev.testing import TIMEOUT as PATIENCE
+from gowsev.wire import frames
 
 
 def binary(*payloads):

@@ -121,8 +121,8 @@ def echo_over_tls():
 def what_extras_bring():
     from gunicorn.workers.base import Worker as Base
 
-    from gowsev import deflate
     from gowsev.gunicorn import Worker
+    from gowsev.wire import deflate
 
     check(issubclass(Worker, Base), "gunicorn would not take the worker")
     from isal import isal_zlib

@@ -6,7 +6,7 @@ import pytest
 from conftest import Recorder, echo, wait_until
 
 import gowsev
-from gowsev.frames import BINARY
+from gowsev.wire.frames import BINARY
 
 ATTRIBUTES = [name for name in dir(gowsev.Conn) if not name.startswith("_")]
 

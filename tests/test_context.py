@@ -25,11 +25,12 @@ from raw import RawClient
 
 import gowsev
 from gowsev import context as context_module
-from gowsev import frames, protocol, wsgi
-from gowsev.audience import Audience
-from gowsev.deflate import Deflate
+from gowsev.connection.groups import Audience
 from gowsev.errors import ConnClosing, GowsevError, IdNotFound
-from gowsev.frames import BINARY, CLOSE, TEXT
+from gowsev.opening import http as wsgi
+from gowsev.wire import frames, protocol
+from gowsev.wire.deflate import Deflate
+from gowsev.wire.frames import BINARY, CLOSE, TEXT
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 

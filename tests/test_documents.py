@@ -32,7 +32,7 @@ COMMANDS = {"sh", "console"}
 @pytest.fixture(scope="module")
 def covered():
     """The names of the snippets that some test runs, by document."""
-    for path in Path(__file__).parent.glob("test_*.py"):
+    for path in Path(__file__).parent.rglob("test_*.py"):
         if "\n@snippets(" in path.read_text("utf-8"):
             importlib.import_module(path.stem)
     return COVERED

@@ -15,9 +15,9 @@ from programs import Program
 from raw import RawClient, binary
 
 import gowsev
-from gowsev import frames
 from gowsev.context import shut_down_all
 from gowsev.gunicorn import Worker
+from gowsev.wire import frames
 
 WORKERS = ["gevent", "geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "gowsev.gunicorn.Worker"]
 EARLY = binary(b"early")

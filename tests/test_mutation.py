@@ -17,9 +17,9 @@ def test_rows_are_read_as_they_are_written():
 
 
 def test_lines_are_found_by_function():
-    lines = lines_of("frames")
+    lines = lines_of("wire/frames")
     assert lines["encode_frame"][-1] == "return header + mask + apply_mask(payload, mask)"
-    assert "self.state = DONE" in lines_of("protocol")["Protocol._fail"]
+    assert "self.state = DONE" in lines_of("wire/protocol")["Protocol._fail"]
 
 
 @pytest.mark.parametrize("module", MODULES)

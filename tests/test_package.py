@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 import pytest
 
 import gowsev
-from gowsev.upgrade import Host
+from gowsev.opening.upgrade import Host
 
 # -- the names ---------------------------------------------------------------------------------------------------
 

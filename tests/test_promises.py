@@ -17,9 +17,9 @@ from conftest import PATIENCE, Recorder, echo, wait_until
 from raw import binary
 
 import gowsev
-from gowsev import frames
 from gowsev.errors import ConnClosing, IdNotFound, OutboxFull
-from gowsev.frames import BINARY, FIN
+from gowsev.wire import frames
+from gowsev.wire.frames import BINARY, FIN
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import PATIENCE
 from fresh_install import OURS, floors
 from programs import ROOT, snippets
-from test_layers import FLOORS
+from test_layers import FOLDERS, ROOMS
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -260,10 +260,9 @@ def test_tox_environments_are_those_of_tox_ini():
     assert listed == TOX_INI["tox"]["envlist"].split(", ")
 
 
-def test_floors_are_those_that_the_layers_are_held_to():
-    table = rows(CONTRIBUTING, "floor", "module", "purpose")
-    listed = [
-        {code(module).removesuffix(".py") for number, module, _ in table if int(number) == floor}
-        for floor in range(len(FLOORS))
-    ]
-    assert listed == FLOORS
+def test_rooms_are_those_that_the_layers_are_held_to():
+    listed = {}
+    for room, module, _ in rows(CONTRIBUTING, "room", "module", "purpose"):
+        listed.setdefault(room, set()).add(code(module).removesuffix(".py").replace("/", "."))
+    assert listed == {room: modules - set(FOLDERS) for room, modules in ROOMS.items()}
+    assert list(listed) == list(ROOMS)

@@ -27,16 +27,17 @@ ANY = {
 def public_places():
     """Yield (module.class.name, its source lines) of everything in the public classes and functions."""
     names = {name for module in (gowsev, testing) for name in module.__all__}
-    for path in sorted(PACKAGE.glob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         lines = path.read_text("utf-8").splitlines()
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for node in ast.parse("\n".join(lines)).body:
             if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name not in names:
                 continue
-            value = getattr(testing if path.stem == "testing" else gowsev, node.name)
-            if value.__module__ != f"gowsev.{path.stem}":
+            value = getattr(testing if module == "testing" else gowsev, node.name)
+            if value.__module__ != f"gowsev.{module}":
                 continue
             for member in node.body if isinstance(node, ast.ClassDef) else [node]:
-                yield from annotated(f"{path.stem}.{node.name}", member, lines)
+                yield from annotated(f"{module}.{node.name}", member, lines)
 
 
 def annotated(owner, node, lines):
@@ -54,7 +55,7 @@ def annotated(owner, node, lines):
 
 
 #: What servers and listeners of ours ask of a context, and pywsgi of its handler: not for programs.
-INTERNAL = {"context.Context.welcome", "wsgi.WebSocketHandler"}
+INTERNAL = {"context.Context.welcome", "opening.http.WebSocketHandler"}
 
 
 def test_any_is_said_only_with_a_reason():
@@ -70,7 +71,12 @@ def test_any_is_said_only_with_a_reason():
 def test_the_reader_of_annotations_sees_the_public_names():
     # Lest the test above pass because nothing was found.
     names = {name for name, _ in public_places()}
-    assert {"context.Context.Write", "dial.Dial.Dial", "options.Options.backlog", "testing.Server.context"} <= names
+    assert {
+        "context.Context.Write",
+        "opening.dial.Dial.Dial",
+        "options.Options.backlog",
+        "testing.Server.context",
+    } <= names
 
 
 def arguments_that_checkers_see():

@@ -23,7 +23,7 @@ from conftest import PATIENCE, Recorder, greenlets, in_thread, open_files, wait_
 from raw import RawClient
 
 import gowsev
-from gowsev import frames
+from gowsev.wire import frames
 
 SCALE = int(os.environ.get("GOWSEV_SCALE", "1"))
 

@@ -1,0 +1,1 @@
+"""The loop's queue, and what is done with an event of it."""

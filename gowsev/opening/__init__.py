@@ -1,0 +1,1 @@
+"""How a socket becomes a connection: listening, HTTP, the opening handshake, adoption and dialling."""

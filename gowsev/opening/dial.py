@@ -1,0 +1,347 @@
+"""`Dial`: a client connection. It is usable by itself in a synchronous script, and ready for `Context.AddConn`.
+
+The opening handshake is the `websockets` library's `ClientProtocol`, on gevent sockets; after it, a connection is the
+same `Connection` that a server's is, with a mailbox of its own until a context takes it over.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import gevent
+import gevent.socket
+from gevent.event import Event
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidURI
+from websockets.uri import WebSocketURI, parse_uri
+
+from gowsev.conn import Conn
+from gowsev.connection.connection import CLOSED, Connection, take_over
+from gowsev.connection.keepalive import Keepalive
+from gowsev.connection.outbox import Batch
+from gowsev.connection.tls import TLSSocket
+from gowsev.errors import ConnectionClosed, DialError
+from gowsev.loop.queue import Mailbox
+from gowsev.opening.handshake import Headers, Request, header_pairs
+from gowsev.options import Options, as_seconds, as_tokens
+from gowsev.wire import deflate
+from gowsev.wire.frames import ABNORMAL, BINARY, TEXT, encode_close_payload
+from gowsev.wire.protocol import MaskingEncoder, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import timedelta
+
+    from websockets.http11 import Response
+    from websockets.typing import Origin, Subprotocol
+
+    Value = TypeVar("Value")
+
+__all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "release"]
+
+# As gorilla/websocket names them; their values are the opcodes of RFC 6455 section 5.2.
+TextMessage = TEXT
+BinaryMessage = BINARY
+
+_MAX_HEAD_BYTES = 1 << 16
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<code>[1-5][0-9][0-9])(?: [^\r\n]*)?(?=\r\n|\Z)")
+_USER_INFO = re.compile(r"//[^/?#]*@")
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
+_WRONG_DATA = {
+    TextMessage: "data of a TextMessage must be str, or its UTF-8 as bytes, not {}",
+    BinaryMessage: "data of a BinaryMessage must be bytes, bytearray or memoryview, not {}; a str goes as TextMessage",
+}
+
+
+class DialledConn(Conn):
+    """A connection that `Dial` opened.
+
+    `Context.AddConn` hands it to a loop; from then on it is the loop's, and these methods raise `RuntimeError`.
+    """
+
+    __slots__ = ("_ended", "_owned")
+
+    def __init__(self, connection: Connection, ended: Event) -> None:
+        super().__init__(connection)
+        self._ended = ended
+        self._owned = False
+
+    def ReadMessage(self) -> tuple[int, bytes | str]:
+        """Wait for the next message; blocks the calling greenlet only.
+
+        Returns:
+            `(BinaryMessage, bytes)` or `(TextMessage, str)`.
+
+        Raises:
+            ConnectionClosed: the connection has ended, and everything read before has been returned.
+            RuntimeError: the connection belongs to a context.
+        """
+        self._check_mine("ReadMessage")
+        connection = self._connection
+        mailbox = connection.mailbox
+        event = mailbox.get(None)
+        if event is None or event[0] == CLOSED:
+            mailbox.put(event)  # for whoever reads once more
+            self._check_mine("ReadMessage")  # it may have been added to a context meanwhile
+            raise self._closed()
+        kind, _, payload = event
+        connection.credit.refund(len(payload))
+        return (TextMessage, payload.decode()) if kind == TEXT else (BinaryMessage, payload)
+
+    def WriteMessage(self, type: int, data: bytes | bytearray | memoryview | str) -> None:
+        """Send a message; blocks the calling greenlet until the kernel has taken it.
+
+        Args:
+            type: `TextMessage` or `BinaryMessage`.
+            data: for a text message a str or its UTF-8; for a binary one bytes, a bytearray or a memoryview.
+
+        Raises:
+            TypeError, ValueError: `type` or `data` is none of these.
+            ConnectionClosed: the connection has ended, or is about to.
+            RuntimeError: the connection belongs to a context.
+        """
+        self._check_mine("WriteMessage")
+        if type not in (TextMessage, BinaryMessage):
+            raise ValueError(f"type must be TextMessage (1) or BinaryMessage (2), not {type!r}")
+        if isinstance(data, str) and type == TextMessage:
+            payload = data.encode()
+        elif isinstance(data, bytes | bytearray | memoryview):
+            payload = bytes(data)
+            if type == TextMessage:
+                payload.decode()  # 5.6: "text data encoded as UTF-8"; UnicodeDecodeError is a ValueError
+        else:
+            raise TypeError(_WRONG_DATA[type].format(data.__class__.__name__))
+        outbox = self._connection.outbox
+        outbox.wait()  # another greenlet's message comes first
+        error = self._connection.write(type, payload)
+        outbox.wait()
+        if error is not None or outbox.discarded:
+            raise self._closed() from error
+
+    def Close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection: send a close frame, and wait for the end, for at most `Options.close_timeout` seconds.
+
+        Messages that were not read yet are thrown away. Closing a closed connection does nothing.
+
+        Args:
+            code: 1000 to 1003, 1007 to 1014, or 3000 to 4999 (RFC 6455 section 7.4).
+            reason: for the peer; what exceeds 123 bytes of UTF-8 is cut off.
+
+        Raises:
+            ValueError: `code` may not be sent.
+            RuntimeError: the connection belongs to a context.
+        """
+        self._check_mine("Close")
+        encode_close_payload(code, reason)
+        self._connection.close(code, reason)
+        with suppress(ConnectionClosed):
+            while True:  # the peer's close frame stands behind the messages that it sent before
+                self.ReadMessage()
+        self._ended.wait()
+
+    def __enter__(self) -> DialledConn:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self._owned:
+            self.Close()
+
+    def _closed(self) -> ConnectionClosed:
+        protocol = self._connection.protocol
+        code = protocol.close_code
+        return ConnectionClosed(code, self._connection.end if code == ABNORMAL else protocol.close_reason)
+
+    def _check_mine(self, method: str) -> None:
+        if self._owned:
+            raise RuntimeError(f"{method} on connection {self.id}: it belongs to a Context since AddConn")
+
+
+def release(conn: DialledConn) -> Connection:
+    """Take the connection out of a dialled one, which can then not use it any more.
+
+    Raises:
+        ValueError: it was taken over already.
+    """
+    if conn._owned:
+        raise ValueError(f"{conn!r} was added to a Context before")
+    conn._owned = True
+    return conn._connection
+
+
+def Dial(
+    url: str,
+    *,
+    timeout: float | timedelta | None = 10.0,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+    origin: str | None = None,
+    subprotocols: Iterable[str] = (),
+    ssl_context: ssl.SSLContext | None = None,
+    options: Options | None = None,
+) -> DialledConn:
+    """Open a client connection. Blocks the calling greenlet only.
+
+    Args:
+        url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
+        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for as long as it takes.
+        headers: more headers for the request.
+        origin: the request's `Origin`.
+        subprotocols: those offered, in order of preference.
+        ssl_context: for `wss://`; by default one that checks the certificate against the system's authorities.
+        options: limits and intervals, as for a context.
+
+    Raises:
+        ValueError: `url` is no WebSocket URL, or a header or subprotocol cannot be sent.
+        TypeError: an argument has the wrong type.
+        DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
+    """
+    # Longer than most, as each step that can fail says which it was, and none may leave the socket behind.
+    uri, shown = _parse(url)
+    options = _checked("options", options, Options) or Options()
+    seconds = as_seconds("timeout", timeout)
+    offered = as_tokens("subprotocols", subprotocols)
+    pairs = header_pairs(headers or ())
+    if origin is not None:
+        header_pairs([("Origin", origin)])
+    _checked("ssl_context", ssl_context, ssl.SSLContext)
+    client = ClientProtocol(
+        uri,
+        origin=cast("Origin | None", origin),
+        extensions=deflate.client_factories(options),
+        subprotocols=cast("Sequence[Subprotocol]", offered) or None,
+    )
+    sock: Any = None
+    step = "connecting"
+    limit = gevent.Timeout(seconds)
+    try:
+        with limit:
+            sock = gevent.socket.create_connection((uri.host, uri.port))
+            if uri.secure:
+                step = "in the TLS handshake"
+                sock = TLSSocket(sock, ssl_context or ssl.create_default_context(), uri.host)
+                sock.do_handshake()
+            step = "in the opening handshake"
+            headers, leftover = _shake_hands(sock, client, pairs)
+            request = _describe(sock, uri, headers)
+    except gevent.Timeout as expired:
+        _close(sock)
+        if expired is not limit:
+            raise
+        raise DialError(f"dial {shown}: timed out after {seconds} s {step}") from None
+    except _Refused as refused:
+        _close(sock)
+        raise DialError(f"dial {shown}: {refused}", refused.status) from refused.__cause__
+    except OSError as error:
+        _close(sock)
+        raise DialError(f"dial {shown}: {error} ({step})") from error
+    except BaseException:
+        _close(sock)
+        raise
+    return _connect(sock, client, request, leftover, options)
+
+
+class _Refused(Exception):
+    """The server did not open a WebSocket connection."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def _parse(url: str) -> tuple[WebSocketURI, str]:
+    """Return the parts of a URL, and how to show it: without user and password, which have no place in a log."""
+    if not isinstance(url, str):
+        raise TypeError(f"url must be str, not {url!r}")
+    shown = _USER_INFO.sub("//", url, count=1)
+    try:
+        uri = parse_uri(url)
+        uri.host.encode("idna")
+        if _UNPRINTABLE.search(url):
+            raise ValueError("a blank or control character must be percent-encoded")
+    except (InvalidURI, ValueError) as error:
+        why = "" if isinstance(error, InvalidURI) else f": {error}"
+        raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {shown!r}{why}") from None
+    return uri, shown
+
+
+def _checked(name: str, value: Value | None, kind: type[Value]) -> Value | None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__} or None, not {value!r}")
+    return value
+
+
+def _describe(sock: Any, uri: WebSocketURI, headers: Headers) -> Request:
+    return Request(
+        path=uri.path or "/",
+        query=uri.query,
+        headers=headers,
+        peer=sock.getpeername()[:2],
+        local=sock.getsockname()[:2],
+        tls=uri.secure,
+    )
+
+
+def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]]) -> tuple[Headers, bytes]:
+    """Send the handshake and check the answer; return the answer's headers, and what came behind it.
+
+    Raises:
+        _Refused: the answer is no, or none.
+        OSError: the connection broke.
+    """
+    upgrade = client.connect()
+    for name, value in pairs:
+        upgrade.headers[name] = value
+    client.send_request(upgrade)
+    sock.sendall(b"".join(client.data_to_send()))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = sock.recv(1 << 16)
+        if not data:
+            raise _Refused("the server closed the connection without a response")
+        head += data
+        if len(head) > _MAX_HEAD_BYTES and b"\r\n\r\n" not in head:
+            raise _Refused(f"the server's response has no end within {_MAX_HEAD_BYTES} bytes")
+    head, _, leftover = head.partition(b"\r\n\r\n")
+    status = _STATUS_LINE.match(head)
+    if status is None:
+        raise _Refused(f"the server's response is no HTTP: {head[:100]!r}")
+    if status["code"] != b"101":
+        # Its body is not for us, and may never end.
+        raise _Refused(f"the server answered HTTP {status[0][9:].decode('latin-1').strip()}", int(status["code"]))
+    client.receive_data(head + b"\r\n\r\n")
+    if client.handshake_exc is not None:
+        raise _Refused(str(client.handshake_exc)) from client.handshake_exc
+    (response,) = client.events_received()
+    return cast("Response", response).headers, leftover
+
+
+def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:
+    codec = deflate.negotiated(client.extensions, options)
+    ended = Event()
+    mailbox = Mailbox()
+
+    def end() -> None:
+        mailbox.close()
+        ended.set()
+
+    connection = Connection(
+        take_over(sock),
+        request=request,
+        subprotocol=client.subprotocol,
+        tls=request.tls,
+        protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
+        encoder=MaskingEncoder(codec),
+        options=options,
+        mailbox=mailbox,
+        batch=Batch(),
+        keepalive=Keepalive(options, end),
+    )
+    connection.start(leftover)
+    return DialledConn(connection, ended)
+
+
+def _close(sock: Any) -> None:
+    if sock is not None:
+        sock.close()

@@ -1,0 +1,289 @@
+"""The opening handshake of a server, without I/O: a request in, a response out (RFC 6455 section 4.2).
+
+The rules of the handshake itself (key, version, tokens, extensions, subprotocols) are the `websockets` library's
+`ServerProtocol.accept`. What is added here is policy: which origins may connect, and how to refuse.
+"""
+
+from __future__ import annotations
+
+import http
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidOrigin
+from websockets.headers import parse_extension
+from websockets.http11 import Request as HTTPRequest
+from websockets.http11 import Response
+from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
+
+from gowsev.options import TOKEN
+from gowsev.wire import deflate
+from gowsev.wire.deflate import Deflate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from websockets.typing import Origin, Subprotocol
+
+    from gowsev.options import Options
+
+__all__ = [
+    "MAX_HEAD_LINES",
+    "HTTPRequest",
+    "Handshake",
+    "Headers",
+    "Reject",
+    "Request",
+    "Response",
+    "header_pairs",
+    "negotiate",
+    "parse_request",
+    "refusal",
+]
+
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+#: RFC 9112 leaves the limits on a request's head to the server.
+MAX_HEAD_LINES = 100
+
+#: A response's framing, which is not the program's business.
+_OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
+# RFC 9110 section 5.5.
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+class Request:
+    """What a client asked for when it opened its connection; for `ConnRequested`, and behind `Conn`. Read-only."""
+
+    # The headers are kept as the bytes that they were: as objects, they would be half of what an idle connection holds.
+    __slots__ = ("_headers", "_local", "_path", "_peer", "_query", "_tls")
+
+    def __init__(
+        self, path: str, query: str, headers: Headers, peer: tuple[str, int], local: tuple[str, int], tls: bool
+    ) -> None:
+        self._path = path
+        self._query = query
+        self._headers = headers.serialize()
+        self._peer = peer
+        self._local = local
+        self._tls = tls
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path!r} peer={self.peer}>"
+
+    @property
+    def path(self) -> str:
+        """The path, its percent-encoding undone, without the query."""
+        return self._path
+
+    @property
+    def query(self) -> str:
+        """What stands behind the `?`, as it was sent; empty if nothing does."""
+        return self._query
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers (for a dialled connection, the response's): a mapping whose keys ignore case.
+
+        `get_all(name)` returns every value of a repeated one. They are made of the request's bytes at each access,
+        within 5 to 10 us: a callback that needs several asks once.
+        """
+        lines = self._headers.decode("latin-1").split("\r\n")
+        return Headers((name, value) for name, colon, value in (line.partition(": ") for line in lines) if colon)
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """The address at the other end; behind a proxy that is the proxy's. A unix socket has `("", 0)`."""
+        return self._peer
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """Our own address; of a unix socket, its path and 0."""
+        return self._local
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted here."""
+        return self._tls
+
+
+class Reject:
+    """The answer of `ConnRequested` that refuses a connection.
+
+    Args:
+        status: HTTP status, 300 to 599.
+        reason: plain text to send as the response's body.
+        headers: more headers for the response: a mapping, or pairs of name and value.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: the status is out of range, `reason` cannot be encoded, or a header holds what may not stand in
+            one (RFC 9110 section 5), or says how long the response is or what becomes of its connection.
+    """
+
+    __slots__ = ("headers", "reason", "status")
+
+    def __init__(
+        self, status: int = 403, reason: str = "", headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
+    ) -> None:
+        if isinstance(status, bool) or not isinstance(status, int):
+            raise TypeError(f"status must be an int, not {status!r}")
+        if not 300 <= status <= 599:
+            raise ValueError(f"status must be from 300 to 599, not {status!r}")
+        if not isinstance(reason, str):
+            raise TypeError(f"reason must be str, not {reason!r}")
+        self.status: int = int(status)
+        reason.encode()
+        self.reason: str = reason
+        self.headers: tuple[tuple[str, str], ...] = header_pairs(headers)
+        for name, _ in self.headers:
+            if name.lower() in _OURS:
+                raise ValueError(f"header {name} is made by the server itself")
+
+    def __repr__(self) -> str:
+        return f"Reject({self.status}, {self.reason!r}, {self.headers!r})"
+
+
+def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Check headers that a program wants to send.
+
+    Raises:
+        TypeError: they are no mapping and no pairs of str.
+        ValueError: one holds what may not stand in a header (RFC 9110 section 5), such as the end of its line.
+    """
+    if isinstance(headers, Headers):
+        pairs = tuple(headers.raw_items())
+    else:
+        items = headers.items() if isinstance(headers, Mapping) else headers
+        pairs = tuple(cast("Iterable[tuple[str, str]]", items))
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise TypeError(f"headers must be a mapping or pairs of str, not {pair!r}")
+        name, value = pair
+        if not TOKEN.fullmatch(name):
+            raise ValueError(f"invalid header name {name!r}")
+        if not _FIELD_VALUE.fullmatch(value):
+            raise ValueError(f"invalid value {value!r} of header {name}")
+    return pairs
+
+
+class Handshake(NamedTuple):
+    """The outcome of a negotiation."""
+
+    response: Response
+    """To be sent; the connection is open if its status is 101."""
+    subprotocol: str | None = None
+    deflate: Deflate | None = None
+
+
+def parse_request(head: bytes) -> HTTPRequest | None:
+    """Parse the head of a request for an upgrade, if there is nothing out of the ordinary about it.
+
+    What is, a fault or a peculiarity, is for an HTTP server to understand, and to answer.
+
+    Args:
+        head: up to the empty line that ends it.
+    """
+    if head.count(b"\n") > MAX_HEAD_LINES:
+        return None
+    reader = StreamReader()
+    reader.feed_data(head)
+    reader.feed_eof()
+    request: HTTPRequest | None = None
+    try:
+        next(HTTPRequest.parse(reader.read_line))
+    except StopIteration as parsed:
+        request = parsed.value
+    except Exception:  # noqa: S110
+        # websockets raises many kinds for what is no such request; the HTTP server will find out which, and say it.
+        pass
+    return request if request is not None and request.path.startswith("/") else None
+
+
+def negotiate(request: HTTPRequest, options: Options) -> Handshake:
+    """Answer an upgrade request.
+
+    Raises:
+        websockets.exceptions.InvalidHandshake: a header cannot be understood.
+    """
+    headers = request.headers
+    # RFC 9112 section 3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
+    # that lacks a Host header field and to any request message that contains more than one".
+    if len(headers.get_all("Host")) != 1:
+        return Handshake(refusal(400, "An upgrade request must have one Host header.\n"))
+    if "Transfer-Encoding" in headers or not set(headers.get_all("Content-Length")) <= {"0"}:
+        return Handshake(refusal(400, "An upgrade request must not have a body.\n"))
+    if options.compression is None:
+        # Which then does not look at them. RFC 6455 section 9.1: a header that does not conform to the grammar fails
+        # the handshake.
+        for value in headers.get_all("Sec-WebSocket-Extensions"):
+            parse_extension(value)
+    protocol = ServerProtocol(
+        origins=_acceptable_origins(headers, options),
+        extensions=deflate.server_factories(options),
+        subprotocols=cast("Sequence[Subprotocol]", options.subprotocols),
+        select_subprotocol=_select_subprotocol,
+    )
+    response = protocol.accept(request)
+    if response.status_code == 400 and "Sec-WebSocket-Version" in headers:
+        # RFC 6455 section 4.4: the answer to a version we don't speak names the one we do.
+        response.headers["Sec-WebSocket-Version"] = "13"
+    if isinstance(protocol.handshake_exc, InvalidOrigin):
+        # A browser tells its developer no more than 403; this is what the server's log shows of it.
+        origin = protocol.handshake_exc.value
+        response = refusal(403, f"Pages of {origin!r} may not connect here: see allowed_origins of gowsev.Options.\n")
+    return Handshake(response, protocol.subprotocol, deflate.negotiated(protocol.extensions, options))
+
+
+def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> Response:
+    """Make a response that refuses a request, with a body of plain text, after which the connection is closed."""
+    try:
+        phrase = http.HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "Refused"  # a status that only its sender knows, like 499, has no standard phrase
+    body = text.encode()
+    fields = Headers([("Connection", "close"), ("Content-Length", str(len(body)))])
+    for name, value in headers:
+        fields[name] = value
+    if "Content-Type" not in fields:
+        fields["Content-Type"] = "text/plain; charset=utf-8"
+    return Response(status, phrase, fields, body)
+
+
+def _select_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Pick the server's favourite among those offered; none in common is no reason to refuse (as with gorilla)."""
+    return next((ours for ours in protocol.available_subprotocols or () if ours in offered), None)
+
+
+def _acceptable_origins(headers: Headers, options: Options) -> list[Origin | None] | None:
+    """List the acceptable values of `Origin`, for `ServerProtocol`: `None` in the list stands for its absence."""
+    allowed = options.allowed_origins
+    if allowed is not None:
+        return None if "*" in allowed else [None, *cast("Iterable[Origin]", allowed)]
+    acceptable: list[Origin | None] = [None]
+    origins, hosts = headers.get_all("Origin"), headers.get_all("Host")
+    if len(origins) == len(hosts) == 1 and _same_host(origins[0], hosts[0]):
+        acceptable.append(cast("Origin", origins[0]))
+    return acceptable
+
+
+def _same_host(origin: str, host: str) -> bool:
+    """Tell whether an origin (RFC 6454) is on the host that was asked for.
+
+    The scheme is not compared: behind a proxy that ends TLS, it is `https` there and plain here.
+    """
+    try:
+        parts = urlsplit(origin)
+        default = _DEFAULT_PORTS.get(parts.scheme)
+        asked = urlsplit(f"//{host}")
+        return (
+            parts.hostname is not None
+            and parts.hostname == asked.hostname
+            and (parts.port or default) == (asked.port or default)
+        )
+    except ValueError:  # no URL, or a port that is no number: such an origin is nobody's
+        return False

@@ -1,0 +1,246 @@
+"""HTTP requests, until one of them asks for an upgrade: pywsgi's handler, by way of gevent-websocket's.
+
+Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
+does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
+There a request for an upgrade is judged, and its socket handed to the `Host`; any other goes to the WSGI application.
+How long all this may take is for `server` to bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.pywsgi import WSGIHandler
+from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
+
+from gowsev.connection.connection import take_over
+from gowsev.loop.queue import poll_sockets
+from gowsev.opening.handshake import MAX_HEAD_LINES, Handshake, Headers, HTTPRequest, Request, Response, refusal
+from gowsev.opening.upgrade import (
+    HEADERS,
+    asks_for_websocket,
+    describe,
+    judge,
+    note_lost_upgrade,
+    read_buffered,
+    shown,
+    start,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["FairFile", "Upgrader", "WebSocketHandler"]
+
+logger = logging.getLogger("gowsev")
+
+#: RFC 9112 leaves the limits on a request's head to the server. pywsgi itself bounds the request line.
+_MAX_HEAD_BYTES = 1 << 16
+
+#: After so many reads of requests from one connection, others have their turn: more than a browser's handshake takes.
+_READS_A_TURN = 32
+
+# RFC 9112 section 5: "field-line = field-name ":" OWS field-value OWS"; 5.1: no white space before the colon; 5.2: a
+# server "MUST either reject the message [...] or replace each received obs-fold". Empty, it ends the head; without its
+# end, the stream ended inside the head (section 8).
+_HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
+#: RFC 8446 section 5.1: how a TLS client begins: with a handshake record (22), whose version is 3.
+_TLS = "\x16\x03"
+_ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
+
+
+class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no types
+    """A handler of requests, for a `gevent.pywsgi.WSGIServer` whose application has `Context.ServeHTTP` in it.
+
+        WSGIServer(("", 8000), app, handler_class=gowsev.WebSocketHandler)
+
+    `ServeHTTP` works with pywsgi's own handler too. This one is derived from it, and reads requests as our own
+    listeners do: the length of their head is bounded, lines that are no header are refused (RFC 9112 section 5), and
+    `Conn.headers` has repeated headers one by one.
+    """
+
+    path: Any
+
+    def MessageClass(self, rfile: Any, seekable: int) -> Any:
+        """Read a request's header lines; called by pywsgi."""
+        return super().MessageClass(_BoundedHead(rfile), seekable)
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """Parse a request; called by pywsgi.
+
+        Raises:
+            ValueError: it cannot be understood.
+        """
+        if raw_requestline.startswith(_TLS):
+            raise ValueError("the client began with TLS, and this port has none")
+        try:
+            complete = bool(super().read_request(raw_requestline))
+        except ValueError:
+            raise
+        except Exception as error:
+            # pywsgi prints a traceback for everything but ValueError, even for a connection that was reset.
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        # RFC 9112 section 3.2.2: "a server MUST accept the absolute-form in requests"
+        absolute = _ABSOLUTE_FORM.match(self.path)
+        if absolute:
+            self.path = self.path[absolute.end() :]
+            if not self.path.startswith("/"):
+                self.path = "/" + self.path
+        return complete
+
+    def get_environ(self) -> dict[str, Any]:
+        """Describe the request to the application; called by pywsgi."""
+        environ: dict[str, Any] = super().get_environ()
+        environ[HEADERS] = [(name.strip(), value.strip()) for name, value in self.headers.items()]
+        return environ
+
+
+class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc]  # gevent-websocket has no types
+    """One socket that a listener of ours accepted: HTTP requests, until one of them asks for an upgrade."""
+
+    timeout: Any
+    """Runs while a request is awaited or being upgraded."""
+    socket: Any
+    websocket: Handshake
+
+    def run_application(self) -> None:
+        if asks_for_websocket(self.environ):
+            super().run_application()
+            return
+        # The application may take as long as it likes; the rest of the request that it did not read, and the next
+        # request, may not.
+        self.timeout.cancel()
+        try:
+            super().run_application()
+        finally:
+            self.timeout.start()
+
+    # -- called by gevent-websocket's run_application --------------------------------------------------------------
+
+    def upgrade_websocket(self) -> Iterable[bytes] | None:
+        """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
+        if not asks_for_websocket(self.environ):
+            note_lost_upgrade(self.environ)
+            return None
+        self._request, handshake = judge(self.server.host, self._read, self.client_address, self.path)
+        response = handshake.response
+        if response.status_code == 101:
+            self.websocket = handshake
+            # gevent-websocket prepares the response to be an upgrade if it finds this; the value is nobody's.
+            self.environ["wsgi.websocket"] = handshake
+            body = None
+        else:
+            self.close_connection = True
+            body = [bytes(response.body)]
+        self.start_response(*start(response))
+        return body
+
+    def _read(self) -> tuple[HTTPRequest, Request]:
+        request = HTTPRequest(self.path, Headers(self.environ[HEADERS]), self.command, self.request_version)
+        tls = self.server.certificate is not None
+        return request, describe(request, self.client_address, self.socket.getsockname(), tls)
+
+    def run_websocket(self) -> None:
+        """Hand the socket over. The response 101 has been sent, and this greenlet ends."""
+        self.timeout.cancel()
+        sock, self.socket = self.socket, None
+        tls = self.server.certificate is not None
+        leftover = read_buffered(self.rfile, sock)
+        handshake = self.__dict__.pop("websocket")
+        self.server.host.welcome(take_over(sock), tls, self._request, handshake, leftover)
+
+    # -- what pywsgi would print ---------------------------------------------------------------------------------
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        logger.info("bad request from %s: %r", shown(self.client_address), msg % args if args else msg)
+
+    def log_request(self) -> None:
+        logger.debug("%r", self.format_request())
+
+    @property
+    def logger(self) -> logging.Logger:
+        return logger
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        self.close_connection = True
+        if v is self.timeout:
+            limit = self.server.host.options.handshake_timeout
+            logger.info("no answer for %s within %s s", shown(self.client_address), limit)
+            self._refuse(refusal(503, "The server took too long.\n"))
+        elif issubclass(t, OSError) and (
+            asks_for_websocket(self.environ) or self.rfile.failed or "socket error" in str(self.status)
+        ):
+            # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
+            # response not be sent.
+            logger.info("lost %s during its request: %s", shown(self.client_address), v)
+            self._refuse(refusal(400, "The request is incomplete.\n"))
+        elif not issubclass(t, gevent.GreenletExit):
+            logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
+            self._send_error_response_if_possible(500)
+
+    def _send_error_response_if_possible(self, error_code: int) -> None:
+        # pywsgi looks at whether bytes were sent; gevent-websocket asserts that no headers were.
+        if not self.headers_sent:
+            super()._send_error_response_if_possible(error_code)
+
+    def _refuse(self, response: Response) -> None:
+        if not self.headers_sent:
+            self.start_response(*start(response))
+            self.write(bytes(response.body))
+
+
+class FairFile:
+    """The file that requests are read from, which lets others have their turn.
+
+    gevent switches only where a socket has nothing: a peer that always has something more to read, such as the next of
+    endless requests, would keep the hub, and with it every other connection and the timeout, from running.
+    """
+
+    def __init__(self, rfile: Any) -> None:
+        self._rfile = rfile
+        self._reads = 0
+        self.failed = False
+        """Whether a read failed, or came upon the end of the stream."""
+
+    def read(self, size: int) -> bytes:
+        return self._fairly(self._rfile.read, size)
+
+    def readline(self, limit: int = -1) -> bytes:
+        return self._fairly(self._rfile.readline, limit)
+
+    def _fairly(self, read: Callable[[int], bytes], size: int) -> bytes:
+        self._reads += 1
+        if not self._reads % _READS_A_TURN:
+            poll_sockets()
+        try:
+            data = read(size)
+        except OSError:
+            self.failed = True
+            raise
+        self.failed = self.failed or (not data and size != 0)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rfile, name)
+
+
+class _BoundedHead:
+    """The file that a request's header lines are read from, with a bound on all of them together."""
+
+    def __init__(self, rfile: Any) -> None:
+        self._rfile = rfile
+        self._bytes = _MAX_HEAD_BYTES
+        self._lines = MAX_HEAD_LINES
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._rfile.readline(min(limit, self._bytes + 1))
+        self._bytes -= len(line)
+        self._lines -= 1
+        if self._bytes < 0 or self._lines < 0:
+            raise ValueError(f"more than {_MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines of headers")
+        if not _HEADER_LINE.fullmatch(line):
+            raise ValueError(f"no header line: {line[:100]!r}")
+        return line

@@ -1,0 +1,106 @@
+"""`Context.ServeHTTP`: an upgrade under somebody else's WSGI server, inside any web framework.
+
+The response 101 is written to the socket here, not given to `start_response`: frameworks and servers change what goes
+through it, and the socket must not be taken before it has left. What the application returns then goes into the dead
+end that `foreign` leaves behind. How long all this may take is bounded here too, by `handshake_timeout`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from gowsev.opening.adoption import (
+    from_gevent_websocket,
+    is_gevent_websocket,
+    peer_of,
+    request_of,
+    socket_of,
+    take_from_server,
+)
+from gowsev.opening.handshake import Handshake, HTTPRequest, Request, Response, refusal
+from gowsev.opening.upgrade import Host, judge, shown, start
+from gowsev.wire import frames
+from gowsev.wire.frames import POLICY, TRY_AGAIN_LATER
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+__all__ = ["serve"]
+
+logger = logging.getLogger("gowsev")
+
+_SWITCHING = "101 Switching Protocols"
+
+
+def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """Answer a request for an upgrade, and hand its connection to the host. May block the calling greenlet.
+
+    Raises:
+        RuntimeError: the server is none that this works under, or this is not the host's thread.
+    """
+    websocket = environ.get("wsgi.websocket")
+    if is_gevent_websocket(websocket):
+        host.check_thread()
+        _welcome_late(host, environ, websocket)
+        start_response(_SWITCHING, [])
+        return []
+    sock, take_buffered = socket_of(environ)
+    host.check_thread()
+    request, handshake = _judge(host, environ, sock)
+    if request is not None and handshake.response.status_code == 101:
+        leftover = take_buffered()
+        if _sent(sock, handshake.response, host.options.handshake_timeout):
+            host.welcome(take_from_server(sock), request.tls, request, handshake, leftover)
+            start_response(_SWITCHING, [])  # for those in between, and for logs; it is not sent
+            return []
+        handshake = Handshake(refusal(400, "The request is incomplete.\n"))
+    start_response(*start(handshake.response))
+    return [bytes(handshake.response.body)]
+
+
+def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | None, Handshake]:
+    """Negotiate, within the time there is."""
+
+    def read() -> tuple[HTTPRequest, Request]:
+        request = request_of(environ, sock)
+        method, version = environ.get("REQUEST_METHOD", ""), environ.get("SERVER_PROTOCOL", "")
+        return HTTPRequest(request.path, request.headers, method, version), request
+
+    peer = peer_of(sock)
+    limit = host.options.handshake_timeout
+    with gevent.Timeout(limit, False):  # pyright: ignore[reportArgumentType]  # gevent's for "say nothing"
+        return judge(host, read, peer, environ.get("PATH_INFO", ""))
+    logger.info("no answer for %s within %s s", shown(peer), limit)
+    return None, Handshake(refusal(503, "The server took too long.\n"))
+
+
+def _sent(sock: Any, response: Response, limit: float | None) -> bool:
+    """Send the response; return whether it has left."""
+    try:
+        sock.settimeout(limit)
+        sock.sendall(response.serialize())
+    except OSError as error:
+        logger.info("lost %s during its request: %s", shown(peer_of(sock)), error)
+        return False
+    return True
+
+
+def _welcome_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
+    """Take a connection whose upgrade gevent-websocket has answered before anybody was asked.
+
+    It can be refused with a close frame only, and what the options offer has not been negotiated.
+    """
+    _, handshake = _judge(host, environ, websocket.handler.socket)
+    response = handshake.response
+    if response.status_code == 101:
+        foreign = from_gevent_websocket(websocket)
+        agreed = Handshake(response, foreign.subprotocol)
+        host.welcome(foreign.sock, foreign.tls, foreign.request, agreed, foreign.leftover)
+        return
+    code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY
+    reason = bytes(response.body).decode("utf-8", "replace").strip()
+    websocket.raw_write(frames.encode_frame(frames.FIN | frames.CLOSE, frames.encode_close_payload(code, reason)))
+    websocket.closed = True

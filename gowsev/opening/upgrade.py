@@ -1,0 +1,185 @@
+"""A request for an upgrade, whoever has read it: whether it is one, its answer, and what the program is told of it.
+
+Requests are read by our own listeners (`server`, `wsgi`) and by somebody else's server (`entrance`, `foreign`). All of
+them ask here, so that the same request has the same answer everywhere. What is answered is for `handshake` and for the
+`Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is sent here, and
+nothing waits but for the host.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from websockets.exceptions import WebSocketException
+
+from gowsev.opening.handshake import Handshake, HTTPRequest, Request, Response, negotiate, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+    from gowsev.options import Options
+
+__all__ = [
+    "HEADERS",
+    "Host",
+    "asks_for_websocket",
+    "describe",
+    "host_and_port",
+    "judge",
+    "note_lost_upgrade",
+    "peer_address",
+    "read_buffered",
+    "shown",
+    "start",
+    "upgrade_required",
+]
+
+logger = logging.getLogger("gowsev")
+
+#: Where `WebSocketHandler` puts a request's headers as they were sent; WSGI's own form joins those that are repeated.
+HEADERS = "gowsev.headers"
+
+
+class Host(Protocol):
+    """Who receives connections."""
+
+    @property
+    def options(self) -> Options: ...
+
+    def check_thread(self) -> None:
+        """Check that this is the host's thread.
+
+        Raises:
+            RuntimeError: it is another.
+        """
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether `admit` has to be asked: it may return something, or block."""
+        ...
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
+
+    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+        """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
+
+    def refused(self) -> None:
+        """Count a refused upgrade."""
+
+
+def asks_for_websocket(environ: WSGIEnvironment) -> bool:
+    """Whether a request, as WSGI describes it, is for a WebSocket."""
+    return "websocket" in environ.get("HTTP_UPGRADE", "").lower()
+
+
+def judge(
+    host: Host, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
+) -> tuple[Request | None, Handshake]:
+    """Answer a request for an upgrade, by the rules and as the host wants it. May block the calling greenlet.
+
+    Args:
+        host: who is to have the connection.
+        read: returns the request, as it is negotiated and as the program is told of it; raises a `WebSocketException`
+            if it has headers that cannot be.
+        peer: where the request comes from; for the log.
+        target: what it asks for, likewise.
+    """
+    description = None
+    try:
+        request, description = read()
+        handshake = negotiate(request, host.options)
+        if handshake.response.status_code == 101:
+            handshake = handshake._replace(response=host.admit(description) or handshake.response)
+    except WebSocketException as error:
+        logger.debug("headers from %s that cannot be: %r", shown(peer), error)
+        handshake = Handshake(refusal(400, "Invalid header.\n"))
+    response = handshake.response
+    if response.status_code != 101:
+        host.refused()
+        logger.info(
+            "refused %s, which asked for %r: %d %r",
+            shown(peer), target, response.status_code, bytes(response.body[:200]).decode("utf-8", "replace").rstrip(),
+        )  # fmt: skip
+    return description, handshake
+
+
+def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
+    """Return the arguments of WSGI's `start_response`."""
+    return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
+
+
+def note_lost_upgrade(environ: WSGIEnvironment) -> None:
+    """Log that a request has come from a WebSocket client, and lost its `Upgrade` on the way, if it has."""
+    if _has_lost_upgrade(environ):
+        host, _ = host_and_port((environ.get("REMOTE_ADDR", ""), 0))
+        logger.info(
+            "a request from %r for %r has a Sec-WebSocket-Key, but no Upgrade: a proxy in front does not pass Upgrade "
+            "and Connection on", host, environ.get("PATH_INFO", ""),
+        )  # fmt: skip
+
+
+def _has_lost_upgrade(environ: WSGIEnvironment) -> bool:
+    # RFC 9110 section 7.6.1: a proxy takes out Connection, and what that names. The key is named by nobody, and stays.
+    return "HTTP_SEC_WEBSOCKET_KEY" in environ and not environ.get("HTTP_UPGRADE")
+
+
+def upgrade_required(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
+    body = b"This is a WebSocket server; open it with a WebSocket client.\n"
+    if _has_lost_upgrade(environ):
+        body = b"The request has no Upgrade: a proxy in front of this WebSocket server does not pass it on.\n"
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+    ]
+    start_response("426 Upgrade Required", headers)
+    return [body]
+
+
+def describe(request: HTTPRequest, peer: Any, local: Any, tls: bool) -> Request:
+    """Return what the program is told of a request; `peer` and `local` are sockets' addresses."""
+    path, _, query = request.path.encode("latin-1").partition(b"?")
+    return Request(
+        path=unquote_to_bytes(path).decode("utf-8", "replace"),
+        query=query.decode("utf-8", "replace"),
+        headers=request.headers,
+        peer=peer_address(peer),
+        local=host_and_port(local),
+        tls=tls,
+    )
+
+
+def read_buffered(rfile: Any, sock: Any) -> bytes:
+    """Take what a buffered file on a gevent socket has read beyond a request for an upgrade; never blocks.
+
+    A frame may have come in the same segment as the request, and was then read with it.
+    """
+    sock.settimeout(0.0)
+    try:
+        return rfile.read1(1 << 16) or b""
+    except OSError:  # broken already, or nothing there: the connection will find out which
+        return b""
+
+
+def host_and_port(address: Any) -> tuple[str, int]:
+    """A socket's address as `Request` has it; IPv4 through an IPv6 socket looks like IPv4."""
+    if isinstance(address, tuple):
+        return str(address[0]).removeprefix("::ffff:"), int(address[1])
+    return os.fsdecode(address or ""), 0
+
+
+def peer_address(address: Any) -> tuple[str, int]:
+    """The same of the other end, whose unix socket may have been given any name: it has none here."""
+    return host_and_port(address) if isinstance(address, tuple) else ("", 0)
+
+
+def shown(address: Any) -> str:
+    host, port = host_and_port(address)
+    return f"{host}:{port}" if port else "a unix socket"
