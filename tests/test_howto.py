@@ -118,6 +118,13 @@ def test_flask(page):
             bob.open("/say", text="hello")
             assert receive(first) == receive(second) == "Bob: hello"
         assert receive(first) == "Bob has gone"
+        page.programs[-1].process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed, match="1001"):
+            receive(first)
+        assert page.programs[-1].wait() == 0
+    port = page.serve("app.py")
+    ann = Visitor(port)
+    ann.open("/login", user="Ann")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         Visitor(port).open("/say", text="hello")
     with pytest.raises(InvalidStatus, match="403"):
@@ -221,6 +228,10 @@ def test_django(page):
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             assert response.read() == b"a page\n"
         assert receive(client) == "ann looks at the page"
+        page.programs[-1].process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed, match="1001"):
+            receive(client)
+        assert page.programs[-1].wait() == 0
 
 
 # -- servers in front --------------------------------------------------------------------------------------------------
