@@ -1,6 +1,7 @@
 """The how-to guides of `docs/`, and its first server: what they show is run, and does what they say."""
 
 import http.cookiejar
+import itertools
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import time
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -486,6 +488,26 @@ def test_bridge_that_reconnects(page, gowsev_server, gowsev_client):
     program.wait_for(r"(?s)connected.*connected")
     client.send("again")
     assert client.receive() == "againagain"
+
+
+class Fickle(gowsev.Handler):
+    """Accepts connections only to close them."""
+
+    def __init__(self):
+        self.times = []
+
+    def ConnAccepted(self, context, id):
+        self.times.append(time.monotonic())
+        context.Close(id, 1013, "not now")
+
+
+@snippets("docs/scripts-and-bridges.md", "bridge.py")
+def test_bridge_waits_longer_each_time_for_a_server_that_accepts_and_closes(page, gowsev_server):
+    outside = Fickle()
+    page.serve("bridge.py", replace=[("localhost:9000", f"127.0.0.1:{gowsev_server(outside).port}")])
+    wait_until(lambda: len(outside.times) > 4)
+    pauses = [after - before for before, after in itertools.pairwise(outside.times)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.2, 0.4, 0.8, 1.6), strict=False)), pauses
 
 
 # -- in service --------------------------------------------------------------------------------------------------------
