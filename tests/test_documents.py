@@ -104,11 +104,17 @@ def packages():
 def check_pip(document, arguments):
     assert arguments[0] == "install"
     for target in arguments[1:]:
-        extra = re.fullmatch(r"(?:\.|gowsev)\[([\w-]+)\]", target)
+        extra = re.fullmatch(r"\.\[([\w-]+)\]", target)
         if extra:
             assert extra[1] in SETUP_CFG["options.extras_require"]
         else:
             assert target in {".", "-e", "tox"} | packages()
+
+
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {"docs/releasing.md"}))
+def test_gowsev_is_installed_from_a_clone_until_there_is_a_release(document):
+    # The page on releasing is about what comes then.
+    assert not re.findall(r"pip install [^`\n]*\bgowsev\b(?!/)", read(document))
 
 
 def names_environment(section, name):
