@@ -634,12 +634,14 @@ class Context:
                 raise ValueError(f"servers must have been started, which {server!r} is not: call its start() first")
         self.check_thread()
         before: dict[int, Any] = {}
+        process = os.getpid()
         asked = False
 
         def handle(number: int, frame: Any) -> None:
             # Not gevent's `signal_handler`: that one waits for the hub, which a callback that hangs never lets run.
             nonlocal asked
-            if self._finished or (asked and number == signal.SIGINT):
+            forked = os.getpid() != process  # which has no loop, and may be one that is to be terminated
+            if forked or self._finished or (asked and number == signal.SIGINT):
                 signal.signal(number, before[number])
                 signal.raise_signal(number)
                 return

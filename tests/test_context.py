@@ -1730,6 +1730,28 @@ def test_a_signal_in_the_first_moment_of_a_program_is_heard(run, tmp_path):
     assert [program.wait() for program in programs] == [0] * len(programs)
 
 
+FORKS = """
+import multiprocessing, time
+import gowsev
+
+context = gowsev.MakeContext(gowsev.Handler())
+context.ShutdownOnSignal()
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+child.start()
+child.terminate()
+child.join()
+print("ended with", child.exitcode)
+"""
+
+
+def test_a_forked_child_is_ended_by_signals_as_any_other(run, tmp_path):
+    script = tmp_path / "forks.py"
+    script.write_text(FORKS)
+    program = run(script)
+    assert program.wait() == 0
+    assert program.output == "ended with -15\n"
+
+
 HANGS = """
 import gowsev
 
