@@ -12,7 +12,10 @@ run in the driving greenlet only, of which there is one at most. Only this modul
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from wsgiref.types import StartResponse, WSGIEnvironment
 
+    from gevent.pywsgi import WSGIServer
+
     from gowsev.handler import Callbacks
     from gowsev.wire.deflate import Deflate
 
@@ -76,11 +81,18 @@ _EVENTS_A_LOOK = 16
 #: Seconds for which a client may wait for a loop that was never driven, before that is said.
 _UNDRIVEN = 5.0
 
+#: Seconds between looks at whether the loop has ended, where another server waits for that.
+_LOOK = 0.05
+
 #: These always leave the loop.
 _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
 
 #: Every context that is still held by somebody, for a server that ends and must tell them.
 _contexts: WeakSet[Context] = WeakSet()
+
+
+#: What wakes the hub of the main thread for a signal, for as long as the process lives.
+_wakers: list[Any] = []
 
 
 def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
@@ -111,10 +123,7 @@ def shut_down_all(timeout: float) -> Callable[[], bool]:
         elif not context._finished:
             context.Post(Context.Shutdown, timeout)  # it belongs to another thread
 
-    def ended(context: Context) -> bool:
-        return context._finished or (context._driver is None and not context._keepalive.connections)
-
-    return lambda: all(map(ended, contexts))
+    return lambda: all(context._ended for context in contexts)
 
 
 class Context:
@@ -279,6 +288,17 @@ class Context:
             note_lost_upgrade(environ)
             return upgrade_required(environ, start_response)
         return serve(self, environ, start_response)
+
+    def MustConn(self, id: int) -> Conn:
+        """Return what is known of a connection that there is, such as the one that a callback is called for.
+
+        Raises:
+            IdNotFound: there is none with this id.
+        """
+        connection = self._connections.get(id)
+        if connection is None:
+            raise IdNotFound(id)
+        return Conn(connection)
 
     def Conn(self, id: int) -> Conn | None:
         """Return what is known of a connection; `None` if there is none with this id."""
@@ -592,6 +612,66 @@ class Context:
             connection.close(GOING_AWAY, "shutting down", seconds)
         self._finish_if_drained()
 
+    def ShutdownOnSignal(self, *servers: WSGIServer, timeout: float | timedelta | None = 10.0) -> None:
+        """Let SIGTERM, and SIGINT (Ctrl-C), end the program in order, from now on: by a `Shutdown`. Returns at once.
+
+        The loop gets its `KeyboardInterrupt` only from a second Ctrl-C, which ends a callback that hangs, too. Handlers
+        that the program had for these signals are called as well.
+
+        Args:
+            servers: gevent servers that have been started, which `ServeHTTP` is mounted in. Their listeners are closed
+                before the connections are; their `serve_forever` returns when the loop has ended.
+            timeout: as for `Shutdown`.
+
+        Raises:
+            TypeError, ValueError: `timeout` is no number of seconds of at least 0; a server has not been started; or
+                this is not the main thread, the only one that Python lets handle signals.
+            RuntimeError: this is not the thread that made the context.
+        """
+        seconds = as_seconds("timeout", timeout)
+        for server in servers:
+            if not server.started:
+                raise ValueError(f"servers must have been started, which {server!r} is not: call its start() first")
+        self.check_thread()
+        before: dict[int, Any] = {}
+        process = os.getpid()
+        asked = False
+
+        def handle(number: int, frame: Any) -> None:
+            # Not gevent's `signal_handler`: that one waits for the hub, which a callback that hangs never lets run.
+            nonlocal asked
+            forked = os.getpid() != process  # which has no loop, and may be one that is to be terminated
+            if forked or self._finished or (asked and number == signal.SIGINT):
+                signal.signal(number, before[number])
+                signal.raise_signal(number)
+                return
+            if not asked:
+                asked = True
+                self._hub.loop.run_callback_threadsafe(gevent.spawn, self._end, servers, seconds)
+            if callable(before[number]) and before[number] is not signal.default_int_handler:
+                before[number](number, frame)  # such as that of another context
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, handle)
+        _let_signals_wake(self._hub)
+
+    def _end(self, servers: tuple[WSGIServer, ...], timeout: float | None) -> None:
+        """Shut down together with other servers, from the first listener to the last connection."""
+        for server in servers:
+            if not server.closed:
+                # Not `close`: `serve_forever` would return, and the program end, before the connections are closed.
+                server.stop_accepting()
+                server.socket.close()
+        self.Shutdown(timeout)
+        while not self._ended:
+            gevent.sleep(_LOOK)
+        for server in servers:
+            server.stop()
+
+    @property
+    def _ended(self) -> bool:
+        return self._finished or (self._driver is None and not self._keepalive.connections)
+
     def _enter(self) -> bool:
         """Make the calling greenlet the driver; return whether it is one already, in a callback."""
         self.check_thread()
@@ -770,6 +850,28 @@ def _warn_if_undriven(held: ref[Context]) -> None:
             "clients of this context wait for its loop, which was never driven: call its EventLoop, in a greenlet of "
             "its own (gevent.spawn) where a server has the main one"
         )
+
+
+def _let_signals_wake(hub: Any) -> None:
+    """Let a signal wake the hub.
+
+    Python handles one between two steps of its own. If it comes when the hub has just begun to wait, that would be
+    after the next event, and perhaps never: 2 of 60 servers that got SIGTERM in their first moment did not end.
+    """
+    if _wakers:
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = hub.loop.io(reader, 1, ref=False)
+    watcher.start(_drain, reader)
+    _wakers.append(watcher)
+
+
+def _drain(reader: int) -> None:
+    with suppress(BlockingIOError):  # a forked child has the same pipe, and was first
+        os.read(reader, 1 << 10)
 
 
 def _count(stats: Stats, connection: Connection) -> None:

@@ -4,17 +4,25 @@ It is gunicorn's gevent worker, with one thing more. When that one ends (a resta
 for its requests and exits; WebSocket connections are no requests any more by then, and would be cut off. This one shuts
 its contexts down: each connection is closed with 1001, and the loops end.
 
+The order is what matters. A client that is closed comes back at once, and must not come back to this worker, which
+would refuse it. So connections are closed only when the worker's listeners are, and when whoever was accepted before
+has been answered.
+
 The only importer of gunicorn, which is an extra; nobody else imports this module.
 """
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
 from gowsev.context import shut_down_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Worker"]
 
@@ -22,13 +30,21 @@ __all__ = ["Worker"]
 _LOOK = 0.1
 #: What the connections get of gunicorn's `graceful_timeout`, after which the worker is killed.
 _SHARE = 0.8
+#: Seconds for which a client that was accepted last may take to ask for its upgrade.
+_LAST_ARRIVALS = 1.0
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's gevent worker, which closes WebSocket connections with 1001 before it ends.
 
     They have four fifths of gunicorn's `graceful_timeout` to answer, or `Options.close_timeout` where that is shorter.
+    The worker's listeners are closed first, which gunicorn does within a second: give `graceful_timeout` three or more.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # gunicorn's, whatever they are
+        super().__init__(*args, **kwargs)
+        #: The sockets of clients whose first request has not been answered.
+        self._arrivals: set[Any] = set()
 
     def run(self) -> None:
         """Serve until told to end."""
@@ -39,11 +55,30 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             closing.kill()
 
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve one client."""
+        self._arrivals.add(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._arrivals.discard(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
+        """Answer one request."""
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        finally:
+            self._arrivals.discard(sock)
+
     def _close_connections(self) -> None:
         while self.alive:
             gevent.sleep(_LOOK)
-        timeout = self.cfg.graceful_timeout * _SHARE
-        deadline = time.monotonic() + timeout
-        drained = shut_down_all(timeout)
-        while not drained() and time.monotonic() < deadline:
+        deadline = time.monotonic() + self.cfg.graceful_timeout * _SHARE
+        self._wait_until(lambda: all(sock.fileno() == -1 for sock in self.sockets), deadline)
+        self._wait_until(lambda: not self._arrivals, min(deadline, time.monotonic() + _LAST_ARRIVALS))
+        self._wait_until(shut_down_all(max(0, deadline - time.monotonic())), deadline)
+
+    def _wait_until(self, condition: Callable[[], bool], deadline: float) -> None:
+        while not condition() and time.monotonic() < deadline:
+            self.notify()  # else the master takes the worker for dead, where its `timeout` is shorter than this
             gevent.sleep(_LOOK)

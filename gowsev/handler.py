@@ -41,25 +41,28 @@ class Handler:
       `MessageReceived` as their UTF-8 bytes, as in Go.
     - `ConnRequested(context, request)`: before an upgrade. Return `None` to accept or a `Reject` to refuse;
       `request` is a `Request`.
+
+    Editors and pyright know the types of a derived class's arguments without annotations, where the arguments keep
+    these names. mypy looks into annotated methods only.
     """
 
-    def ConnAccepted(self, context: Context, id: int, /) -> None:
+    def ConnAccepted(self, context: Context, id: int) -> None:
         """A client has connected; the first callback with this id."""
 
-    def ConnClosed(self, context: Context, id: int, /) -> None:
+    def ConnClosed(self, context: Context, id: int) -> None:
         """A connection has ended; the last callback with this id. `context.Conn(id)` still tells of it."""
 
-    def EventLoopTimeout(self, context: Context, /) -> None:
+    def EventLoopTimeout(self, context: Context) -> None:
         """No event came for as long as `Context.SetTimeout` says."""
 
-    def MessageReceived(self, context: Context, id: int, message: bytes, /) -> None:
+    def MessageReceived(self, context: Context, id: int, message: bytes) -> None:
         """A message has come."""
 
     if TYPE_CHECKING:
         # Declared, so that a checker finds a wrong signature in a derived class, but not there: a handler has them
         # only if it defines them, and there is nothing for `super()` to call.
-        def TextReceived(self, context: Context, id: int, text: str, /) -> None: ...
-        def ConnRequested(self, context: Context, request: Request, /) -> Reject | None: ...
+        def TextReceived(self, context: Context, id: int, text: str) -> None: ...
+        def ConnRequested(self, context: Context, request: Request) -> Reject | None: ...
 
 
 def check_handler(handler: object) -> None:

@@ -239,7 +239,11 @@ def page(request, tmp_path):
     opened = Page(document, names, folder)
     failed = request.session.testsfailed
     yield opened
-    opened.end()
+    try:
+        if request.session.testsfailed == failed:
+            opened.interrupt()
+    finally:
+        opened.end()
     if request.session.testsfailed == failed:
         opened.check()
 

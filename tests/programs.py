@@ -14,10 +14,12 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from conftest import PATIENCE, wait_until
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
 
@@ -71,6 +73,25 @@ class Program:
 
 def websockets_client(url, **kwargs):
     return connect(url, proxy=None, open_timeout=PATIENCE, **kwargs)
+
+
+def visit(port, stack):
+    """Connect where the program lets anybody in; else return `None`: it wants a login, or TLS."""
+    for path in ("/", "/live"):
+        try:
+            return stack.enter_context(websockets_client(f"ws://127.0.0.1:{port}{path}"))
+        except (InvalidHandshake, OSError, EOFError):
+            continue
+    return None
+
+
+def close_code_of(client):
+    """The code that the server closes with, behind whatever it says before."""
+    try:
+        while True:
+            client.recv(PATIENCE)
+    except ConnectionClosed as closed:
+        return closed.rcvd and closed.rcvd.code
 
 
 # -- the snippets of a document ----------------------------------------------------------------------------------------
@@ -139,6 +160,7 @@ class Page:
         self.names = names
         self.folder = folder
         self.programs = []
+        self._servers = []
         self._texts = {fence.name: fence.text for fence in fences(document) if fence.name in names}
         self._written = set()
         self._compared = set()
@@ -174,7 +196,11 @@ class Page:
 
     def start(self, name, *arguments, port=None, replace=()):
         """Start a snippet."""
-        return self.run(self.write(name, port, replace), *arguments)
+        program = self.run(self.write(name, port, replace), *arguments)
+        if "ShutdownOnSignal" in self._texts[name]:
+            # A connection in the hands of gevent-websocket is cut off with its process.
+            self._servers.append((program, "geventwebsocket" not in self._texts[name]))
+        return program
 
     def serve(self, name, **arguments):
         """Start a snippet that listens; return its port."""
@@ -210,6 +236,17 @@ class Page:
             if command in (f".venv/bin/python {name}", f"python {name}"):
                 assert program.output == self.shown(command)
         return program.output
+
+    def interrupt(self):
+        """End those servers that still run as Ctrl-C does, and hold that it is done in order."""
+        for program, all_ours in self._servers:
+            if program.process.poll() is not None:
+                continue
+            with ExitStack() as stack:
+                client = visit(program.port(), stack)
+                assert program.end(signal.SIGINT) == 0, program.output
+                if client is not None and all_ours:
+                    assert close_code_of(client) == 1001
 
     def end(self):
         for program in self.programs:

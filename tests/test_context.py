@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import random
+import signal
 import threading
 import time
 import tracemalloc
@@ -20,7 +21,8 @@ import gevent
 import gevent.event
 import gevent.socket
 import pytest
-from conftest import PATIENCE, Judge, Recorder, echo, in_real_thread, wait_until
+from conftest import PATIENCE, Judge, Recorder, echo, in_real_thread, listening, wait_until
+from gevent.pywsgi import WSGIServer
 from raw import RawClient
 
 import gowsev
@@ -1592,6 +1594,207 @@ def test_a_shutdown_between_the_verdict_and_the_upgrade_closes_what_has_just_com
     server.loop.join(PATIENCE)
     assert server.loop.ready()
     assert [event[0] for event in server.handler.events] == ["accepted"] * len(clients) + ["closed"] * len(clients)
+
+
+# -- ShutdownOnSignal -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def signals():
+    """Signals go to whom they went before, when the test is over."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_shuts_every_context_down_that_wants_it(serve, signals, number):
+    servers = [serve(), serve()]
+    clients = [server.client() for server in servers]
+    for server in servers:
+        server.context.ShutdownOnSignal()
+    signal.raise_signal(number)
+    for server, client in zip(servers, clients, strict=True):
+        assert client.read_close() == (1001, "shutting down")
+        client.send_close(1001)
+        client.close()
+        server.loop.join(PATIENCE)
+        assert server.handler.closed == [("closed", 1, 1001, "")]
+
+
+def test_a_handler_that_was_there_hears_of_a_signal_too(serve, signals):
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    server = serve()
+    server.context.ShutdownOnSignal()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)  # impatient
+    assert heard == [signal.SIGTERM] * 2
+    server.loop.join(PATIENCE)
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == [signal.SIGTERM] * 3
+    assert signal.getsignal(signal.SIGTERM).__name__ == "<lambda>", "for a context that has ended, nothing is left"
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_only_a_second_ctrl_c_raises(serve, signals, first):
+    server = serve()
+    client = server.client()
+    server.context.ShutdownOnSignal(timeout=PATIENCE)
+    signal.raise_signal(first)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert client.read_close() == (1001, "shutting down")
+
+
+def test_those_that_do_not_answer_have_the_timeout(serve, signals):
+    server = serve(close_timeout=None)
+    client = server.client()
+    server.context.ShutdownOnSignal(timeout=0.1)
+    signal.raise_signal(signal.SIGTERM)
+    assert client.read_close() == (1001, "shutting down")
+    server.loop.join(PATIENCE)
+    assert server.handler.closed == [("closed", 1, 1006, "")]
+
+
+def test_another_server_is_closed_before_the_connections_and_serves_until_they_are(idle, signals):
+    server = idle(listen=False)
+    loop = gevent.spawn(server.context.EventLoop)
+    other = WSGIServer(listening(), server.context.ServeHTTP, log=None)
+    other.start()
+    server.context.ShutdownOnSignal(other)
+    main = gevent.spawn(other.serve_forever)
+    client = RawClient("127.0.0.1", other.server_port)
+    signal.raise_signal(signal.SIGTERM)
+    assert client.read_close() == (1001, "shutting down")
+    with pytest.raises(ConnectionRefusedError):
+        RawClient("127.0.0.1", other.server_port)
+    gevent.sleep(0.1)
+    assert not main.ready()
+    client.send_close(1001)
+    client.close()
+    main.join(PATIENCE)
+    assert main.successful()
+    assert loop.successful()
+    assert server.handler.closed == [("closed", 1, 1001, "")]
+
+
+def test_a_server_serves_no_longer_than_the_connections_where_nobody_drives_the_loop(idle, signals):
+    server = idle(listen=False)
+    other = WSGIServer(listening(), server.context.ServeHTTP, log=None)
+    other.start()
+    server.context.ShutdownOnSignal(other)
+    main = gevent.spawn(other.serve_forever)
+    signal.raise_signal(signal.SIGTERM)
+    main.join(PATIENCE)
+    assert main.successful()
+
+
+def test_a_server_that_the_program_has_stopped_itself_keeps_no_connection_open(serve, signals):
+    server = serve()
+    client = server.client()
+    other = WSGIServer(listening(), server.context.ServeHTTP, log=None)
+    other.start()
+    server.context.ShutdownOnSignal(other)
+    other.stop()
+    signal.raise_signal(signal.SIGTERM)
+    assert client.read_close() == (1001, "shutting down")
+
+
+def test_a_server_that_is_not_started_is_refused(idle):
+    server = WSGIServer(listening(), None)
+    with pytest.raises(ValueError, match=r"^servers must have been started, which <WSGIServer .*> is not"):
+        idle().context.ShutdownOnSignal(server)
+    server.close()
+
+
+def test_only_the_main_thread_handles_signals():
+    def elsewhere():
+        context = gowsev.MakeContext(gowsev.Handler())
+        with pytest.raises(ValueError, match="main thread"):
+            context.ShutdownOnSignal()
+
+    in_real_thread(elsewhere)
+
+
+def test_a_signal_in_the_first_moment_of_a_program_is_heard(run, tmp_path):
+    script = tmp_path / "quiet.py"
+    script.write_text(HANGS)
+    programs = []
+    for _ in range(24):  # one in thirty came when the hub had just begun to wait
+        program = run(script)
+        program.port()
+        program.process.send_signal(signal.SIGTERM)
+        programs.append(program)
+    assert [program.wait() for program in programs] == [0] * len(programs)
+
+
+FORKS = """
+import multiprocessing, time
+import gowsev
+
+context = gowsev.MakeContext(gowsev.Handler())
+context.ShutdownOnSignal()
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+child.start()
+child.terminate()
+child.join()
+print("ended with", child.exitcode)
+"""
+
+
+def test_a_forked_child_is_ended_by_signals_as_any_other(run, tmp_path):
+    script = tmp_path / "forks.py"
+    script.write_text(FORKS)
+    program = run(script)
+    assert program.wait() == 0
+    assert program.output == "ended with -15\n"
+
+
+HANGS = """
+import gowsev
+
+class Busy(gowsev.Handler):
+    def ConnAccepted(self, context, id):
+        print("busy", flush=True)
+        while True:
+            pass
+
+context = gowsev.MakeContext(Busy())
+context.ShutdownOnSignal()
+host, port = context.ListenAndServe("127.0.0.1:0")
+print(f"listening on port {port}", flush=True)
+context.EventLoop()
+"""
+
+
+def test_a_second_ctrl_c_ends_a_callback_that_hangs(run, tmp_path):
+    script = tmp_path / "busy.py"
+    script.write_text(HANGS)
+    program = run(script)
+    client = RawClient("127.0.0.1", program.port())
+    program.wait_for("busy")
+    program.process.send_signal(signal.SIGINT)
+    gevent.sleep(0.1)  # two at once are one
+    assert program.end(signal.SIGINT) != 0
+    assert "KeyboardInterrupt" in program.output
+    client.close()
+
+
+# -- Conn and MustConn -------------------------------------------------------------------------------------------------
+
+
+def test_must_conn_raises_where_conn_is_none(serve):
+    server = serve()
+    server.client()
+    wait_until(lambda: server.handler.of("accepted"))
+    assert server.context.MustConn(1).path == server.context.Conn(1).path == "/"
+    assert server.context.Conn(2) is None
+    with pytest.raises(IdNotFound, match="id not found") as missing:
+        server.context.MustConn(2)
+    assert missing.value.id == 2
 
 
 # -- Stats -------------------------------------------------------------------------------------------------------

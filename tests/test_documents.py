@@ -54,6 +54,15 @@ def test_each_snippet_that_would_run_has_a_test_that_runs_it(covered, document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_program_that_serves_ends_in_order(document):
+    # That it does is tried by `Page.interrupt`, at the end of each test that starts it.
+    serving = re.compile(r"^ *(context\.EventLoop\(\)|.*\.serve_forever\(\))$", re.MULTILINE)
+    for fence in fences(document):
+        if fence.language == "python" and "gowsev" in fence.text and serving.search(fence.text):
+            assert ".ShutdownOnSignal(" in fence.text, fence.name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_no_block_stays_open(document):
     assert len(re.findall(r"^ *```", read(document), re.MULTILINE)) % 2 == 0
     assert len(fences(document)) * 2 == len(re.findall(r"^ *(?:```|:::)", read(document), re.MULTILINE))
@@ -95,11 +104,17 @@ def packages():
 def check_pip(document, arguments):
     assert arguments[0] == "install"
     for target in arguments[1:]:
-        extra = re.fullmatch(r"(?:\.|gowsev)\[([\w-]+)\]", target)
+        extra = re.fullmatch(r"\.\[([\w-]+)\]", target)
         if extra:
             assert extra[1] in SETUP_CFG["options.extras_require"]
         else:
             assert target in {".", "-e", "tox"} | packages()
+
+
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - {"docs/releasing.md"}))
+def test_gowsev_is_installed_from_a_clone_until_there_is_a_release(document):
+    # The page on releasing is about what comes then.
+    assert not re.findall(r"pip install [^`\n]*\bgowsev\b(?!/)", read(document))
 
 
 def names_environment(section, name):

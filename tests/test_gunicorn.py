@@ -7,6 +7,7 @@ import signal
 import sys
 
 import gevent
+import gevent.pool
 import pytest
 from conftest import PATIENCE, Recorder, echoes, listening, wait_until
 from gunicorn.config import Config
@@ -17,6 +18,7 @@ from raw import RawClient, binary
 import gowsev
 from gowsev.context import shut_down_all
 from gowsev.gunicorn import Worker
+from gowsev.testing import Client
 from gowsev.wire import frames
 
 WORKERS = ["gevent", "geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "gowsev.gunicorn.Worker"]
@@ -158,6 +160,49 @@ def test_our_worker_closes_connections_before_it_ends(gunicorn):
     clients[-1].close()
 
 
+#: How many attempts to connect there are in all, and by how many clients.
+ATTEMPTS, CLIENTS = 200, 50
+
+
+def come_back(port, attempts, ends):
+    """Connect, and when closed connect again at once, until there were enough attempts."""
+    while len(attempts) < ATTEMPTS:
+        try:
+            client = Client(f"ws://127.0.0.1:{port}/live")
+        except gowsev.DialError as refused:
+            attempts.append(refused.status)
+            continue
+        attempts.append(101)
+        if len(attempts) < ATTEMPTS:
+            ends.append(client.wait_closed().code)
+
+
+@pytest.mark.parametrize(
+    ("reloads", "options"),
+    [
+        (True, ["--workers", "3"]),
+        (False, ["--workers", "3", "--max-requests", "25"]),
+        (False, ["--max-requests", "50"]),
+    ],
+)
+def test_who_is_closed_and_comes_back_at_once_meets_a_new_worker(gunicorn, reloads, options):
+    server = gunicorn("gowsev.gunicorn.Worker", "--graceful-timeout", "20", *options)
+    attempts, ends = [], []
+    clients = gevent.pool.Pool()
+    for _ in range(CLIENTS):
+        clients.spawn(come_back, server.port, attempts, ends)
+    while reloads and len(attempts) < ATTEMPTS:
+        met = len(attempts)
+        wait_until(lambda: len(attempts) - len(ends) >= CLIENTS, PATIENCE * 2)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda met=met: len(attempts) >= min(met + CLIENTS, ATTEMPTS), PATIENCE * 2)
+    wait_until(lambda: len(attempts) >= ATTEMPTS, PATIENCE * 4)
+    clients.kill()
+    assert set(attempts) == {101}
+    assert set(ends) == {1001}
+    assert complaints(server) == []
+
+
 # -- the worker by itself, in this process -----------------------------------------------------------------------------
 
 
@@ -238,6 +283,43 @@ def test_the_worker_waits_no_longer_than_it_may(idle, worker):
     assert not loop.ready()
     stuck.set()
     loop.join(PATIENCE)
+    client.close()
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_who_was_accepted_last_is_waited_for_unless_nothing_comes(idle, worker, asks):
+    server = idle(listen=False)
+    loop = gevent.spawn(server.context.EventLoop)
+    running = worker(server.context.ServeHTTP, 20)
+    open_before = RawClient("127.0.0.1", running.port)
+    assert echoes(open_before)
+    last = RawClient("127.0.0.1", running.port, handshake=False)
+    last.send(RawClient.request("/")[:20])
+    (listener,) = running.sockets
+    running.alive = False
+    wait_until(lambda: listener.fileno() == -1)
+    gevent.sleep(0.3)  # the worker looks several times
+    if asks:
+        last.send(RawClient.request("/")[20:])
+        assert last.read_head().startswith(b"HTTP/1.1 101 ")
+        assert last.read_close() == (1001, "shutting down")
+    assert open_before.read_close() == (1001, "shutting down")
+    for client in (last, open_before):
+        client.close()
+    loop.join(PATIENCE)
+    assert len(server.handler.closed) == 1 + asks
+
+
+def test_the_master_hears_of_a_worker_that_waits_for_its_connections(idle, worker):
+    server = idle(listen=False)
+    gevent.spawn(server.context.EventLoop)
+    running = worker(server.context.ServeHTTP, 20)
+    client = RawClient("127.0.0.1", running.port)
+    running.alive = False
+    assert client.read_close() == (1001, "shutting down")
+    heard = set()
+    wait_until(lambda: heard.add(running.tmp.last_update()) or len(heard) > 2)
+    assert not running.greenlet.ready()
     client.close()
 
 

@@ -1,6 +1,7 @@
 """The how-to guides of `docs/`, and its first server: what they show is run, and does what they say."""
 
 import http.cookiejar
+import itertools
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
+import time
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +120,13 @@ def test_flask(page):
             bob.open("/say", text="hello")
             assert receive(first) == receive(second) == "Bob: hello"
         assert receive(first) == "Bob has gone"
+        page.programs[-1].process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed, match="1001"):
+            receive(first)
+        assert page.programs[-1].wait() == 0
+    port = page.serve("app.py")
+    ann = Visitor(port)
+    ann.open("/login", user="Ann")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         Visitor(port).open("/say", text="hello")
     with pytest.raises(InvalidStatus, match="403"):
@@ -221,6 +230,10 @@ def test_django(page):
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             assert response.read() == b"a page\n"
         assert receive(client) == "ann looks at the page"
+        page.programs[-1].process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed, match="1001"):
+            receive(client)
+        assert page.programs[-1].wait() == 0
 
 
 # -- servers in front --------------------------------------------------------------------------------------------------
@@ -475,6 +488,26 @@ def test_bridge_that_reconnects(page, gowsev_server, gowsev_client):
     program.wait_for(r"(?s)connected.*connected")
     client.send("again")
     assert client.receive() == "againagain"
+
+
+class Fickle(gowsev.Handler):
+    """Accepts connections only to close them."""
+
+    def __init__(self):
+        self.times = []
+
+    def ConnAccepted(self, context, id):
+        self.times.append(time.monotonic())
+        context.Close(id, 1013, "not now")
+
+
+@snippets("docs/scripts-and-bridges.md", "bridge.py")
+def test_bridge_waits_longer_each_time_for_a_server_that_accepts_and_closes(page, gowsev_server):
+    outside = Fickle()
+    page.serve("bridge.py", replace=[("localhost:9000", f"127.0.0.1:{gowsev_server(outside).port}")])
+    wait_until(lambda: len(outside.times) > 4)
+    pauses = [after - before for before, after in itertools.pairwise(outside.times)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.2, 0.4, 0.8, 1.6), strict=False)), pauses
 
 
 # -- in service --------------------------------------------------------------------------------------------------------

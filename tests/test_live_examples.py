@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.cookiejar
 import json
 import re
+import signal
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -239,6 +240,40 @@ def test_the_page_of_django_in_a_browser(site, tmp_path):
         first.wait_for_text("#visits", "1")
         browser.open(site).wait_for_text("#visits", "2")
         first.wait_for_text("#visits", "2")
+
+
+# -- their end ---------------------------------------------------------------------------------------------------
+
+ENDS = """
+import atexit, gowsev, {module} as program
+ended = []
+handler = program.{handler}
+before = handler.ConnClosed
+def note(self, context, id):
+    before(self, context, id)
+    ended.append(context.MustConn(id).close_code)
+handler.ConnClosed = note
+atexit.register(lambda: print("ended", ended, flush=True))
+program.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("script", "handler"), [("flask_live/app.py", "Live"), ("django_live/site_live.py", "Live")])
+def test_a_signal_closes_every_connection_and_calls_every_conn_closed(run, tmp_path, script, handler, number):
+    path = EXAMPLES / script
+    (tmp_path / "run.py").write_text(ENDS.format(module=path.stem, handler=handler))
+    program = run("run.py", "--port", 0, PYTHONPATH=str(path.parent))
+    url = program.wait_for(r"Listening on (http://\S+)")[1]
+    user = User(url, "Ann" if "flask" in script else None)
+    user.fetch()
+    with user.live() as one, user.live() as two:
+        one.receive(), two.receive()
+        program.process.send_signal(number)
+        assert one.wait_closed().code == two.wait_closed().code == 1001
+        assert program.wait() == 0
+    assert "ended [1001, 1001]" in program.output
+    assert "Traceback" not in program.output
 
 
 # -- all of them -------------------------------------------------------------------------------------------------

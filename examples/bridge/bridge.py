@@ -79,8 +79,7 @@ class Bridge(gowsev.Handler):
             logger.info("Client %d left", id)
             return
         self.outside = 0
-        conn = context.Conn(id)
-        assert conn is not None, "known until ConnClosed returns"
+        conn = context.MustConn(id)
         logger.info("Lost %s: close code %d, reason %r", self.url, conn.close_code, conn.close_reason)
         self.connect_later(context)
 

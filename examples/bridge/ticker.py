@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import signal
 from itertools import count
-
-import gevent
 
 import gowsev
 
@@ -74,8 +71,7 @@ def main() -> None:
         _, number = context.ListenAndServe(f"{args.host}:{args.port}")
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {getattr(error, 'strerror', None) or error}\n")
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        gevent.signal_handler(signum, context.Shutdown, 5.0)
+    context.ShutdownOnSignal(timeout=5.0)
     logger.info("Listening on ws://%s:%d/", args.host, number)
     ticker.tick(context)
     context.EventLoop()

@@ -97,6 +97,7 @@ def main():
     application = make_application()
     server = WSGIServer((args.host, args.port), application, handler_class=gowsev.WebSocketHandler, log=None)
     server.start()
+    live.context.ShutdownOnSignal(server)
     print(f"Listening on http://{args.host}:{server.server_port}/", flush=True)
     server.serve_forever()
 

@@ -46,7 +46,7 @@ class Live(gowsev.Handler):
         return None
 
     def ConnAccepted(self, context, id):
-        self.users[id] = self.user_of(context.Conn(id).headers)
+        self.users[id] = self.user_of(context.MustConn(id).headers)
         self.publish(context)
 
     def ConnClosed(self, context, id):
@@ -92,7 +92,7 @@ def create_app():
     app.config["SECRET_KEY"] = os.environ.get("SECRET_KEY") or secrets.token_hex()
     app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
     live = Live(lambda headers: read_session(app, headers).get("user"))
-    context = gowsev.MakeContext(live)
+    app.extensions["gowsev"] = context = gowsev.MakeContext(live)
     live.tick(context)
     gevent.spawn(context.EventLoop)
 
@@ -127,8 +127,10 @@ def main():
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: %(default)s; 0: any free)")
     args = parser.parse_args()
-    server = WSGIServer((args.host, args.port), create_app(), handler_class=gowsev.WebSocketHandler, log=None)
+    app = create_app()
+    server = WSGIServer((args.host, args.port), app, handler_class=gowsev.WebSocketHandler, log=None)
     server.start()
+    app.extensions["gowsev"].ShutdownOnSignal(server)
     print(f"Listening on http://{args.host}:{server.server_port}/", flush=True)
     server.serve_forever()
 

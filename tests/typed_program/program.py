@@ -30,7 +30,7 @@ class Echo(gowsev.Handler):
 
 
 class Door(gowsev.Handler):
-    """Derived, with those that are optional, and names of its own for the arguments."""
+    """Derived, with those that are optional."""
 
     def __init__(self) -> None:
         self.welcome: dict[int, str] = {}
@@ -42,16 +42,16 @@ class Door(gowsev.Handler):
             return gowsev.Reject(404, "no such place\n", {"Cache-Control": "no-store"})
         return None
 
-    def ConnAccepted(self, context: gowsev.Context, connection: int) -> None:
-        conn = context.Conn(connection)
-        assert_type(conn, gowsev.Conn | None)
-        if conn is not None:
-            assert_type(conn.peer, tuple[str, int])
-            assert_type(conn.close_code, int | None)
-            self.welcome[conn.id] = conn.path
+    def ConnAccepted(self, context: gowsev.Context, id: int) -> None:
+        conn = context.MustConn(id)
+        assert_type(conn, gowsev.Conn)
+        assert_type(conn.peer, tuple[str, int])
+        assert_type(conn.close_code, int | None)
+        self.welcome[conn.id] = conn.path
+        assert_type(context.Conn(id + 1), gowsev.Conn | None)
 
-    def TextReceived(self, context: gowsev.Context, connection: int, text: str) -> None:
-        assert_type(context.WriteText(connection, text.upper()), Exception | None)
+    def TextReceived(self, context: gowsev.Context, id: int, text: str) -> None:
+        assert_type(context.WriteText(id, text.upper()), Exception | None)
 
 
 class AllWelcome(gowsev.Handler):
@@ -62,12 +62,12 @@ class AllWelcome(gowsev.Handler):
 
 
 class Plain:
-    """Derived from nothing: an object with the four methods, and two that are optional."""
+    """Derived from nothing: an object with the four methods, names of its own for arguments, and two optional ones."""
 
-    def ConnAccepted(self, context: gowsev.Context, id: int) -> None: ...
-    def ConnClosed(self, context: gowsev.Context, id: int) -> None: ...
+    def ConnAccepted(self, loop: gowsev.Context, connection: int) -> None: ...
+    def ConnClosed(self, context: gowsev.Context, connection: int) -> None: ...
     def EventLoopTimeout(self, context: gowsev.Context) -> None: ...
-    def MessageReceived(self, context: gowsev.Context, id: int, message: bytes) -> None: ...
+    def MessageReceived(self, context: gowsev.Context, connection: int, data: bytes) -> None: ...
     def TextReceived(self, context: gowsev.Context, id: int, text: str) -> None: ...
     def ConnRequested(self, context: gowsev.Context, request: gowsev.Request) -> gowsev.Reject | None: ...
 
@@ -111,6 +111,8 @@ context.Close(1)
 context.Close(1, 4000, reason="enough")
 context.Shutdown()
 context.Shutdown(timedelta(seconds=5))
+context.ShutdownOnSignal()
+context.ShutdownOnSignal(timeout=timedelta(seconds=5))
 assert_type(context.options.allowed_origins, tuple[str, ...] | None)
 
 # -- writing -----------------------------------------------------------------------------------------------------------
