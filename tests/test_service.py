@@ -432,21 +432,23 @@ def test_two_relays_do_not_share_a_port_by_mistake():
         other.bind(holder.getsockname())
 
 
-def supervise(tmp_path, script, number=1):
-    """Run workers that are this script, under a parent of their own; return its process."""
-    worker = tmp_path / "worker.py"
-    worker.write_text(script)
+def supervise(tmp_path, command, number=1, delays=(workers.FIRST_DELAY, workers.LAST_DELAY)):
+    """Run workers that are this command, under a parent of their own; return its process."""
     parent = (
         f"import sys, logging, pathlib; sys.path.insert(0, {str(RELAY)!r}); import workers\n"
         "logging.basicConfig(level=logging.INFO)\n"
-        f"command = [sys.executable, {str(worker)!r}]\n"
-        f"sys.exit(workers.Workers(command, {number}, pathlib.Path({str(tmp_path)!r})).run())\n"
+        f"sys.exit(workers.Workers({command!r}, {number}, pathlib.Path({str(tmp_path)!r}), {delays!r}).run())\n"
     )
     return subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True)
 
 
+def worker_of(script):
+    """The command of a worker that is this shell script; `$2` is its number."""
+    return ["/bin/sh", "-c", script, "worker"]
+
+
 def test_workers_that_die_of_their_start_are_replaced_ever_more_slowly(tmp_path):
-    with supervise(tmp_path, "raise SystemExit(1)") as parent:
+    with supervise(tmp_path, worker_of("exit 1")) as parent:
         delays = []
         for line in parent.stderr:
             delays += re.findall(r"Worker 1 ended with exit code 1 after .* a new one starts in (.*) s", line)
@@ -459,9 +461,55 @@ def test_workers_that_die_of_their_start_are_replaced_ever_more_slowly(tmp_path)
 
 
 def test_workers_that_cannot_be_configured_end_their_parent(tmp_path):
-    with supervise(tmp_path, "import sys; sys.exit(2 if '1' in sys.argv else sys.stdin.read())", 2) as parent:
+    with supervise(tmp_path, worker_of("test $2 = 1 && exit 2; exec cat"), 2) as parent:
         parent.stderr.read()
         assert parent.wait(PATIENCE) == 2
+
+
+def test_a_worker_that_never_starts_is_tried_for_ever_and_the_others_serve_on(tmp_path):
+    # In pauses of up to 2 ms: in service, with 30 s, so many deaths take more than eight hours.
+    command = worker_of("test $2 = 1 && exit 1; echo $$ >> pids; exec cat")
+    command[2] = f"cd {tmp_path}; {command[2]}"
+    with supervise(tmp_path, command, 2, delays=(0.001, 0.002)) as parent:
+        deaths = 0
+        while deaths < 1100:
+            line = parent.stderr.readline()
+            assert line, f"the parent ended after {deaths} deaths"
+            deaths += "Worker 1 ended with exit code 1" in line
+        assert line.endswith("a new one starts in 0.0 s\n")
+        (healthy,) = map(int, (tmp_path / "pids").read_text().split())
+        assert not dead(healthy)
+        parent.terminate()
+        assert "Traceback" not in parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
+        assert dead(healthy)
+
+
+def test_a_worker_that_is_killed_by_a_signal_without_a_name_is_replaced(tmp_path):
+    with supervise(tmp_path, worker_of("kill -40 $$")) as parent:
+        assert re.search(r"Worker 1 was killed by signal 40 after .* starts in 0\.5 s", parent.stderr.readline())
+        parent.terminate()
+        parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_and_the_others_serve_on(tmp_path):
+    program = tmp_path / "program"
+    program.write_text(
+        f"#!/bin/sh\ncd {tmp_path}\nif test $2 = 2; then touch serving; exec cat; fi\n"
+        "while ! test -e serving; do sleep 0.01; done\nmv program program.away\n"
+    )
+    program.chmod(0o700)
+    with supervise(tmp_path, [str(program)], 2, delays=(0.1, 0.1)) as parent:
+        lines = iter(parent.stderr.readline, "")
+        assert any("Worker 1 ended with exit code 0" in line for line in lines)
+        missing = rf"Worker 1 cannot be started: .*No such file.*{program}.*; the next attempt is in 0\.1 s"
+        assert any(re.search(missing, line) for line in lines)
+        (tmp_path / "program.away").rename(program)
+        assert any("Worker 1 ended with exit code 0" in line for line in lines)
+        parent.terminate()
+        assert "Worker 2" not in parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
 
 
 # -- the relay's own clients -----------------------------------------------------------------------------------------

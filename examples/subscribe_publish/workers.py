@@ -77,7 +77,8 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
         self.due = 0.0
-        self.quick_deaths = 0
+        self.delay = 0.0
+        """Seconds waited before its last start, or before the next one while there is no process."""
 
 
 class Workers:
@@ -87,11 +88,15 @@ class Workers:
         command: what to run; the worker's number is added behind `--worker`.
         number: how many.
         folder: where they leave their counters.
+        delays: seconds before a worker that died of its start is replaced, at first and at most.
     """
 
-    def __init__(self, command: list[str], number: int, folder: Path) -> None:
+    def __init__(
+        self, command: list[str], number: int, folder: Path, delays: tuple[float, float] = (FIRST_DELAY, LAST_DELAY)
+    ) -> None:
         self._command = command
         self._folder = folder
+        self._delays = delays
         self._workers = [Worker(i + 1) for i in range(number)]
         self._settled = False
 
@@ -119,11 +124,24 @@ class Workers:
         for worker in self._workers:
             if worker.process is None and now >= worker.due:
                 worker.started = now
-                worker.process = subprocess.Popen(  # noqa: S603  # our own command line
-                    [*self._command, "--worker", str(worker.number)],
-                    stdin=subprocess.PIPE,
-                    preexec_fn=_let_signals_through,  # safe: there are no threads here
-                )
+                try:
+                    worker.process = subprocess.Popen(  # noqa: S603  # our own command line
+                        [*self._command, "--worker", str(worker.number)],
+                        stdin=subprocess.PIPE,
+                        preexec_fn=_let_signals_through,  # safe: there are no threads here
+                    )
+                except OSError as error:  # no memory, or Python is just being replaced: the others serve on
+                    self._postpone(worker, now)
+                    logger.error(
+                        "Worker %d cannot be started: %s; the next attempt is in %.1f s",
+                        worker.number, error, worker.delay,
+                    )  # fmt: skip
+
+    def _postpone(self, worker: Worker, now: float) -> None:
+        """Put the next start off, twice as long as the last one was."""
+        first, last = self._delays
+        worker.delay = min(worker.delay * 2 or first, last)
+        worker.due = now + worker.delay
 
     def _until_next(self) -> float:
         """Seconds until there is something to do besides signals."""
@@ -143,13 +161,15 @@ class Workers:
                 continue
             last = code
             self._forget(worker)
-            worker.quick_deaths = worker.quick_deaths + 1 if lived < SETTLED else 0
-            delay = min(FIRST_DELAY * 2 ** (worker.quick_deaths - 1), LAST_DELAY) if worker.quick_deaths else 0.0
-            worker.due = now + delay
+            if lived < SETTLED:
+                self._postpone(worker, now)
+            else:
+                worker.delay, worker.due = 0.0, now
             if code != MISCONFIGURED or self._settled:
                 logger.error(
-                    "Worker %d %s after %.1f s; a new one starts in %.1f s", worker.number, _how(code), lived, delay
-                )
+                    "Worker %d %s after %.1f s; a new one starts in %.1f s",
+                    worker.number, _how(code), lived, worker.delay,
+                )  # fmt: skip
         return last
 
     def _forget(self, worker: Worker) -> None:
@@ -181,7 +201,10 @@ def _let_signals_through() -> None:
 
 
 def _how(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    names = {one.value: one.name for one in signal.Signals}  # most real-time signals have none
+    return f"was killed by {names.get(-code, f'signal {-code}')}"
 
 
 def command(*arguments: str) -> list[str]:
