@@ -305,6 +305,62 @@ def test_the_password_of_redis_is_not_in_the_log(relay, password):
     assert "me@" not in program.output
 
 
+#: Addresses that hold "sesa" and "me", the parts of a password, and are none of Redis.
+SPOILT = [
+    "redis://:sesa/me@localhost:6379/0",
+    "redis://:12/sesame@localhost:6379/0",
+    "redis://default:/sesame@localhost:6379/0",
+    "redis://:sesa?me@localhost:6379/0",
+    "redis://:12?sesa=me@localhost/0",
+    "redis://:sesa#me@localhost:6379/0",
+    "redis://:12#sesame@localhost/0",
+    "redis://localhost:6379/0?password=sesa@me",
+    "redis://:sesa[me]@localhost:6379/0",
+    "redis://:sesa]me@localhost:6379/0",
+    "redis://:sesa\u2100me@localhost:6379/0",
+    "redis://:sesame",
+    "redis://:sesa%2Fme%40localhost:6379/0",
+    "redis://sesame%40localhost/0",
+    "redis://:sesa@me@localhost:port/0",
+    "redis://:sesame@localhost:99999/0",
+    b"redis://:sesa\xffme@localhost:6379/0",
+    "unix://:sesa/me@/run/redis.sock",
+    "unix://sesame/run/redis.sock",
+    "http://:sesame@localhost:6379/0",
+    "redis:/:sesame@localhost",
+    ":sesame@localhost",
+    "redis://:sesame@localhost/zero",
+    "redis://:sesame@localhost?pasword=x",
+]
+
+
+@pytest.mark.parametrize("url", SPOILT)
+def test_nothing_of_a_password_is_in_the_error_of_an_address(relay, url):
+    program = relay("--backplane", os.fsdecode(url))
+    assert program.process.wait(PATIENCE) == 2
+    assert re.fullmatch(r"relay\.py: error: --backplane is like redis://host:6379/0: .*\n", program.output)
+    assert "sesa" not in program.output
+    assert not re.search(r"\bme\b", program.output)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--bakplane", "redis://:sesa me@localhost"],
+        ["--bakplane=redis://:sesa'me@localhost"],
+        ["--back=redis://:sesa me@localhost"],
+        ["--workers", "redis://:sesa'me"],
+        ["redis://:sesa?me@localhost/0"],
+    ],
+)
+def test_nothing_of_a_password_is_in_the_error_of_another_option(relay, arguments):
+    program = relay(*arguments)
+    assert program.process.wait(PATIENCE) == 2
+    assert re.fullmatch(r"relay\.py: error: .*\.\.\..*\n", program.output)
+    assert "sesa" not in program.output
+    assert not re.search(r"\bme\b", program.output)
+
+
 def test_log_lines_can_be_json(relay):
     program = relay("--log-format", "json")
     url = wait_until(lambda: re.search(r"ws://[\d.:]+/", program.output))[0]

@@ -39,9 +39,14 @@ class ConfigurationError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and repeat no address that may hold a password."""
 
     def error(self, message: str) -> NoReturn:
+        for given in sys.argv[1:]:
+            value = given.partition("=")[2] if given.startswith("-") else given
+            if "@" in value or ("://" in value and not value.startswith(("http://", "https://"))):
+                for form in (value, repr(value)[1:-1]):
+                    message = message.replace(form, "...")
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
