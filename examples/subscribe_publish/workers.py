@@ -8,6 +8,7 @@ then ends too.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ SETTLED = 10.0
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 #: Seconds that a worker has for its end.
 DRAINING = 15.0
-WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP}
 
 #: The exit code of a configuration error.
 MISCONFIGURED = 2
@@ -101,16 +102,25 @@ class Workers:
         self._settled = False
 
     def run(self) -> int:
-        """Run until a SIGTERM or SIGINT, or until it turns out that they cannot be; return the exit code."""
+        """Run until a SIGTERM or SIGINT, or until it turns out that they cannot be; return the exit code.
+
+        SIGHUP is passed on, unless it says that the terminal is gone.
+        """
+        terminal = has_terminal()
         # Waited for in one place, instead of handled in between: nothing happens behind our back.
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
             while True:
                 self._start_due()
                 number = signal.sigtimedwait(WATCHED, self._until_next())
-                if number is not None and number.si_signo != signal.SIGCHLD:
+                ends = {signal.SIGTERM, signal.SIGINT}
+                if terminal and not has_terminal():
+                    ends.add(signal.SIGHUP)
+                if number is not None and number.si_signo in ends:
                     logger.info("Stopping %d workers", len(self._workers))
                     return self._end(0)
+                if number is not None and number.si_signo == signal.SIGHUP:
+                    self._pass_on(signal.SIGHUP)
                 if self._reap() == MISCONFIGURED and not self._settled:
                     return self._end(MISCONFIGURED)  # it has said why
         except BaseException:
@@ -118,6 +128,12 @@ class Workers:
                 if worker.process is not None:
                     worker.process.kill()
             raise
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        running = [worker.process for worker in self._workers if worker.process is not None]
+        logger.info("%s: passed on to %d workers", number.name, len(running))
+        for process in running:
+            process.send_signal(number)
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -197,7 +213,19 @@ class Workers:
 
 
 def _let_signals_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+    # SIGHUP would end a worker that has just begun: it lets it through itself, once it knows what to do then.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED - {signal.SIGHUP})
+
+
+def has_terminal() -> bool:
+    """Tell whether this process belongs to a terminal whose end is to end it: not as a service, nor with `nohup`."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:  # there is none, or none any more
+        return False
+    return True
 
 
 def _how(code: int) -> str:
