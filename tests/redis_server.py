@@ -24,11 +24,12 @@ def free_port():
 
 
 class RedisServer:
-    """A server that loses nothing it has acknowledged, however it ends."""
+    """A server that loses nothing it has acknowledged, however it ends; `options` are added to its command line."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options):
         folder.mkdir()
         self.folder = folder
+        self.options = options
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process = None
@@ -36,7 +37,7 @@ class RedisServer:
 
     def start(self):
         command = [SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
-        command += ["--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "local"]
+        command += ["--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "local", *self.options]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: self.cli("ping") == "PONG")

@@ -177,6 +177,47 @@ def test_the_page_shows_errors_and_bytes_as_they_are(page_of, browser):
     assert messages(tab) == [("news", "2 bytes: 00 ff"), ("news", "empty")]
 
 
+LONG = 900_000
+
+
+def test_a_very_long_message_is_shown_cut_and_the_page_goes_on(page_of, browser):
+    program, url = page_of()
+    tab = browser.open(f"{url}#news")
+    subscribed(tab, 1)
+    bodies = ["x" * LONG, "x" * 1999 + "😀" + "x" * LONG, "x" * 2000, "ü" * 2001, "\xff" * LONG]
+    with websockets_client(program.url()) as client:
+        for body in bodies:
+            client.send(b"publish:news:" + body.encode("latin-1" if "\xff" in body else "utf-8"))
+            assert client.recv() == b"OK"
+    shows(tab, 5)
+    cut = "Cut: the first 2000 of {} characters are shown."
+    shown = [body for _, body in messages(tab)]
+    assert shown[:4] == ["x" * 2000, "x" * 1999, "x" * 2000, "ü" * 2000]
+    assert shown[4] == f"{LONG} bytes: {' '.join(['ff'] * 64)} …"
+    assert tab.texts(".message .note") == [cut.format(LONG), cut.format(LONG + 2001), cut.format(2001)]
+    assert tab.look("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.complaints == []
+
+
+def test_the_page_asks_for_a_token_when_its_own_is_taken_away(page_of, browser, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first\n")
+    _, url = page_of("--token-file", tokens)
+    tab = browser.open(f"{url}#news")
+    tab.click("#token")
+    tab.type("first")
+    tab.press("Enter")
+    subscribed(tab, 1)
+    tokens.write_text("second\n")
+    tab.wait_for("document.getElementById('state-text').textContent === 'The token is no longer valid'")
+    assert tab.focus() == "token"
+    tab.look("document.getElementById('token').select()")
+    tab.type("second")
+    tab.press("Enter")
+    assert connected(tab)
+    subscribed(tab, 1)
+
+
 def test_everything_on_the_page_has_a_name_and_room_for_a_finger(page_of, browser):
     _, url = page_of()
     tab = browser.open(f"{url}#news", 390, 844)

@@ -46,7 +46,7 @@ def test_the_unit_is_one_that_systemd_understands(tmp_path):
 
 
 def test_the_unit_starts_the_relay_with_options_that_it_has(run):
-    arguments = block("ini").split("relay.py", 1)[1].split("LoadCredential")[0].replace("\\\n", " ").split()
+    arguments = block("ini").split("relay.py", 1)[1].split("ExecReload")[0].replace("\\\n", " ").split()
     shown = run(RELAY / "relay.py", "--help", COLUMNS="200", NO_COLOR="1")
     assert shown.process.wait(PATIENCE) == 0
     for option in arguments:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 
+import gevent
 import pytest
 import workers
 from conftest import PATIENCE, RELAY, wait_until
@@ -58,7 +62,7 @@ def curl(program, path, *options):
 @pytest.fixture
 def token_file(tmp_path):
     path = tmp_path / "tokens"
-    path.write_text("sésame\n\n  another-token \n")
+    path.write_text("\ufeffsésame\n\n# of the printer\n  another-token \n  #third\n")
     return path
 
 
@@ -84,6 +88,7 @@ def test_a_token_lets_in_and_nothing_else_does(relay, token_file):
         {"subprotocols": ["relay", "token."]},
     ]
     wrong += [{"additional_headers": {"Authorization": "Basic another-token"}}]
+    wrong += [bearer("#third"), offered("# of the printer"), offered("\ufeffsésame")]
     for given in wrong:
         with pytest.raises(InvalidStatus) as refused:
             websockets_client(program.url(), **given).__enter__()
@@ -108,6 +113,165 @@ def test_tokens_are_compared_in_constant_time_and_all_of_them(monkeypatch):
     assert node._knows(b"a")
     assert not node._knows(b"d")
     assert compared == [(token, known) for token in (b"a", b"d") for known in (b"a", b"b", b"c")]
+
+
+def refused(program, token):
+    """Whether a token is refused."""
+    try:
+        with websockets_client(program.url(), **bearer(token)):
+            return False
+    except InvalidStatus as error:
+        return error.response.status_code == 401
+
+
+def test_tokens_that_are_added_or_taken_away_count_at_once(relay, token_file):
+    program = relay("--token-file", token_file)
+    with (
+        websockets_client(program.url(), **offered("sésame")) as staying,
+        websockets_client(program.url(), **bearer("another-token")) as going,
+    ):
+        assert ask(staying, "subscribe:a") == OK
+        token_file.write_text("new\nsésame\n")
+        with pytest.raises(ConnectionClosed) as closed:
+            going.recv(timeout=PATIENCE)
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "the token is no longer valid")
+        assert refused(program, "another-token")
+        with websockets_client(program.url(), **bearer("new")) as client:
+            assert ask(client, "publish:a:still there") == OK
+        assert staying.recv(timeout=PATIENCE) == b"still there"
+    assert program.end() == 0
+    assert re.search(rf"Read the tokens in '{token_file}' again: 2$", program.output, re.MULTILINE)
+    assert "Closing 1 connections, whose token is gone" in program.output
+
+
+@pytest.mark.parametrize("content", [None, "", "# nobody\n", "sésame\n".encode("utf-16"), b"s\xe9same\n", "a folder"])
+def test_while_the_tokens_cannot_be_read_the_old_ones_hold_and_it_is_said_once(relay, token_file, content):
+    program = relay("--token-file", token_file)
+    with websockets_client(program.url(), **bearer("another-token")) as client:
+        token_file.unlink()
+        if content == "a folder":
+            token_file.mkdir()
+        elif content is not None:
+            token_file.write_bytes(content.encode() if isinstance(content, str) else content)
+        said = (
+            rf"cannot read the tokens in '{token_file}': (No such file|there is no token|it is no).*; the 2 read before"
+        )
+        program.wait_for(said)
+        assert ask(client, "subscribe:a") == OK
+        assert not refused(program, "another-token")
+        assert refused(program, "")
+        if content == "a folder":
+            token_file.rmdir()
+        gevent.sleep(2.5)  # in which it is looked at again
+        token_file.write_text("new\n")
+        program.wait_for(r"Read the tokens in '.*' again: 1$")
+        assert refused(program, "another-token")
+        assert not refused(program, "new")
+    assert program.output.count("cannot read the tokens") == 1 + (content == "a folder")
+    assert program.end() == 0
+
+
+def test_sighup_reads_the_tokens_again_and_says_so(relay, token_file):
+    program = relay("--token-file", token_file)
+    program.url()
+    for _ in range(2):
+        token_file.unlink(missing_ok=True)
+        program.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "SIGHUP: reading the tokens again" in program.output)
+    # Whoever asks is answered, though it has been said before.
+    wait_until(lambda: program.output.count("the 2 read before still hold") == 2)
+    token_file.write_text("new\n")
+    program.process.send_signal(signal.SIGHUP)
+    program.wait_for("again: 1$")
+    assert not refused(program, "new")
+    assert program.end() == 0
+
+
+def test_sighup_without_tokens_changes_nothing(relay):
+    program = relay()
+    with websockets_client(program.url()) as client:
+        assert ask(client, "subscribe:a") == OK
+        program.process.send_signal(signal.SIGHUP)
+        program.wait_for("SIGHUP: there is no --token-file to read again")
+        assert ask(client, "publish:a:x") == OK
+    assert program.end() == 0
+
+
+@needs_redis
+def test_all_workers_read_the_tokens_again(workers_of, token_file):
+    program = workers_of(2, "--token-file", token_file)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(websockets_client(program.url(), **bearer("another-token"))) for _ in range(20)]
+        token_file.write_text("sésame\n")
+        for client in clients:
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(timeout=PATIENCE)
+            assert closed.value.rcvd.code == 1008
+    assert all(refused(program, "another-token") for _ in range(10))
+    for worker in (1, 2):
+        program.wait_for(f"worker {worker}: Read the tokens in .* again: 1$")
+    program.process.send_signal(signal.SIGHUP)
+    for worker in (1, 2):
+        program.wait_for(f"worker {worker}: SIGHUP: reading the tokens again")
+    assert "SIGHUP: passed on to 2 workers" in program.output
+    with websockets_client(program.url(), **offered("sésame")) as client:
+        assert ask(client, "subscribe:a") == OK
+    assert program.end() == 0
+    assert "killed" not in program.output
+
+
+@contextlib.contextmanager
+def in_a_terminal(output, *command):
+    """Run a command in a terminal of its own; yield the process and what closes the terminal."""
+    master, slave = pty.openpty()
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command, stdin=slave, stdout=file, stderr=file, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+    os.close(slave)
+    try:
+        yield process, lambda: os.close(master)
+    finally:
+        process.kill()
+        process.wait()
+
+
+TRIED = ["--host", "127.0.0.1", "--port", "0", "--tls-port", "none"]
+
+
+@needs_redis
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_relay_ends_in_order_with_its_terminal(tmp_path, redis_server, workers):
+    output = tmp_path / "output"
+    options = [*TRIED, "--backplane", redis_server.url, "--workers", str(workers)]
+    with in_a_terminal(output, sys.executable, str(RELAY / "relay.py"), *options) as (process, close):
+        wait_until(lambda: output.read_text().count(" is there, after ") == workers)
+        url = re.search(r"ws://\S+:\d+/", output.read_text())[0]
+        with websockets_client(url) as client:
+            process.send_signal(signal.SIGHUP)  # the terminal is still there
+            wait_until(lambda: output.read_text().count("SIGHUP: there is no") == workers)
+            assert ask(client, "subscribe:a") == OK
+            close()
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(timeout=PATIENCE)
+            assert closed.value.rcvd.code == 1001
+        assert process.wait(PATIENCE) == 0
+    assert output.read_text().endswith("Stopped\n")
+
+
+def test_a_relay_with_nohup_outlives_its_terminal(tmp_path):
+    output = tmp_path / "output"
+    command = ["nohup", sys.executable, str(RELAY / "relay.py"), *TRIED]
+    with in_a_terminal(output, *command) as (process, close):
+        url = wait_until(lambda: re.search(r"ws://\S+:\d+/", output.read_text()))[0]
+        with websockets_client(url) as client:
+            assert ask(client, "subscribe:a") == OK
+            close()
+            wait_until(lambda: "SIGHUP" in output.read_text())
+            assert ask(client, "publish:a:x") == OK
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
 
 
 def test_connections_beyond_the_limit_are_refused(relay):
@@ -281,7 +445,7 @@ MISTAKES = [
         "--backplane is like redis://host:6379/0: decode_responses cannot be chosen",
     ),
     (["--token-file", "missing"], "cannot read the tokens in 'missing': No such file or directory"),
-    (["--token-file", os.devnull], "there is no token in '/dev/null'"),
+    (["--token-file", os.devnull], "cannot read the tokens in '/dev/null': there is no token in it"),
     (["--workers", "2", "--backplane", "nonsense"], "--backplane is like redis://host:6379/0: .*"),
     (["--log-format", "xml"], "argument --log-format: .*"),
 ]
@@ -303,6 +467,62 @@ def test_the_password_of_redis_is_not_in_the_log(relay, password):
     assert program.end() == 0
     assert "sesa" not in program.output
     assert "me@" not in program.output
+
+
+#: Addresses that hold "sesa" and "me", the parts of a password, and are none of Redis.
+SPOILT = [
+    "redis://:sesa/me@localhost:6379/0",
+    "redis://:12/sesame@localhost:6379/0",
+    "redis://default:/sesame@localhost:6379/0",
+    "redis://:sesa?me@localhost:6379/0",
+    "redis://:12?sesa=me@localhost/0",
+    "redis://:sesa#me@localhost:6379/0",
+    "redis://:12#sesame@localhost/0",
+    "redis://localhost:6379/0?password=sesa@me",
+    "redis://:sesa[me]@localhost:6379/0",
+    "redis://:sesa]me@localhost:6379/0",
+    "redis://:sesa\u2100me@localhost:6379/0",
+    "redis://:sesame",
+    "redis://:sesa%2Fme%40localhost:6379/0",
+    "redis://sesame%40localhost/0",
+    "redis://:sesa@me@localhost:port/0",
+    "redis://:sesame@localhost:99999/0",
+    b"redis://:sesa\xffme@localhost:6379/0",
+    "unix://:sesa/me@/run/redis.sock",
+    "unix://sesame/run/redis.sock",
+    "http://:sesame@localhost:6379/0",
+    "redis:/:sesame@localhost",
+    ":sesame@localhost",
+    "redis://:sesame@localhost/zero",
+    "redis://:sesame@localhost?pasword=x",
+]
+
+
+@pytest.mark.parametrize("url", SPOILT)
+def test_nothing_of_a_password_is_in_the_error_of_an_address(relay, url):
+    program = relay("--backplane", os.fsdecode(url))
+    assert program.process.wait(PATIENCE) == 2
+    assert re.fullmatch(r"relay\.py: error: --backplane is like redis://host:6379/0: .*\n", program.output)
+    assert "sesa" not in program.output
+    assert not re.search(r"\bme\b", program.output)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--bakplane", "redis://:sesa me@localhost"],
+        ["--bakplane=redis://:sesa'me@localhost"],
+        ["--back=redis://:sesa me@localhost"],
+        ["--workers", "redis://:sesa'me"],
+        ["redis://:sesa?me@localhost/0"],
+    ],
+)
+def test_nothing_of_a_password_is_in_the_error_of_another_option(relay, arguments):
+    program = relay(*arguments)
+    assert program.process.wait(PATIENCE) == 2
+    assert re.fullmatch(r"relay\.py: error: .*\.\.\..*\n", program.output)
+    assert "sesa" not in program.output
+    assert not re.search(r"\bme\b", program.output)
 
 
 def test_log_lines_can_be_json(relay):
@@ -432,21 +652,23 @@ def test_two_relays_do_not_share_a_port_by_mistake():
         other.bind(holder.getsockname())
 
 
-def supervise(tmp_path, script, number=1):
-    """Run workers that are this script, under a parent of their own; return its process."""
-    worker = tmp_path / "worker.py"
-    worker.write_text(script)
+def supervise(tmp_path, command, number=1, delays=(workers.FIRST_DELAY, workers.LAST_DELAY)):
+    """Run workers that are this command, under a parent of their own; return its process."""
     parent = (
         f"import sys, logging, pathlib; sys.path.insert(0, {str(RELAY)!r}); import workers\n"
         "logging.basicConfig(level=logging.INFO)\n"
-        f"command = [sys.executable, {str(worker)!r}]\n"
-        f"sys.exit(workers.Workers(command, {number}, pathlib.Path({str(tmp_path)!r})).run())\n"
+        f"sys.exit(workers.Workers({command!r}, {number}, pathlib.Path({str(tmp_path)!r}), {delays!r}).run())\n"
     )
     return subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True)
 
 
+def worker_of(script):
+    """The command of a worker that is this shell script; `$2` is its number."""
+    return ["/bin/sh", "-c", script, "worker"]
+
+
 def test_workers_that_die_of_their_start_are_replaced_ever_more_slowly(tmp_path):
-    with supervise(tmp_path, "raise SystemExit(1)") as parent:
+    with supervise(tmp_path, worker_of("exit 1")) as parent:
         delays = []
         for line in parent.stderr:
             delays += re.findall(r"Worker 1 ended with exit code 1 after .* a new one starts in (.*) s", line)
@@ -459,9 +681,55 @@ def test_workers_that_die_of_their_start_are_replaced_ever_more_slowly(tmp_path)
 
 
 def test_workers_that_cannot_be_configured_end_their_parent(tmp_path):
-    with supervise(tmp_path, "import sys; sys.exit(2 if '1' in sys.argv else sys.stdin.read())", 2) as parent:
+    with supervise(tmp_path, worker_of("test $2 = 1 && exit 2; exec cat"), 2) as parent:
         parent.stderr.read()
         assert parent.wait(PATIENCE) == 2
+
+
+def test_a_worker_that_never_starts_is_tried_for_ever_and_the_others_serve_on(tmp_path):
+    # In pauses of up to 2 ms: in service, with 30 s, so many deaths take more than eight hours.
+    command = worker_of("test $2 = 1 && exit 1; echo $$ >> pids; exec cat")
+    command[2] = f"cd {tmp_path}; {command[2]}"
+    with supervise(tmp_path, command, 2, delays=(0.001, 0.002)) as parent:
+        deaths = 0
+        while deaths < 1100:
+            line = parent.stderr.readline()
+            assert line, f"the parent ended after {deaths} deaths"
+            deaths += "Worker 1 ended with exit code 1" in line
+        assert line.endswith("a new one starts in 0.0 s\n")
+        (healthy,) = map(int, (tmp_path / "pids").read_text().split())
+        assert not dead(healthy)
+        parent.terminate()
+        assert "Traceback" not in parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
+        assert dead(healthy)
+
+
+def test_a_worker_that_is_killed_by_a_signal_without_a_name_is_replaced(tmp_path):
+    with supervise(tmp_path, worker_of("kill -40 $$")) as parent:
+        assert re.search(r"Worker 1 was killed by signal 40 after .* starts in 0\.5 s", parent.stderr.readline())
+        parent.terminate()
+        parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_and_the_others_serve_on(tmp_path):
+    program = tmp_path / "program"
+    program.write_text(
+        f"#!/bin/sh\ncd {tmp_path}\nif test $2 = 2; then touch serving; exec cat; fi\n"
+        "while ! test -e serving; do sleep 0.01; done\nmv program program.away\n"
+    )
+    program.chmod(0o700)
+    with supervise(tmp_path, [str(program)], 2, delays=(0.1, 0.1)) as parent:
+        lines = iter(parent.stderr.readline, "")
+        assert any("Worker 1 ended with exit code 0" in line for line in lines)
+        missing = rf"Worker 1 cannot be started: .*No such file.*{program}.*; the next attempt is in 0\.1 s"
+        assert any(re.search(missing, line) for line in lines)
+        (tmp_path / "program.away").rename(program)
+        assert any("Worker 1 ended with exit code 0" in line for line in lines)
+        parent.terminate()
+        assert "Worker 2" not in parent.stderr.read()
+        assert parent.wait(PATIENCE) == 0
 
 
 # -- the relay's own clients -----------------------------------------------------------------------------------------
@@ -508,7 +776,7 @@ def test_the_command_line_client_over_tls_with_a_token(run, certificate, client_
     options = ["--port", 0, "--tls-port", 0, "--cert", cert, "--key", key, "--token-file", token_file]
     program = run(RELAY / "relay.py", "--host", "127.0.0.1", *options)
     secret = tmp_path / "secret"
-    secret.write_text("another-token\n")
+    secret.write_text("\ufeff# of the printer\nanother-token\n")
     url = program.url("wss")
     done = client_of(program, "--cafile", authority, "--token-file", secret, "publish", "a", "x", url=url)
     assert (done.returncode, done.stderr) == (0, "")

@@ -15,6 +15,8 @@ import ssl
 import sys
 from pathlib import Path
 
+from tokens import read_tokens
+
 import gowsev
 
 
@@ -45,9 +47,9 @@ def dial(args: argparse.Namespace) -> gowsev.DialledConn:
     headers = {}
     if args.token_file is not None:
         try:
-            headers["Authorization"] = f"Bearer {args.token_file.read_text().split()[0]}"
-        except (OSError, IndexError) as error:
-            raise Failed(f"cannot read a token in {str(args.token_file)!r}: {error}") from error
+            headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].decode()}"
+        except ValueError as error:
+            raise Failed(str(error)) from error
     context = None
     if args.cafile is not None:
         try:

@@ -20,6 +20,7 @@ from array import array
 from pathlib import Path
 
 import gevent.pool
+from tokens import read_tokens
 from tqdm import tqdm
 
 import gowsev
@@ -94,7 +95,7 @@ def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> No
     """Open all connections, and subscribe."""
     headers = {}
     if args.token_file is not None:
-        headers["Authorization"] = f"Bearer {args.token_file.read_text().split()[0]}"
+        headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].decode()}"
     # The driver is not what is measured: it answers pings, and sends none.
     options = gowsev.Options(ping_interval=None)
 

@@ -145,12 +145,15 @@ class Metrics:
         return values
 
     def health(self) -> dict[str, Any]:
-        """What the health page says; `status` is "ok" or "degraded"."""
+        """What the health page says; `status` is "ok" or "degraded".
+
+        States and counts only: anyone may read it. Why the backplane is away, and where it is, is in the log.
+        """
         backplane = self._node.backplane
-        away = backplane.away if backplane is not None else ""
+        state = "none" if backplane is None else "away" if backplane.away else "up"
         return {
-            "status": "degraded" if away else "ok",
-            "backplane": "none" if backplane is None else f"away: {away}" if away else "up",
+            "status": "degraded" if state == "away" else "ok",
+            "backplane": state,
             "connections": self._context.Stats().connections,
             "worker": self._worker,
             "uptime_seconds": round(time.time() - self._started, 1),

@@ -28,6 +28,7 @@ import gowsev
 
 if TYPE_CHECKING:
     from backplane import Position
+    from websockets.datastructures import Headers
 
 logger = logging.getLogger("relay")
 
@@ -38,6 +39,8 @@ TOKEN_PREFIX = "token."  # noqa: S105
 
 #: Answers and messages that may wait for one connection's turn; beyond, it is closed with 1013.
 MAX_TURNS, MAX_TURN_BYTES = 20_000, 4 << 20
+#: The close code for whose token is gone (RFC 6455 section 7.4.1: a message, or here a peer, violates a policy).
+NOT_ALLOWED = 1008
 #: Seconds for which commands under way may still be answered when the relay stops.
 LAST_ANSWERS = 2.0
 
@@ -69,12 +72,14 @@ class Node(Service):
         self.counters = Counters()
         self.stopping = False
         self._shut = False
+        self._token_of: dict[int, bytes] = {}
+        """By connection: the token with which it was let in."""
         self._turns: dict[int, Turns] = {}
 
     # -- the callbacks -------------------------------------------------------------------------------------------
 
     def ConnRequested(self, context: gowsev.Context, request: gowsev.Request) -> gowsev.Reject | None:
-        if not self.tokens or self._knows(presented(request)):
+        if not self.tokens or self._knows(presented(request.headers)):
             return None
         return gowsev.Reject(401, "This relay takes a token.\n", {"WWW-Authenticate": 'Bearer realm="relay"'})
 
@@ -82,16 +87,34 @@ class Node(Service):
         # Compared in constant time, with every token there is, so that time tells nothing of any.
         return sum([hmac.compare_digest(token, known) for known in self.tokens]) > 0
 
+    def replace_tokens(self, context: gowsev.Context, tokens: tuple[bytes, ...]) -> None:
+        """Let in only who presents one of these from now on; whoever came in with one that is gone is closed with 1008.
+
+        A token is taken away because it must not be used any more, and a connection may last for weeks.
+        """
+        self.tokens = tokens
+        gone = [id for id, token in self._token_of.items() if token not in tokens]
+        for id in gone:
+            context.Close(id, NOT_ALLOWED, "the token is no longer valid")
+        if gone:
+            logger.info("Closing %d connections, whose token is gone", len(gone), extra={"connections": len(gone)})
+
     def ConnAccepted(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
-        peer = f"{conn.peer[0]}:{conn.peer[1]}" if conn else ""
+        assert conn is not None, "it has just been accepted"
+        peer = f"{conn.peer[0]}:{conn.peer[1]}"
         logger.info("Connection accepted %d", id, extra={"connection": id, "peer": peer})
+        if self.tokens:
+            self._token_of[id] = presented(conn.headers)
+            if self._token_of[id] not in self.tokens:  # it was taken away after the request
+                context.Close(id, NOT_ALLOWED, "the token is no longer valid")
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
         code = conn.close_code if conn else None
         logger.info("Connection closed %d", id, extra={"connection": id, "code": code})
         self._turns.pop(id, None)
+        self._token_of.pop(id, None)
         self.unsubscribe_all(id)
         self._stop_if_quiet(context)
 
@@ -292,13 +315,13 @@ def acknowledge(context: gowsev.Context, id: int) -> None:
     context.Write(id, b"OK")
 
 
-def presented(request: gowsev.Request) -> bytes:
-    """The token that a request presents; empty if there is none."""
-    for value in request.headers.get_all("Authorization"):
+def presented(headers: Headers) -> bytes:
+    """The token that a request's headers present; empty if there is none."""
+    for value in headers.get_all("Authorization"):
         scheme, _, token = value.partition(" ")
         if scheme.lower() == "bearer":
             return token.strip().encode("utf-8", "surrogateescape")
-    offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol")).split(",")
+    offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
     for name in map(str.strip, offered):
         if name.startswith(TOKEN_PREFIX):
             text = name.removeprefix(TOKEN_PREFIX)

@@ -7,6 +7,9 @@
 const FIRST_DELAY = 500; // milliseconds
 const LAST_DELAY = 15000;
 const MOST_MESSAGES = 500;
+const MOST_CHARACTERS = 2000; // of a message; a browser takes a minute to lay out a megabyte without blanks
+const MOST_BYTES = 64; // of a message that is no text
+const NOT_ALLOWED = 1008; // how the relay closes those whose token is gone
 
 const $ = (id) => document.getElementById(id);
 const decoder = new TextDecoder("utf-8", { fatal: true });
@@ -35,7 +38,11 @@ class Link {
     this.become("opening");
     socket.onopen = () => this.opened(this);
     socket.onmessage = (event) => this.received(event.data, this);
-    socket.onclose = (event) => this.socket === socket && this.lost(event.reason);
+    socket.onclose = (event) => {
+      if (this.socket !== socket) return;
+      if (event.code === NOT_ALLOWED && token) refuse("The token is no longer valid");
+      else this.lost(event.reason);
+    };
   }
 
   // What it was opened for has been answered.
@@ -140,9 +147,13 @@ async function askWhy() {
     return; // it is away
   }
   if (!wanted || publisher.state === "open" || everOpened) return;
+  refuse(token ? "Refused: is the token right?" : "A token is needed");
+}
+
+function refuse(why) {
   disconnect();
   document.body.dataset.state = "refused";
-  $("state-text").textContent = token ? "Refused: is the token right?" : "A token is needed";
+  $("state-text").textContent = why;
   $("token-form").hidden = false;
   $("token").select();
   $("token").focus();
@@ -274,19 +285,29 @@ function addMessage(channel, data) {
   const time = element("time", "", now.toLocaleTimeString());
   time.dateTime = now.toISOString();
   const text = asText(data);
-  const body = element("div", "body", text === "" ? "empty" : text ?? hex(data));
+  const body = element("div", "body", text === "" ? "empty" : text === null ? hex(data) : beginning(text));
   if (!text) body.classList.add("bytes"); // none, or none that are text
   item.append(element("span", "tag", channel.name), time, body);
+  if (text?.length > MOST_CHARACTERS) {
+    item.classList.add("cut");
+    const note = `Cut: the first ${MOST_CHARACTERS} of ${text.length} characters are shown.`;
+    item.append(element("p", "note", note));
+  }
   list.append(item);
   while (list.childElementCount > MOST_MESSAGES) list.firstElementChild.remove();
   showMessages();
   if (atEnd) list.scrollTop = list.scrollHeight; // unless the reader has scrolled up
 }
 
+// As much of a text as is shown; no character is cut in two.
+function beginning(text) {
+  return text.slice(0, MOST_CHARACTERS).replace(/[\uD800-\uDBFF]$/, "");
+}
+
 function hex(data) {
   const bytes = new Uint8Array(data);
-  const shown = [...bytes.subarray(0, 64)].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
-  return `${bytes.length} bytes: ${shown}${bytes.length > 64 ? " …" : ""}`;
+  const shown = [...bytes.subarray(0, MOST_BYTES)].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+  return `${bytes.length} bytes: ${shown}${bytes.length > MOST_BYTES ? " …" : ""}`;
 }
 
 function showMessages() {

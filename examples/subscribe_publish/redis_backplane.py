@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import secrets
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import redis
 from backplane import AWAY, REFUSED, TOO_MANY, UNKNOWN, Position
@@ -101,6 +100,8 @@ return answers
 
 #: Options of a URL that would change what is read here.
 OURS = {"decode_responses", "protocol", "socket_connect_timeout", "socket_timeout"}
+#: What a URL that is not understood may lack. Errors repeat nothing of it: any part could be one of a password.
+ENCODE = "in a name and a password, @ / ? # % [ ] are percent-encoded, such as %2F for /"
 #: What a call of Redis fails with; `redis` does not wrap everything that a socket raises.
 FAILED = (redis.RedisError, OSError)
 #: What a message costs besides its body, in the count of what the reader is ahead.
@@ -148,12 +149,15 @@ class RedisBackplane:
     def __init__(
         self, url: str, arrived: Callable[[gowsev.Context, bytes, bytes], object], max_length: int = 10_000
     ) -> None:
-        self.shown = re.sub(r"//[^/]*@", "//", url.partition("?")[0])  # a password is nothing for the log
+        parts = _split(url)
+        #: For the log: without name, password and options.
+        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._arrived = arrived
         self._max_length = max_length
         session = secrets.token_hex(8).encode()
         self._session, self._wake = PREFIX + b"session:" + session, PREFIX + b"wake:" + session
         self._clients = [_client(url, ANSWER), _client(url, BLOCK + ANSWER)]
+        self._password = self._clients[0].connection_pool.connection_kwargs.get("password")
         self._script = self._clients[0].register_script(SCRIPT)
         self._context: gowsev.Context | None = None
         self._threads: list[threading.Thread] = []
@@ -358,6 +362,13 @@ class RedisBackplane:
         delay = min(FIRST_RETRY * 2 ** min(attempt, 10), LAST_RETRY)
         self._closing.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311
 
+    def _describe(self, error: Exception) -> str:
+        """One line that says what is wrong, without what Redis repeats of a command: a password, or messages."""
+        text = " ".join(str(error).partition(", with args")[0].split())
+        if self._password:
+            text = text.replace(self._password, "...")
+        return text or type(error).__name__
+
     # -- the writer ----------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
@@ -383,7 +394,7 @@ class RedisBackplane:
             except FAILED as error:
                 connected = False
                 # What waits is refused now; what was sent may have been applied, and is sent again as it was.
-                self._post(self._report, "writer", describe(error))
+                self._post(self._report, "writer", self._describe(error))
                 if batch and time.monotonic() > deadline:
                     self._post(self._settle, batch, [UNKNOWN if sent else AWAY] * len(batch))
                     batch = []
@@ -422,7 +433,7 @@ class RedisBackplane:
         try:
             answers = self._script(keys, arguments)
         except redis.ResponseError as error:  # nothing was applied: no memory, no permission, a read-only replica
-            answers = [b"!" + describe(error).encode()] * len(batch)
+            answers = [b"!" + self._describe(error).encode()] * len(batch)
         refusals = {answer[1:].decode("utf-8", "replace") for answer in answers if answer.startswith(b"!")}
         if refusals - self._refusals:  # each is said once, until Redis takes a whole batch again
             logger.error("Redis refuses: %s", "; ".join(sorted(refusals)))
@@ -460,7 +471,7 @@ class RedisBackplane:
                 self._check(client, full)
             except FAILED as error:
                 connected, behind = False, True
-                self._post(self._report, "reader", describe(error))
+                self._post(self._report, "reader", self._describe(error))
                 self._pause(attempt)
                 attempt += 1
 
@@ -525,20 +536,46 @@ def _client(url: str, timeout: float) -> redis.Redis:
     client = redis.Redis.from_url(
         url, socket_timeout=timeout, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0), protocol=2
     )
-    _check(url, client.connection_pool)
+    _check(_split(url), client.connection_pool)
     # The answers as they came.
     for command in ("XREAD", "XINFO STREAM"):
         client.set_response_callback(command, lambda answer, **_options: answer)
     return client
 
 
-def _check(url: str, pool: redis.ConnectionPool) -> None:
+def _split(url: str) -> SplitResult:
+    """Take a URL apart.
+
+    Raises:
+        ValueError: it is none, or a name or password in it may have been cut; the text repeats nothing of it.
+    """
+    try:
+        url.encode()
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(f"its host or port is not understood; {ENCODE}") from None  # urllib's texts repeat it
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("it begins with redis://, rediss:// or unix://")
+    # What stands before the host's @ ends at the first of these three, and what is left could pass for a path.
+    behind = f"{parts.path}?{parts.query}#{parts.fragment}"
+    if parts.fragment or ("@" in behind and (parts.scheme != "unix" or parts.netloc)):
+        raise ValueError(f"the @ before the host stands too far behind, or there is a #; {ENCODE}")
+    if parts.scheme == "unix" and host:
+        raise ValueError(f"in unix:// a path follows, or NAME:PASSWORD@ and a path; {ENCODE}")
+    if port is not None and not host:
+        raise ValueError(f"there is no host before the port; {ENCODE}")
+    if "%" in host and ":" not in host:
+        raise ValueError(f"its host is not understood: the @ before it is not percent-encoded; {ENCODE}")
+    return parts
+
+
+def _check(parts: SplitResult, pool: redis.ConnectionPool) -> None:
     """Look for what is wrong with a URL, and what `redis` passes over, or finds out only when it connects.
 
     Raises:
         ValueError: there is something.
     """
-    parts = urlsplit(url)
     database = parts.path.strip("/")
     if parts.scheme != "unix" and database and not database.isdecimal():
         raise ValueError(f"a database is a number, not {database!r}")
@@ -553,8 +590,3 @@ def _check(url: str, pool: redis.ConnectionPool) -> None:
 def stream(channel: bytes) -> bytes:
     """The key of a channel's stream."""
     return PREFIX + b"channel:" + channel
-
-
-def describe(error: Exception) -> str:
-    """One line that says what is wrong."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -24,7 +24,8 @@ from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certi
 from metrics import Metrics
 from node import SUBPROTOCOL, Limits, Node
 from page import Page
-from workers import Workers, command, reserve
+from tokens import INTERVAL, TokenFile, read_tokens
+from workers import Workers, command, has_terminal, reserve
 
 import gowsev
 
@@ -39,9 +40,14 @@ class ConfigurationError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and repeat no address that may hold a password."""
 
     def error(self, message: str) -> NoReturn:
+        for given in sys.argv[1:]:
+            value = given.partition("=")[2] if given.startswith("-") else given
+            if "@" in value or ("://" in value and not value.startswith(("http://", "https://"))):
+                for form in (value, repr(value)[1:-1]):
+                    message = message.replace(form, "...")
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -113,7 +119,8 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="let only clients in that present a token of this file, one a line (default: anyone)",
+        help="let only clients in that present a token of this file, one a line; it is read again when it changes "
+        "(default: anyone)",
     )
     group.add_argument(
         "--max-connections", type=count, metavar="N", help="connections that each process takes (default: no limit)"
@@ -166,19 +173,6 @@ def origin(text: str) -> str:
     return text
 
 
-def read_tokens(path: Path | None) -> tuple[bytes, ...]:
-    """Return the tokens in a file: its lines that are not empty."""
-    if path is None:
-        return ()
-    try:
-        tokens = tuple(line.strip() for line in path.read_bytes().splitlines() if line.strip())
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the tokens in {str(path)!r}: {error.strerror or error}") from error
-    if not tokens:
-        raise ConfigurationError(f"there is no token in {str(path)!r}")
-    return tokens
-
-
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +202,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
-    node = Node(Limits(args.max_channels, args.max_channel_bytes), read_tokens(args.token_file))
+    tokens = TokenFile(args.token_file) if args.token_file is not None else None
+    node = Node(Limits(args.max_channels, args.max_channel_bytes), tokens.tokens if tokens else ())
     metrics = Metrics(node, args.worker or 1, args.worker_folder)
     backplane = connect(args, node) if args.backplane else None
     options = gowsev.Options(
@@ -224,6 +219,10 @@ def run(args: argparse.Namespace) -> None:
     urls = listen(context, args)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, node.stop, context)
+    gevent.signal_handler(signal.SIGHUP, hang_up, context, node, tokens, has_terminal())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    if tokens is not None:
+        follow(context, node, tokens)
     if args.worker:
         gevent.spawn(stop_after_parent, node, context)
     if backplane is not None:
@@ -249,6 +248,25 @@ def connect(args: argparse.Namespace, node: Node):  # its module may not be ther
     return node.backplane
 
 
+def follow(context: gowsev.Context, node: Node, tokens: TokenFile) -> None:
+    """Look at the file of tokens from now on."""
+    if tokens.follow():
+        node.replace_tokens(context, tokens.tokens)
+    context.AfterFunc(INTERVAL, follow, node, tokens)
+
+
+def hang_up(context: gowsev.Context, node: Node, tokens: TokenFile | None, terminal: bool) -> None:
+    """Do what SIGHUP asks for: read what can change while a relay runs; or end, if its terminal is gone."""
+    if terminal and not has_terminal():
+        node.stop(context)
+    elif tokens is None:
+        logger.info("SIGHUP: there is no --token-file to read again")
+    else:
+        logger.info("SIGHUP: reading the tokens again")
+        if tokens.reload():
+            node.replace_tokens(context, tokens.tokens)
+
+
 def stop_after_parent(node: Node, context: gowsev.Context) -> None:
     gevent.socket.wait_read(sys.stdin.fileno())
     node.stop(context)
@@ -257,7 +275,8 @@ def stop_after_parent(node: Node, context: gowsev.Context) -> None:
 def run_workers(args: argparse.Namespace) -> int:
     """Let several processes serve; return the exit code."""
     # Nothing comes of these here: what is wrong with them is said once, before there are workers to say it.
-    read_tokens(args.token_file)
+    if args.token_file is not None:
+        read_tokens(args.token_file)
     connect(args, Node())
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         holders = [reserve(args.host.strip("[]"), args.port)]

@@ -8,6 +8,7 @@ then ends too.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ SETTLED = 10.0
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 #: Seconds that a worker has for its end.
 DRAINING = 15.0
-WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP}
 
 #: The exit code of a configuration error.
 MISCONFIGURED = 2
@@ -77,7 +78,8 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
         self.due = 0.0
-        self.quick_deaths = 0
+        self.delay = 0.0
+        """Seconds waited before its last start, or before the next one while there is no process."""
 
 
 class Workers:
@@ -87,25 +89,38 @@ class Workers:
         command: what to run; the worker's number is added behind `--worker`.
         number: how many.
         folder: where they leave their counters.
+        delays: seconds before a worker that died of its start is replaced, at first and at most.
     """
 
-    def __init__(self, command: list[str], number: int, folder: Path) -> None:
+    def __init__(
+        self, command: list[str], number: int, folder: Path, delays: tuple[float, float] = (FIRST_DELAY, LAST_DELAY)
+    ) -> None:
         self._command = command
         self._folder = folder
+        self._delays = delays
         self._workers = [Worker(i + 1) for i in range(number)]
         self._settled = False
 
     def run(self) -> int:
-        """Run until a SIGTERM or SIGINT, or until it turns out that they cannot be; return the exit code."""
+        """Run until a SIGTERM or SIGINT, or until it turns out that they cannot be; return the exit code.
+
+        SIGHUP is passed on, unless it says that the terminal is gone.
+        """
+        terminal = has_terminal()
         # Waited for in one place, instead of handled in between: nothing happens behind our back.
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
             while True:
                 self._start_due()
                 number = signal.sigtimedwait(WATCHED, self._until_next())
-                if number is not None and number.si_signo != signal.SIGCHLD:
+                ends = {signal.SIGTERM, signal.SIGINT}
+                if terminal and not has_terminal():
+                    ends.add(signal.SIGHUP)
+                if number is not None and number.si_signo in ends:
                     logger.info("Stopping %d workers", len(self._workers))
                     return self._end(0)
+                if number is not None and number.si_signo == signal.SIGHUP:
+                    self._pass_on(signal.SIGHUP)
                 if self._reap() == MISCONFIGURED and not self._settled:
                     return self._end(MISCONFIGURED)  # it has said why
         except BaseException:
@@ -114,16 +129,35 @@ class Workers:
                     worker.process.kill()
             raise
 
+    def _pass_on(self, number: signal.Signals) -> None:
+        running = [worker.process for worker in self._workers if worker.process is not None]
+        logger.info("%s: passed on to %d workers", number.name, len(running))
+        for process in running:
+            process.send_signal(number)
+
     def _start_due(self) -> None:
         now = time.monotonic()
         for worker in self._workers:
             if worker.process is None and now >= worker.due:
                 worker.started = now
-                worker.process = subprocess.Popen(  # noqa: S603  # our own command line
-                    [*self._command, "--worker", str(worker.number)],
-                    stdin=subprocess.PIPE,
-                    preexec_fn=_let_signals_through,  # safe: there are no threads here
-                )
+                try:
+                    worker.process = subprocess.Popen(  # noqa: S603  # our own command line
+                        [*self._command, "--worker", str(worker.number)],
+                        stdin=subprocess.PIPE,
+                        preexec_fn=_let_signals_through,  # safe: there are no threads here
+                    )
+                except OSError as error:  # no memory, or Python is just being replaced: the others serve on
+                    self._postpone(worker, now)
+                    logger.error(
+                        "Worker %d cannot be started: %s; the next attempt is in %.1f s",
+                        worker.number, error, worker.delay,
+                    )  # fmt: skip
+
+    def _postpone(self, worker: Worker, now: float) -> None:
+        """Put the next start off, twice as long as the last one was."""
+        first, last = self._delays
+        worker.delay = min(worker.delay * 2 or first, last)
+        worker.due = now + worker.delay
 
     def _until_next(self) -> float:
         """Seconds until there is something to do besides signals."""
@@ -143,13 +177,15 @@ class Workers:
                 continue
             last = code
             self._forget(worker)
-            worker.quick_deaths = worker.quick_deaths + 1 if lived < SETTLED else 0
-            delay = min(FIRST_DELAY * 2 ** (worker.quick_deaths - 1), LAST_DELAY) if worker.quick_deaths else 0.0
-            worker.due = now + delay
+            if lived < SETTLED:
+                self._postpone(worker, now)
+            else:
+                worker.delay, worker.due = 0.0, now
             if code != MISCONFIGURED or self._settled:
                 logger.error(
-                    "Worker %d %s after %.1f s; a new one starts in %.1f s", worker.number, _how(code), lived, delay
-                )
+                    "Worker %d %s after %.1f s; a new one starts in %.1f s",
+                    worker.number, _how(code), lived, worker.delay,
+                )  # fmt: skip
         return last
 
     def _forget(self, worker: Worker) -> None:
@@ -177,11 +213,26 @@ class Workers:
 
 
 def _let_signals_through() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+    # SIGHUP would end a worker that has just begun: it lets it through itself, once it knows what to do then.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED - {signal.SIGHUP})
+
+
+def has_terminal() -> bool:
+    """Tell whether this process belongs to a terminal whose end is to end it: not as a service, nor with `nohup`."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:  # there is none, or none any more
+        return False
+    return True
 
 
 def _how(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    names = {one.value: one.name for one in signal.Signals}  # most real-time signals have none
+    return f"was killed by {names.get(-code, f'signal {-code}')}"
 
 
 def command(*arguments: str) -> list[str]:

@@ -1,0 +1,109 @@
+"""The file of tokens: read at the start, and again when it changes, so that a token can be added or taken away.
+
+A file that is gone or spoilt changes nothing: the tokens that were read last still hold. It is looked at again and
+again until it can be read, and what is wrong with it is said once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import os
+import stat
+from pathlib import Path
+
+logger = logging.getLogger("relay")
+
+#: Seconds between two looks at the file. It is read when two looks have seen the same: nobody is writing it then.
+INTERVAL = 1.0
+
+State = tuple[int, int, int] | None
+
+
+def parse_tokens(content: bytes) -> tuple[bytes, ...]:
+    """Return the tokens in a file: its lines, but for empty ones and comments, which begin with `#`.
+
+    Raises:
+        ValueError: there is none, or it is no text in UTF-8 (a byte order mark may stand before it).
+    """
+    if b"\0" in content:  # of UTF-16, most likely
+        raise ValueError("it is no text in UTF-8")
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None  # whose text would repeat a part of a token
+    lines = (line.strip() for line in content.removeprefix(codecs.BOM_UTF8).splitlines())
+    tokens = tuple(line for line in lines if line and not line.startswith(b"#"))
+    if not tokens:
+        raise ValueError("there is no token in it")
+    return tokens
+
+
+def read_tokens(path: Path) -> tuple[bytes, ...]:
+    """Return the tokens in a file.
+
+    Raises:
+        ValueError: it cannot be read, or holds none; the text names it.
+    """
+    try:
+        return parse_tokens(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot read the tokens in {str(path)!r}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read the tokens in {str(path)!r}: {error}") from error
+
+
+class TokenFile:
+    """The tokens of a file, and what there is to know to read it again.
+
+    Raises:
+        ValueError: it cannot be read, or holds none; the text names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = self._seen = self._state()
+        self._said = ""
+        self.tokens = read_tokens(path)
+
+    def follow(self) -> bool:
+        """Read the file again if it has changed since, and is not being changed; return whether the tokens are others.
+
+        To be called every `INTERVAL` seconds.
+        """
+        state = self._state()
+        still, self._seen = state == self._seen, state
+        return still and state != self._read and self._read_again()
+
+    def reload(self) -> bool:
+        """Read the file again, and say how it went; return whether the tokens are others."""
+        self._said = ""
+        return self._read_again()
+
+    def _read_again(self) -> bool:
+        state = self._state()
+        try:
+            if state is None and self._path.exists():  # a pipe would hold up the loop
+                raise ValueError(f"cannot read the tokens in {str(self._path)!r}: it is no regular file")
+            tokens = read_tokens(self._path)
+        except ValueError as error:
+            # Whoever writes it may not be done, or have made a mistake: that must neither shut everybody out nor let
+            # everybody in.
+            if str(error) != self._said:
+                logger.error("%s; the %d read before still hold", error, len(self.tokens))
+                self._said = str(error)
+            return False
+        self._read, self._said = state, ""
+        changed = set(tokens) != set(self.tokens)
+        self.tokens = tokens
+        logger.info("Read the tokens in %r again: %d", str(self._path), len(tokens))
+        return changed
+
+    def _state(self) -> State:
+        """What is another after each change; `None` if there is no regular file."""
+        try:
+            status = os.stat(self._path)
+        except OSError:  # it is gone, or out of reach: reading it tells why
+            return None
+        # The time of the last change, permissions included, and not the one of the content, which can be set.
+        return (status.st_ctime_ns, status.st_ino, status.st_size) if stat.S_ISREG(status.st_mode) else None
