@@ -21,6 +21,7 @@ ROOMS = {
     "connection": {
         "connection",
         "connection.connection",
+        "connection.fork",
         "connection.groups",
         "connection.keepalive",
         "connection.outbox",
