@@ -777,9 +777,12 @@ class Context:
             raise RuntimeError("this context has been shut down, or left to the process that this one was forked from")
 
     def disown(self) -> None:
-        # In a forked child. If the loop was driven in the parent, everything stays there; here it has ended, as after a
-        # `Shutdown`. If not, whoever drives it shall have it with its listeners, timers and posted calls, but without
-        # the clients that have come already: they stay with the parent too.
+        """Leave to the parent what is its own; called in a forked child.
+
+        If the loop was driven in the parent, everything stays there; here it has ended, as after a `Shutdown`. If not,
+        whoever drives it shall have it with its listeners, timers and posted calls, but without the clients that have
+        come already: they stay with the parent too.
+        """
         for listener in self._listeners:
             listener.disown_clients()
         if self._undriven:

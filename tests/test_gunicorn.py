@@ -102,7 +102,8 @@ def test_a_context_made_before_the_fork_serves_in_each_worker(gunicorn):
     for client in clients:
         client.close()
     assert complaints(server) == []
-    server.process.kill()  # with --preload gunicorn may wait 30 s for a worker that it tells to quit; without it they end
+    # Told to quit, gunicorn with --preload may wait 30 s for a worker; without their master, workers end by themselves.
+    server.process.kill()
     server.process.wait()
 
 

@@ -145,7 +145,7 @@ class DialledConn(Conn):
         self._ended.wait()
 
     def disown(self) -> None:
-        # In a forked child: the connection stays with the parent, and has ended here.
+        """Leave the connection to the parent; called in a forked child, where it has ended."""
         if not self._owned:
             mailbox = self._connection.mailbox
             mailbox.disown()
