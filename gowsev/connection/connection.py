@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gowsev.opening.handshake import Request
     from gowsev.options import Options
 
-__all__ = ["CLOSED", "Connection", "take_over"]
+__all__ = ["CLOSED", "Connection", "close_socket", "take_over"]
 
 #: The kind of a connection's last event; that of a message is its opcode.
 CLOSED: Final = CLOSE
@@ -68,6 +68,15 @@ def take_over(sock: Any) -> Any:
     plain = monkey.get_original("socket", "socket")(family, kind, proto, sock.detach())
     plain.setblocking(False)
     return plain
+
+
+def close_socket(sock: Any) -> None:
+    """Close a socket so that the peer sees the end, even where a forked process still holds the descriptor."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the peer was faster, or it was never connected
+        pass
+    sock.close()
 
 
 class Connection:
@@ -203,6 +212,11 @@ class Connection:
     def messages_sent(self) -> int:
         """The messages that writes have taken."""
         return self.outbox.frames - self._control_chunks
+
+    @property
+    def gone(self) -> bool:
+        """Whether the socket is closed; what was read before may still wait for the loop."""
+        return self._watcher is None
 
     def _refuse(self) -> GowsevError:
         error = OutboxFull(self.id, self.outbox.size, self.outbox.limit)
@@ -382,7 +396,7 @@ class Connection:
         self._report()
         self.outbox.flush()
         self.outbox.close()
-        self._sock.close()
+        close_socket(self._sock)
         self.keepalive.remove(self)
 
     def check(self, now: float) -> None:

@@ -81,14 +81,14 @@ class Mailbox:
 
         Blocks the calling greenlet only. With a timeout of 0 the sockets are still looked at once.
         """
+        if self._posted:
+            self.collect()  # a loop that is always busy may not let the hub run for long
         if self._in_a_row < MOST_IN_A_ROW and self._events:
             self._in_a_row += 1
             return self.take()
         self._in_a_row = 0
         if self._async is None:
             self._watch_posts()
-        if self._posted:
-            self._take_posts()
         if timeout == 0 or self._events:
             poll_sockets()
         if timeout != 0 and not self._events:
@@ -141,7 +141,7 @@ class Mailbox:
 
     def take_all(self) -> list[Any]:
         """Return every event that is there, and never switch; whoever waits for one is given `None`."""
-        self._take_posts()
+        self.collect()
         events = list(self._events)
         self._events.clear()
         while self._waiters:
@@ -158,10 +158,11 @@ class Mailbox:
     def _watch_posts(self) -> None:
         # Not `ref`: a mailbox must not keep the hub of a program alive that waits for other things.
         self._async = gevent.get_hub().loop.async_(ref=False)
-        self._async.start(self._take_posts)
-        self._take_posts()
+        self._async.start(self.collect)
+        self.collect()
 
-    def _take_posts(self) -> None:
+    def collect(self) -> None:
+        """Put what was posted; in the loop's thread."""
         posted = self._posted
         while posted:
             self.put(posted.popleft())
