@@ -16,14 +16,28 @@ from pathlib import Path
 import compare
 import driver
 import launch
+import medians
+import picture
 import pytest
 import report
 import run as command
 import wire
 from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
+from import_graph import circles, imports
 from scenarios import GROWTH, SCENARIOS, Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# -- the modules -------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_modules_import_each_other():
+    sources = {path.stem: path.read_text("utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
+    graph = {module: imports(source, for_types=True) & set(sources) for module, source in sources.items()}
+    assert {"launch", "scenarios"} <= graph["compare"]
+    assert "arguments" in graph["gowsev_server"], "seen in the folder of the servers too"
+    assert circles(graph) == set()
 
 
 # -- the driver's side of the wire -------------------------------------------------------------------------------------
@@ -352,9 +366,9 @@ def test_scenarios_are_commands_of_the_driver():
 def test_median_of_each_figure():
     samples = [{"us": 3.0, "busy": 0.5}, {"us": 1.0, "busy": 0.7}, {"us": 9.0, "busy": 0.6}]
     expected = {"us": 3.0, "busy": 0.6, "median": 3.0, "least": 1.0, "most": 9.0, "runs": 3}
-    assert report.summarize(samples, "us") == expected
+    assert medians.summarize(samples, "us") == expected
     with pytest.raises(ValueError, match="no runs"):
-        report.summarize([], "us")
+        medians.summarize([], "us")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +384,7 @@ def test_median_of_each_figure():
     ],
 )
 def test_figures_have_three_digits(value, written):
-    assert report.figure(value) == written
+    assert medians.figure(value) == written
 
 
 def results_of(figures):
@@ -432,10 +446,8 @@ def test_machine_is_described():
 
 def test_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    from picture import draw
-
     results = results_of({"echo": {"gowsev": 1.0, "picows": 100.0}, "churn": {"gowsev": 3.0}})
-    draw({**results, "date": "2026-01-01", "machine": "one"}, tmp_path / "picture.svg")
+    picture.draw({**results, "date": "2026-01-01", "machine": "one"}, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
 
 
