@@ -2,9 +2,10 @@
 
 usage: run.py --against REV [--scenario NAME ...] [--rounds 5] [--seconds 1.0]
 
-The server of gowsev runs with the package of this tree, as it lies there, and with that of REV, checked out into a
-temporary folder. A ratio below 1 says that this tree is cheaper. Noise of 2 or 3 % is usual; the spread of the ratios
-of single rounds stands beside.
+The server program, `servers/gowsev_server.py`, is this tree's in both cases, so that REV need not know a scenario. It
+runs with the package of this tree, as it lies there, and with that of REV, checked out into a temporary folder. A ratio
+below 1 says that this tree is cheaper. Noise of 2 or 3 % is usual; the spread of the ratios of single rounds stands
+beside.
 """
 
 import contextlib
@@ -20,7 +21,17 @@ from launch import PEERS, ROOT, Unavailable
 from scenarios import SCENARIOS
 
 #: Those that a change is likely to show in; the others take longer.
-USUAL = ("echo", "echo_pipelined", "fanout_1", "fanout_8", "echo_64k", "churn", "memory_open")
+USUAL = (
+    "echo",
+    "echo_pipelined",
+    "fanout_1",
+    "fanout_8",
+    "fanout_write_1",
+    "fanout_write_8",
+    "echo_64k",
+    "churn",
+    "memory_open",
+)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ SUMMARY = {
 #: The tables of docs/performance.md: heading, and the scenarios in columns.
 TABLES = (
     ("Processor time of the server", ("echo", "echo_pipelined", "fanout_1", "fanout_8", "echo_64k", "echo_tls")),
+    ("Fan-out by a loop of Write", ("fanout_write_1", "fanout_write_8")),
     ("Connections", ("churn", "memory_open", "memory_idle")),
     ("Compression", ("echo_deflate", "fanout_deflate", "memory_deflate")),
     ("Large work", ("echo_10k", "fanout_10k", "echo_1m", "echo_16m")),

@@ -233,6 +233,7 @@ def files(tmp_path_factory):
         ("us", Scenario("TLS", "echo --connections 5", tls=True)),
         ("us", Scenario("compressed", "echo --connections 5 --size 500 --deflate", server=("--deflate",))),
         ("per_second", Scenario("fan-out", "fanout --connections 20 --depth 4")),
+        ("per_second", Scenario("by Write", "fanout --connections 20 --depth 4", server=("--write-each",))),
         ("us", Scenario("compressed", "fanout --connections 5 --size 500 --deflate", server=("--deflate",))),
         ("us", Scenario("churn", "churn --connections 5")),
     ],
@@ -347,6 +348,7 @@ def test_peers_are_left_out_where_they_cannot_join():
     assert "floor" in joining["fanout_1"]
     assert "floor" not in joining["churn"]
     assert "gorilla" not in joining["echo_tls"]
+    assert joining["fanout_write_1"] == {"gowsev"}
     assert joining["echo_deflate"] == {"gowsev", "aiohttp", "websockets", "ws"}
 
 
@@ -463,6 +465,14 @@ def test_servers_import_the_tree_that_is_measured(tmp_path):
     compare.check_tree(ROOT)
     with pytest.raises(launch.Unavailable, match="gowsev would come from"):
         compare.check_tree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["echo", "fanout_write_8"])
+def test_other_tree_gives_the_package_and_not_the_server(files, tmp_path, name):
+    # It has neither benchmarks nor scenarios, as a commit from before them.
+    (tmp_path / "gowsev.py").write_text("raise SystemExit('the gowsev of that tree')")
+    with pytest.raises(launch.Unavailable, match="the gowsev of that tree"):
+        launch.measure(launch.PEERS["gowsev"], SCENARIOS[name], 0.1, files, tmp_path)
 
 
 def test_commit_that_does_not_exist_is_named(capsys):
