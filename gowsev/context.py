@@ -29,23 +29,26 @@ from gowsev.connection.connection import CLOSED, Connection
 from gowsev.connection.groups import Audiences
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.outbox import Batch
+from gowsev.connection.sockets import poll_sockets
 from gowsev.errors import IdNotFound
 from gowsev.handler import check_handler, misspelt
 from gowsev.loop.patching import warn_if_half_patched
-from gowsev.loop.queue import MOST_IN_A_ROW, Empty, Mailbox, poll_sockets
+from gowsev.loop.queue import MOST_IN_A_ROW, Empty, Mailbox
 from gowsev.opening.address import listen, parse_port
 from gowsev.opening.adoption import adopt
 from gowsev.opening.certificate import Certificate
 from gowsev.opening.dial import DialledConn, release
-from gowsev.opening.handshake import Handshake, Reject, Request, Response, refusal
+from gowsev.opening.handshake import Handshake, Response, refusal
 from gowsev.opening.listener import Listener
 from gowsev.opening.serve_http import serve
 from gowsev.opening.upgrade import asks_for_websocket, note_lost_upgrade, shown, upgrade_required
 from gowsev.options import Options, as_seconds
+from gowsev.request import Reject, Request
 from gowsev.stats import Stats
 from gowsev.timer import Timer
+from gowsev.wire.encoder import LARGE, Encoder, MaskingEncoder
 from gowsev.wire.frames import BINARY, GOING_AWAY, INTERNAL_ERROR, TEXT, encode_close_payload
-from gowsev.wire.protocol import LARGE, Encoder, MaskingEncoder, Protocol
+from gowsev.wire.protocol import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -232,9 +235,11 @@ class Context:
         self.check_thread()
         self._check_not_shut_down()
         if isinstance(conn, DialledConn):
-            connection = release(conn)
+            connection, unread = release(conn)
             self._register(connection)
             connection.move(self._mailbox, self._batch, self._keepalive)
+            for event in unread:
+                self._mailbox.put(event)
         else:
             foreign = adopt(conn)
             connection = self._connect(

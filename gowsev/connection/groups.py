@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gowsev.connection.connection import Connection
-    from gowsev.wire.protocol import Encoder
+    from gowsev.wire.encoder import Encoder
 
 __all__ = ["Audience", "Audiences"]
 

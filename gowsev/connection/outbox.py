@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from gowsev.wire.protocol import LARGE
+from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,9 +16,8 @@ import gevent
 from gevent.pywsgi import WSGIHandler
 from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 
-from gowsev.connection.connection import take_over
-from gowsev.loop.queue import poll_sockets
-from gowsev.opening.handshake import MAX_HEAD_LINES, Handshake, Headers, HTTPRequest, Request, Response, refusal
+from gowsev.connection.sockets import poll_sockets, take_over
+from gowsev.opening.handshake import MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
 from gowsev.opening.upgrade import (
     HEADERS,
     asks_for_websocket,
@@ -29,6 +28,7 @@ from gowsev.opening.upgrade import (
     shown,
     start,
 )
+from gowsev.request import Headers, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -15,7 +15,8 @@ from urllib.parse import unquote_to_bytes
 
 from websockets.exceptions import WebSocketException
 
-from gowsev.opening.handshake import Handshake, HTTPRequest, Request, Response, negotiate, refusal
+from gowsev.opening.handshake import Handshake, HTTPRequest, Response, negotiate, refusal
+from gowsev.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -23,14 +23,16 @@ from raw import binary
 import gowsev
 from gowsev.connection import connection as connection_module
 from gowsev.connection import keepalive as keepalive_module
-from gowsev.connection.connection import Connection, take_over
+from gowsev.connection.connection import Connection
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.outbox import Batch
+from gowsev.connection.sockets import take_over
 from gowsev.errors import ConnClosing, OutboxFull
 from gowsev.loop.queue import Mailbox
 from gowsev.wire import frames, protocol
+from gowsev.wire.encoder import Encoder
 from gowsev.wire.frames import BINARY, CLOSE, PING, PONG
-from gowsev.wire.protocol import Encoder, Protocol
+from gowsev.wire.protocol import Protocol
 
 #: So many messages of so many bytes are more than the socket buffers of both ends take together.
 MANY, LARGE = 20, 1 << 20

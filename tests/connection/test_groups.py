@@ -18,8 +18,8 @@ from gowsev.connection import groups as audience_module
 from gowsev.connection.groups import Audiences
 from gowsev.connection.outbox import MOST_GATHERED, MOST_JOINED, Batch, Outbox
 from gowsev.wire.deflate import Deflate
+from gowsev.wire.encoder import LARGE, Encoder
 from gowsev.wire.frames import BINARY
-from gowsev.wire.protocol import LARGE, Encoder
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 

@@ -12,9 +12,9 @@ from conftest import PATIENCE, in_thread, wait_until
 
 from gowsev.connection import outbox as outbox_module
 from gowsev.connection.outbox import Batch, Outbox
+from gowsev.connection.sockets import poll_sockets
 from gowsev.connection.tls import TLSSocket
-from gowsev.loop.queue import poll_sockets
-from gowsev.wire.protocol import LARGE
+from gowsev.wire.encoder import LARGE
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 

@@ -5,17 +5,9 @@ import http
 import pytest
 from websockets.http11 import Request as HTTPRequest
 
-from gowsev.opening.handshake import (
-    MAX_HEAD_LINES,
-    Headers,
-    Reject,
-    Request,
-    header_pairs,
-    negotiate,
-    parse_request,
-    refusal,
-)
+from gowsev.opening.handshake import MAX_HEAD_LINES, negotiate, parse_request, refusal
 from gowsev.options import Options
+from gowsev.request import Headers, Reject, Request, header_pairs
 
 # RFC 6455 section 1.3
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
