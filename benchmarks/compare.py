@@ -1,13 +1,13 @@
 """Compare this tree with another commit: the same servers and driver, alternating runs, and ratios.
 
-usage: compare.py REV [--scenario NAME ...] [--rounds 5] [--seconds 1.0]
+usage: run.py --against REV [--scenario NAME ...] [--rounds 5] [--seconds 1.0]
 
-The server of gowsev runs with the package of this tree, as it lies there, and with that of REV, checked out into a
-temporary folder. A ratio below 1 says that this tree is cheaper. Noise of 2 or 3 % is usual; the spread of the ratios
-of single rounds stands beside.
+The server program, `servers/gowsev_server.py`, is this tree's in both cases, so that REV need not know a scenario. It
+runs with the package of this tree, as it lies there, and with that of REV, checked out into a temporary folder. A ratio
+below 1 says that this tree is cheaper. Noise of 2 or 3 % is usual; the spread of the ratios of single rounds stands
+beside.
 """
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -21,7 +21,17 @@ from launch import PEERS, ROOT, Unavailable
 from scenarios import SCENARIOS
 
 #: Those that a change is likely to show in; the others take longer.
-USUAL = ("echo", "echo_pipelined", "fanout_1", "fanout_8", "echo_64k", "churn", "memory_open")
+USUAL = (
+    "echo",
+    "echo_pipelined",
+    "fanout_1",
+    "fanout_8",
+    "fanout_write_1",
+    "fanout_write_8",
+    "echo_64k",
+    "churn",
+    "memory_open",
+)
 
 
 @contextlib.contextmanager
@@ -108,19 +118,3 @@ def against(arguments):
         print(f"cannot compare: {reason}")
         return True
     return failed
-
-
-def main():
-    import run
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=__doc__.splitlines()[2][7:])
-    parser.add_argument("revision", metavar="REV", help="a commit, as git names it; the options are those of run.py")
-    known, rest = parser.parse_known_args()
-    return run.main(["--against", known.revision, *rest])
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted")

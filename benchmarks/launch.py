@@ -48,6 +48,7 @@ class Peer:
     tls: bool = True
     deflate: bool = False
     pings: bool = True
+    write_each: bool = False  # publishes by a write for each subscriber as well, besides the way its library has
     leaves_out: frozenset = frozenset()
     environ: dict = field(default_factory=dict)
 
@@ -57,6 +58,7 @@ class Peer:
             name not in self.leaves_out
             and (self.tls or not scenario.tls)
             and (self.deflate or "--deflate" not in scenario.server)
+            and (self.write_each or "--write-each" not in scenario.server)
         )
 
     def arguments(self, scenario):
@@ -102,7 +104,7 @@ def install_ws():
 
 
 PEERS = {
-    "gowsev": Peer("gowsev", python_server("gowsev"), deflate=True),
+    "gowsev": Peer("gowsev", python_server("gowsev"), deflate=True, write_each=True),
     "picows": Peer("picows on uvloop", python_server("picows")),
     "socketify": Peer("uWebSockets (socketify)", python_server("socketify")),
     "aiohttp": Peer("aiohttp on uvloop", python_server("aiohttp"), deflate=True),

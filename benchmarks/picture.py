@@ -2,13 +2,9 @@
 
 import statistics
 
-import matplotlib
 from launch import PEERS
-from report import MINE, figure, median
+from medians import MINE, figure, median
 from scenarios import SCENARIOS
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 
 PANELS = (
     "echo",
@@ -54,7 +50,12 @@ def panel(axes, results, name):
 
 
 def draw(results, path):
-    """Draw what was measured into an SVG file."""
+    """Draw what was measured into an SVG file, which needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
     names = [name for name in PANELS if results["figures"].get(name)]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

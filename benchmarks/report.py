@@ -1,4 +1,4 @@
-"""From what was measured to tables: medians, markdown, and the places in the documents where they stand."""
+"""From what was measured to tables: markdown, and the places in the documents where they stand."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import subprocess
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 
 from launch import BUILD, PEERS, ROOT, pinning
+from medians import MINE, figure, median
+from picture import draw
 from scenarios import GROWTH, SCENARIOS
 
-MINE = "gowsev"
 PACKAGES = ("gevent", "picows", "socketify", "aiohttp", "websockets", "uvloop", "gevent-websocket")
 
 #: What the README shows, and the heads of its columns.
@@ -34,42 +34,14 @@ SUMMARY = {
 #: The tables of docs/performance.md: heading, and the scenarios in columns.
 TABLES = (
     ("Processor time of the server", ("echo", "echo_pipelined", "fanout_1", "fanout_8", "echo_64k", "echo_tls")),
+    ("Fan-out by a loop of Write", ("fanout_write_1", "fanout_write_8")),
     ("Connections", ("churn", "memory_open", "memory_idle")),
     ("Compression", ("echo_deflate", "fanout_deflate", "memory_deflate")),
     ("Large work", ("echo_10k", "fanout_10k", "echo_1m", "echo_16m")),
 )
 
 
-# -- medians -----------------------------------------------------------------------------------------------------
-
-
-def summarize(samples, figure):
-    """Return the median of each figure of several runs, and the least and the most of the one that counts.
-
-    Raises:
-        ValueError: there are no runs.
-    """
-    if not samples:
-        raise ValueError("no runs to take a median of")
-    summary = {key: statistics.median(sample[key] for sample in samples) for key in samples[0]}
-    values = [sample[figure] for sample in samples]
-    return {**summary, "median": summary[figure], "least": min(values), "most": max(values), "runs": len(values)}
-
-
-def median(results, scenario, peer):
-    """Return the figure that counts, or `None`."""
-    return results["figures"].get(scenario, {}).get(peer, {}).get("median")
-
-
 # -- markdown ----------------------------------------------------------------------------------------------------
-
-
-def figure(value):
-    """Write a number with three digits, or a dash where there is none."""
-    if value is None:
-        return "–"
-    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:,.{digits}f}"
 
 
 def table(head, rows):
@@ -185,8 +157,6 @@ DOCUMENTS = {"README.md": summary, "docs/performance.md": full}
 
 def update_documents(results, root=ROOT):
     """Write the figures into the documents, and beside them as JSON and as a picture."""
-    from picture import draw
-
     for name, make in DOCUMENTS.items():
         path = root / name
         path.write_text(replace(path.read_text("utf-8"), "benchmarks", make(results)), "utf-8")

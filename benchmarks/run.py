@@ -18,8 +18,10 @@ from pathlib import Path
 
 import compare
 import launch
+import medians
 import report
 from launch import PEERS, Unavailable
+from picture import draw
 from scenarios import SCENARIOS
 
 
@@ -100,7 +102,7 @@ def measure_all(runs, seconds, results):
                 samples.setdefault(name, {}).setdefault(peer, []).append(sample)
     for name, peers in samples.items():
         figure = SCENARIOS[name].figure
-        results["figures"][name] = {peer: report.summarize(several, figure) for peer, several in peers.items()}
+        results["figures"][name] = {peer: medians.summarize(several, figure) for peer, several in peers.items()}
 
 
 def main(words=None):
@@ -130,8 +132,7 @@ def write(results, arguments):
     report.save(results, arguments.output / "results.json")
     (arguments.output / "results.md").write_text(report.full(results) + "\n", "utf-8")
     if results["figures"]:
-        from picture import draw  # which needs matplotlib; the figures are safe by now
-
+        # It needs matplotlib; the figures are safe by now.
         draw(results, arguments.output / "results.svg")
     print(f"written: {arguments.output}/results.json, .md and .svg\n")
 

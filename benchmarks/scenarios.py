@@ -28,6 +28,7 @@ PING = 2.0
 #: A fan-out to 10,000 takes 50 ms and more, and the first ones twice that, whoever serves: the kernel finds the memory
 #: for each socket.
 MANY = {"seconds": 2.0, "files": 10_200}
+WRITES = {"server": ("--write-each",)}
 DEFLATE = {"server": ("--deflate",)}
 
 SCENARIOS = {
@@ -35,6 +36,8 @@ SCENARIOS = {
     "echo_pipelined": Scenario("echo, 50 connections, 16 in flight", "echo --connections 50 --depth 16"),
     "fanout_1": Scenario("fan-out to 200, 1 publish in flight", "fanout --connections 200"),
     "fanout_8": Scenario("fan-out to 200, 8 in flight", "fanout --connections 200 --depth 8"),
+    "fanout_write_1": Scenario("fan-out to 200 by Write, 1 in flight", "fanout --connections 200", **WRITES),
+    "fanout_write_8": Scenario("fan-out to 200 by Write, 8 in flight", "fanout --connections 200 --depth 8", **WRITES),
     "echo_64k": Scenario("echo of 64 KiB, 4 connections", "echo --connections 4 --size 65536"),
     "churn": Scenario("connect, upgrade, close", "churn --connections 20"),
     "memory_open": Scenario(

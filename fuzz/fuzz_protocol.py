@@ -24,7 +24,8 @@ import atheris
 with atheris.instrument_imports(include=["gowsev"]):
     from gowsev.wire import frames
     from gowsev.wire.deflate import Deflate
-    from gowsev.wire.protocol import DONE, Encoder, MaskingEncoder, Protocol
+    from gowsev.wire.encoder import Encoder, MaskingEncoder
+    from gowsev.wire.protocol import DONE, Protocol
 
 LIMITS = (0, 1, 125, 1000)
 #: So many bytes are fed one at a time; the rest of a longer input follows at once, for speed.

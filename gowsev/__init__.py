@@ -26,9 +26,9 @@ from gowsev.errors import (
 )
 from gowsev.handler import Handler
 from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
-from gowsev.opening.handshake import Headers, Reject, Request
 from gowsev.opening.http import WebSocketHandler
 from gowsev.options import Options
+from gowsev.request import Headers, Reject, Request
 from gowsev.stats import Stats
 from gowsev.timer import Timer
 from gowsev.version import __version__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from gowsev.context import Context
-    from gowsev.opening.handshake import Reject, Request
+    from gowsev.request import Reject, Request
 
 __all__ = ["Callbacks", "Handler", "check_handler", "misspelt"]
 

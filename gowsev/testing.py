@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Literal, Self, TypeVarTuple, Unpack
 
     from gowsev.handler import Callbacks
-    from gowsev.opening.handshake import Request
+    from gowsev.request import Request
 
     Args = TypeVarTuple("Args")
     Result = TypeVar("Result")

@@ -29,7 +29,7 @@ DOCUMENT = ROOT / "docs" / "mutation.md"
 WORK = ROOT / ".mutation"
 
 #: By their rooms.
-MODULES = ["wire/frames", "wire/protocol", "loop/queue", "connection/outbox", "connection/groups"]
+MODULES = ["wire/frames", "wire/protocol", "wire/encoder", "loop/queue", "connection/outbox", "connection/groups"]
 
 #: Whose tests are a module's too: an outbox's part in an audience shows only there.
 ALSO_TESTED_BY = {"connection/outbox": ["connection/groups"]}

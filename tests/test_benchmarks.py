@@ -16,14 +16,28 @@ from pathlib import Path
 import compare
 import driver
 import launch
+import medians
+import picture
 import pytest
 import report
 import run as command
 import wire
 from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
+from import_graph import circles, imports
 from scenarios import GROWTH, SCENARIOS, Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# -- the modules -------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_modules_import_each_other():
+    sources = {path.stem: path.read_text("utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
+    graph = {module: imports(source, for_types=True) & set(sources) for module, source in sources.items()}
+    assert {"launch", "scenarios"} <= graph["compare"]
+    assert "arguments" in graph["gowsev_server"], "seen in the folder of the servers too"
+    assert circles(graph) == set()
 
 
 # -- the driver's side of the wire -------------------------------------------------------------------------------------
@@ -219,6 +233,7 @@ def files(tmp_path_factory):
         ("us", Scenario("TLS", "echo --connections 5", tls=True)),
         ("us", Scenario("compressed", "echo --connections 5 --size 500 --deflate", server=("--deflate",))),
         ("per_second", Scenario("fan-out", "fanout --connections 20 --depth 4")),
+        ("per_second", Scenario("by Write", "fanout --connections 20 --depth 4", server=("--write-each",))),
         ("us", Scenario("compressed", "fanout --connections 5 --size 500 --deflate", server=("--deflate",))),
         ("us", Scenario("churn", "churn --connections 5")),
     ],
@@ -333,6 +348,7 @@ def test_peers_are_left_out_where_they_cannot_join():
     assert "floor" in joining["fanout_1"]
     assert "floor" not in joining["churn"]
     assert "gorilla" not in joining["echo_tls"]
+    assert joining["fanout_write_1"] == {"gowsev"}
     assert joining["echo_deflate"] == {"gowsev", "aiohttp", "websockets", "ws"}
 
 
@@ -352,9 +368,9 @@ def test_scenarios_are_commands_of_the_driver():
 def test_median_of_each_figure():
     samples = [{"us": 3.0, "busy": 0.5}, {"us": 1.0, "busy": 0.7}, {"us": 9.0, "busy": 0.6}]
     expected = {"us": 3.0, "busy": 0.6, "median": 3.0, "least": 1.0, "most": 9.0, "runs": 3}
-    assert report.summarize(samples, "us") == expected
+    assert medians.summarize(samples, "us") == expected
     with pytest.raises(ValueError, match="no runs"):
-        report.summarize([], "us")
+        medians.summarize([], "us")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +386,7 @@ def test_median_of_each_figure():
     ],
 )
 def test_figures_have_three_digits(value, written):
-    assert report.figure(value) == written
+    assert medians.figure(value) == written
 
 
 def results_of(figures):
@@ -432,10 +448,8 @@ def test_machine_is_described():
 
 def test_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    from picture import draw
-
     results = results_of({"echo": {"gowsev": 1.0, "picows": 100.0}, "churn": {"gowsev": 3.0}})
-    draw({**results, "date": "2026-01-01", "machine": "one"}, tmp_path / "picture.svg")
+    picture.draw({**results, "date": "2026-01-01", "machine": "one"}, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
 
 
@@ -451,6 +465,14 @@ def test_servers_import_the_tree_that_is_measured(tmp_path):
     compare.check_tree(ROOT)
     with pytest.raises(launch.Unavailable, match="gowsev would come from"):
         compare.check_tree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["echo", "fanout_write_8"])
+def test_other_tree_gives_the_package_and_not_the_server(files, tmp_path, name):
+    # It has neither benchmarks nor scenarios, as a commit from before them.
+    (tmp_path / "gowsev.py").write_text("raise SystemExit('the gowsev of that tree')")
+    with pytest.raises(launch.Unavailable, match="the gowsev of that tree"):
+        launch.measure(launch.PEERS["gowsev"], SCENARIOS[name], 0.1, files, tmp_path)
 
 
 def test_commit_that_does_not_exist_is_named(capsys):

@@ -8,6 +8,7 @@ import logging
 import math
 import random
 import signal
+import sys
 import threading
 import time
 import tracemalloc
@@ -355,9 +356,9 @@ def test_what_is_written_outside_the_loop_leaves_at_once(idle):
 
 
 @pytest.mark.parametrize(
-    ("longest", "sends"),  # looks at the clock are 16 events apart; the first finds out when the row began
-    [(0, 24), (math.inf, 1)],
-    ids=["each look but the first", "none"],
+    ("longest", "sends"),  # the clock is looked at after each event
+    [(0, 50), (math.inf, 1)],
+    ids=["each look", "none"],
 )
 def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle, monkeypatch, longest, sends):
     monkeypatch.setattr(context_module, "_LONGEST_GATHERING", longest)
@@ -377,6 +378,112 @@ def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle, monk
     assert sent[0] == 0, "gathered"
     assert len(set(sent)) == sends
     assert [client.read_frame() for _ in sent] == [(BINARY, b"x")] * len(sent)
+
+
+def test_no_reply_waits_for_other_callbacks_that_compute(idle):
+    server = idle(Slow())
+    clients, _ = connect(server, 6)
+    for client in clients:
+        client.send_binary(b"x")
+    wait_until(lambda: server.context.Stats().queued_events == 6)
+    loop = gevent.spawn(server.context.EventLoop)
+    wait_until(lambda: len(server.handler.sent_before) == 6)
+    loop.kill(timeout=PATIENCE)
+    # When a callback begins, all that the earlier ones wrote has left.
+    assert server.handler.sent_before == [3 * number for number in range(6)]
+    assert [client.read_frame() for client in clients] == [(BINARY, b"x")] * 6
+
+
+class Slow(Recorder):
+    """An echo that computes for longer than the loop gathers, and notes how many bytes had been sent by then."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent_before = []
+
+    def MessageReceived(self, context, id, message):
+        self.sent_before.append(context.Stats().bytes_sent)
+        end = time.perf_counter() + 0.01
+        while time.perf_counter() < end:
+            pass
+        context.Write(id, message)
+
+
+@pytest.mark.parametrize("drive", ["EventLoop", "EventLoopIteration"])
+def test_posts_are_run_though_the_loop_is_busy_from_its_first_event(idle, drive):
+    server = idle()
+    done = []
+
+    def again(context):
+        if not done:
+            context.AfterFunc(0, again)
+            context.Post(again)  # one event makes another: the loop never waits
+            time.sleep(0.002)
+
+    def run():
+        while not done:
+            server.context.EventLoopIteration()
+        return True
+
+    server.context.Post(again)
+    loop = gevent.spawn(server.context.EventLoop if drive == "EventLoop" else run)
+    threading.Thread(target=server.context.Post, args=(lambda context: done.append("posted"),)).start()
+    wait_until(lambda: done)
+    loop.kill(timeout=PATIENCE)
+
+
+def test_what_ended_and_was_not_delivered_counts_among_the_connections_allowed(idle):
+    server = idle(max_connections=4)
+    for _ in range(4):
+        client = server.client()
+        client.send_binary(bytes(1000))
+        client.close()
+    wait_until(lambda: server.context.Stats().connections == 0)
+    assert " 503 " in read_response(ask(server))[0]
+    while server.context.Stats().queued_events:
+        server.context.EventLoopIteration()
+    assert server.context.Stats().closed == 4
+    server.client()  # is let in
+
+
+def test_requests_that_were_abandoned_unjudged_count_among_them(idle):
+    server = idle(Judge(), max_connections=2, handshake_timeout=0.05)
+    for _ in range(2):
+        assert " 503 " in read_response(ask(server))[0]  # nobody drives the loop
+    assert server.context.Stats().queued_events == 2
+    assert " 503 " in read_response(ask(server))[0]
+    assert server.context.Stats().queued_events == 2, "refused at once"
+    for _ in range(2):
+        server.context.EventLoopIteration()
+    asked = ask(server)
+    wait_until(lambda: server.context.Stats().queued_events == 1)
+    asked.close()
+
+
+def test_a_broadcast_to_a_group_is_encoded_once(idle):
+    server = idle()
+    _, ids = connect(server, 6)
+    encoded = []
+
+    def count(frame, event, _argument):
+        if event == "call" and frame.f_code.co_name == "encode":
+            encoded.append(frame.f_locals["payload"])
+
+    def publish(context):
+        for number in range(20):
+            before = len(encoded)
+            context.Broadcast(ids, b"%d" % number)
+            assert encoded[before:] == [b"%d" % number]
+
+    server.context.Post(publish)
+    profiler = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        server.context.EventLoopIteration()
+    finally:
+        sys.setprofile(profiler)
+    assert len(encoded) == 20
+    assert server.context.Stats().callback_errors == 0
 
 
 def test_short_rows_of_events_are_not_interrupted_however_many_came_before(idle):
@@ -1735,10 +1842,17 @@ FORKS = """
 import multiprocessing, time
 import gowsev
 
+def sleep(started):
+    started.set()
+    time.sleep(60)
+
 context = gowsev.MakeContext(gowsev.Handler())
 context.ShutdownOnSignal()
-child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+fork = multiprocessing.get_context("fork")
+started = fork.Event()
+child = fork.Process(target=sleep, args=(started,))
 child.start()
+started.wait()  # a signal in the very moment of a fork is lost
 child.terminate()
 child.join()
 print("ended with", child.exitcode)

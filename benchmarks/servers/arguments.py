@@ -12,6 +12,7 @@ def parse():
     parser.add_argument("port", type=int)
     parser.add_argument("mode", choices=("echo", "relay"))
     parser.add_argument("--deflate", action="store_true", help="negotiate permessage-deflate")
+    parser.add_argument("--write-each", action="store_true", help="gowsev: publish by a Write for each subscriber")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     parser.add_argument("--ping", type=float, metavar="SECONDS", help="ping peers that are silent for so long")
     return parser.parse_args()

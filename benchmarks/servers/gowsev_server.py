@@ -26,7 +26,18 @@ class Relay(gowsev.Handler):
         if command == b"subscribe":
             self.subscribers[channel].add(id)
         else:
-            context.Broadcast(self.subscribers[channel], body[0])
+            self.publish(context, self.subscribers[channel], body[0])
+
+    def publish(self, context, ids, message):
+        context.Broadcast(ids, message)
+
+
+class WritingRelay(Relay):
+    """Publishes as a program for the Go library does, which has no Broadcast."""
+
+    def publish(self, context, ids, message):
+        for id in ids:
+            context.Write(id, message)
 
 
 arguments = parse()
@@ -36,7 +47,8 @@ options = gowsev.Options(
     compression="deflate" if arguments.deflate else None,
     ping_interval=arguments.ping or 20.0,
 )
-context = gowsev.MakeContext(Echo() if arguments.mode == "echo" else Relay(), options)
+handler = Echo() if arguments.mode == "echo" else WritingRelay() if arguments.write_each else Relay()
+context = gowsev.MakeContext(handler, options)
 address = f"127.0.0.1:{arguments.port}"
 if arguments.tls:
     context.ListenAndServeTLS(address, *arguments.tls)

@@ -24,25 +24,28 @@ from __future__ import annotations
 import math
 import socket
 import time
+import typing
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import gevent
-from gevent import monkey
 
+from gowsev.connection.credit import Credit
 from gowsev.connection.outbox import WOULD_BLOCK, Batch, Outbox
-from gowsev.connection.tls import TLSSocket
+from gowsev.connection.sockets import close_socket
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
-from gowsev.loop.queue import Credit, Mailbox
+from gowsev.wire.encoder import LARGE, Encoder
 from gowsev.wire.frames import BINARY, CLOSE, TRY_AGAIN_LATER
-from gowsev.wire.protocol import DONE, LARGE, OPEN, Encoder, Protocol
+from gowsev.wire.protocol import DONE, OPEN, Protocol
 
 if TYPE_CHECKING:
-    from gowsev.connection.keepalive import Keepalive
-    from gowsev.opening.handshake import Request
-    from gowsev.options import Options
+    from collections.abc import Callable
 
-__all__ = ["CLOSED", "Connection", "take_over"]
+    from gowsev.connection.keepalive import Keepalive
+    from gowsev.options import Options
+    from gowsev.request import Request
+
+__all__ = ["CLOSED", "Connection"]
 
 #: The kind of a connection's last event; that of a message is its opcode.
 CLOSED: Final = CLOSE
@@ -55,19 +58,13 @@ _scratches: WeakKeyDictionary[Any, bytearray] = WeakKeyDictionary()
 _READ: Final = 1
 
 
-def take_over(sock: Any) -> Any:
-    """Take the file descriptor out of a gevent socket into a plain non-blocking one; below TLS, where there is TLS.
+class Sink(typing.Protocol):
+    """Where a connection's events go: the loop's queue, or a dialled connection's own."""
 
-    The reader needs none of what gevent's socket adds, and whoever still wants to close the gevent one (pywsgi and
-    its server do, when a request is over) closes an empty shell.
-    """
-    if isinstance(sock, TLSSocket):
-        sock.sock = take_over(sock.sock)
-        return sock
-    family, kind, proto = sock.family, sock.type, sock.proto
-    plain = monkey.get_original("socket", "socket")(family, kind, proto, sock.detach())
-    plain.setblocking(False)
-    return plain
+    @property
+    def put(self) -> Callable[[tuple[int, Any, Any]], None]:
+        """What adds an event; it never blocks."""
+        ...
 
 
 class Connection:
@@ -121,7 +118,7 @@ class Connection:
         protocol: Protocol,
         encoder: Encoder,
         options: Options,
-        mailbox: Mailbox,
+        mailbox: Sink,
         batch: Batch,
         keepalive: Keepalive,
     ) -> None:
@@ -170,10 +167,8 @@ class Connection:
         if self.tls:
             self._read_pending()
 
-    def move(self, mailbox: Mailbox, batch: Batch, keepalive: Keepalive) -> None:
-        """Let another mailbox have what has been read and what will be, and another clock watch over it."""
-        for event in self.mailbox.take_all():
-            mailbox.put(event)
+    def move(self, mailbox: Sink, batch: Batch, keepalive: Keepalive) -> None:
+        """Let another mailbox have what will be read, and another clock watch over it."""
         self.mailbox = mailbox
         self.outbox.batch = batch
         if self in self.keepalive.connections:
@@ -203,6 +198,11 @@ class Connection:
     def messages_sent(self) -> int:
         """The messages that writes have taken."""
         return self.outbox.frames - self._control_chunks
+
+    @property
+    def gone(self) -> bool:
+        """Whether the socket is closed; what was read before may still wait for the loop."""
+        return self._watcher is None
 
     def _refuse(self) -> GowsevError:
         error = OutboxFull(self.id, self.outbox.size, self.outbox.limit)
@@ -382,7 +382,7 @@ class Connection:
         self._report()
         self.outbox.flush()
         self.outbox.close()
-        self._sock.close()
+        close_socket(self._sock)
         self.keepalive.remove(self)
 
     def disown(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gowsev.connection.connection import Connection
-    from gowsev.wire.protocol import Encoder
+    from gowsev.wire.encoder import Encoder
 
 __all__ = ["Audience", "Audiences"]
 
@@ -171,18 +171,28 @@ class Audience:
         self._saved = min(self._saved + len(self._sends), self._most_saved)
         gathered.clear()
         behind: list[tuple[Outbox, int | OSError]] = []
-        for outbox, send in self._sends.items():
-            sent: int | OSError
-            try:
-                sent = send(data)
-            except WOULD_BLOCK:
-                sent = 0
-            except OSError as error:
-                sent = error
-            if sent != size:
-                behind.append((outbox, sent))
-        for outbox, sent in behind:
-            outbox.fall_behind(data, sent)
+        members = iter(self._sends.items())
+        outbox: Outbox | None = None
+        try:
+            for outbox, send in members:
+                sent: int | OSError
+                try:
+                    sent = send(data)
+                except WOULD_BLOCK:
+                    sent = 0
+                except OSError as error:
+                    sent = error
+                if sent != size:
+                    behind.append((outbox, sent))
+        except BaseException as error:
+            # Ctrl-C, as a rule. Of one member it is not known whether the bytes have left; the others still get them.
+            if outbox is not None:
+                behind.append((outbox, OSError(f"interrupted by {type(error).__name__} while sending")))
+            behind += [(other, 0) for other, _ in members]
+            raise
+        finally:
+            for outbox, sent in behind:
+                outbox.fall_behind(data, sent)
 
     @property
     def worth_it(self) -> bool:

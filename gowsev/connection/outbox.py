@@ -17,11 +17,12 @@ import ssl
 import struct
 import sys
 import termios
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from gowsev.wire.protocol import LARGE
+from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,29 +52,36 @@ class Batch:
     def __init__(self) -> None:
         self.held = False
         """While true, appending does not flush."""
-        self._gathered: list[Outbox | Audience] = []
+        self._gathered: deque[Outbox | Audience] = deque()
         self._scheduled = False
 
     def add(self, outbox: Outbox | Audience) -> None:
         """Note that `outbox`, or an audience, has begun to gather."""
         self._gathered.append(outbox)
+        # Whatever the loop's greenlet does next, the hub runs this before it waits for anything: a callback that
+        # blocks, or a loop that has nothing left to do, holds no message back.
         if not self._scheduled:
-            # Whatever the loop's greenlet does next, the hub runs this before it waits for anything: a callback
-            # that blocks, or a loop that has nothing left to do, holds no message back.
-            self._scheduled = True
-            gevent.get_hub().loop.run_callback(self._flush_from_hub)
+            self._schedule()
 
     def flush(self) -> None:
         """Offer to the kernel all that has been gathered: one send for each outbox."""
         gathered = self._gathered
-        if gathered:
-            self._gathered = []
-            for outbox in gathered:
-                outbox.flush()
+        while gathered:
+            # Taken one by one: what interrupts one flush (Ctrl-C, no memory) leaves the others to the next.
+            gathered.popleft().flush()
 
     def _flush_from_hub(self) -> None:
         self._scheduled = False
-        self.flush()
+        try:
+            self.flush()
+        except BaseException:
+            self._schedule()
+            raise
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            gevent.get_hub().loop.run_callback(self._flush_from_hub)
 
 
 class Outbox:
@@ -228,6 +236,10 @@ class Outbox:
             except OSError as error:
                 self._break(error)
                 return
+            except BaseException as error:
+                # Ctrl-C, as a rule. Whether the bytes have left is not known; nothing may come behind half a frame.
+                self._break(OSError(f"interrupted by {type(error).__name__} while sending"))
+                raise
             self._bytes_sent += sent
             if sent == len(data):
                 if self.drained is not None:

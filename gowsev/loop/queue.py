@@ -1,4 +1,4 @@
-"""The loop's queue, and the credit that keeps each connection's share of it bounded.
+"""The loop's queue.
 
 Readers put events, the greenlet in `Context.EventLoopIteration` gets them, with a blocking get that has a timeout. What
 an event means is the business of whoever puts and gets it.
@@ -13,17 +13,18 @@ its posting. `put` may be called from any greenlet, the hub included, of the loo
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.hub import Waiter
 
+from gowsev.connection.sockets import poll_sockets
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MOST_IN_A_ROW", "Credit", "Empty", "Mailbox", "poll_sockets"]
+__all__ = ["MOST_IN_A_ROW", "Empty", "Mailbox"]
 
 #: What `Mailbox.take` raises.
 Empty = IndexError
@@ -34,17 +35,6 @@ _FOREVER = 1e9
 #: After so many events that were there at once, the sockets are looked at: without that, callbacks that keep posting
 #: would keep every reader from running.
 MOST_IN_A_ROW = 1024
-
-#: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
-_NO_TIME = 1e-9
-
-
-def poll_sockets() -> None:
-    """Let the hub look at its sockets once, and every reader that has something run."""
-    # The timer of this sleep is due in the very round in which the sockets are looked at, but may come before them;
-    # the second one, which only runs the hub's callbacks, lets that round end. By itself it would not begin one.
-    gevent.sleep(_NO_TIME)
-    gevent.sleep(0)
 
 
 class Mailbox:
@@ -82,14 +72,14 @@ class Mailbox:
 
         Blocks the calling greenlet only. With a timeout of 0 the sockets are still looked at once.
         """
+        if self._posted:
+            self.collect()  # a loop that is always busy may not let the hub run for long
         if self._in_a_row < MOST_IN_A_ROW and self._events:
             self._in_a_row += 1
             return self.take()
         self._in_a_row = 0
         if self._async is None:
             self._watch_posts()
-        if self._posted:
-            self._take_posts()
         if timeout == 0 or self._events:
             poll_sockets()
         if timeout != 0 and not self._events:
@@ -140,15 +130,6 @@ class Mailbox:
         if not self._waiters:
             self.put = self._events.append
 
-    def take_all(self) -> list[Any]:
-        """Return every event that is there, and never switch; whoever waits for one is given `None`."""
-        self._take_posts()
-        events = list(self._events)
-        self._events.clear()
-        while self._waiters:
-            self._ring(True)
-        return events
-
     def close(self) -> None:
         """Stop listening for posts; call it in the loop's thread."""
         if self._async is not None:
@@ -169,49 +150,11 @@ class Mailbox:
     def _watch_posts(self) -> None:
         # Not `ref`: a mailbox must not keep the hub of a program alive that waits for other things.
         self._async = gevent.get_hub().loop.async_(ref=False)
-        self._async.start(self._take_posts)
-        self._take_posts()
+        self._async.start(self.collect)
+        self.collect()
 
-    def _take_posts(self) -> None:
+    def collect(self) -> None:
+        """Put what was posted; in the loop's thread."""
         posted = self._posted
         while posted:
             self.put(posted.popleft())
-
-
-class Credit:
-    """How much of one connection lies undelivered in the mailbox, and whether its reader must stop for that.
-
-    Args:
-        max_messages, max_bytes: the reader stops at either; `None` turns one off.
-        resume: called once when, after a stop, half of the credit is free again.
-    """
-
-    __slots__ = ("_max_bytes", "_max_messages", "_resume", "bytes", "exhausted", "messages")
-
-    def __init__(self, max_messages: int | None, max_bytes: int | None, resume: Callable[[], None]) -> None:
-        self._max_messages = sys.maxsize if max_messages is None else max_messages
-        self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
-        self._resume = resume
-        self.messages = 0
-        self.bytes = 0
-        self.exhausted = False
-
-    def spend(self, messages: int, size: int) -> None:
-        """Account for messages that were put: afterwards `exhausted` says whether the reader must stop."""
-        self.messages += messages
-        self.bytes += size
-        if self.messages >= self._max_messages or self.bytes >= self._max_bytes:
-            self.exhausted = True
-
-    def refund(self, size: int) -> None:
-        """Account for one message that was delivered."""
-        self.messages -= 1
-        self.bytes -= size
-        if self.exhausted:
-            self.replenish()
-
-    def replenish(self) -> None:
-        """Let the reader go on if half of the credit is free again."""
-        if self.messages * 2 <= self._max_messages and self.bytes * 2 <= self._max_bytes:
-            self.exhausted = False
-            self._resume()

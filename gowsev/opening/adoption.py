@@ -21,10 +21,10 @@ import gevent.socket
 import gevent.ssl
 from gevent import monkey
 
-from gowsev.connection.connection import take_over
+from gowsev.connection.sockets import take_over
 from gowsev.connection.tls import TakenTLS
-from gowsev.opening.handshake import Headers, Request
 from gowsev.opening.upgrade import HEADERS, host_and_port, peer_address, read_buffered
+from gowsev.request import Headers, Request
 from gowsev.wire import frames
 
 if TYPE_CHECKING:

@@ -14,26 +14,28 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import gevent
 import gevent.socket
 from gevent.event import Event
+from gevent.queue import SimpleQueue
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from gowsev.conn import Conn
-from gowsev.connection.connection import CLOSED, Connection, take_over
+from gowsev.connection.connection import CLOSED, Connection
 from gowsev.connection.fork import tell_in_child, telling_in_child
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.outbox import Batch
+from gowsev.connection.sockets import take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnectionClosed, DialError
-from gowsev.loop.queue import Mailbox
-from gowsev.opening.handshake import Headers, Request, header_pairs
 from gowsev.options import Options, as_seconds, as_tokens
+from gowsev.request import Headers, Request, header_pairs
 from gowsev.wire import deflate
+from gowsev.wire.encoder import MaskingEncoder
 from gowsev.wire.frames import ABNORMAL, BINARY, TEXT, encode_close_payload
-from gowsev.wire.protocol import MaskingEncoder, Protocol
+from gowsev.wire.protocol import Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from websockets.http11 import Response
@@ -57,16 +59,35 @@ _WRONG_DATA = {
 }
 
 
+class _Inbox:
+    """The events of a dialled connection that belongs to no context."""
+
+    __slots__ = ("_queue", "get", "put")
+
+    def __init__(self) -> None:
+        self._queue: Any = SimpleQueue()
+        self.put: Callable[[tuple[int, Any, Any] | None], None] = self._queue.put
+        self.get: Callable[[], tuple[int, Any, Any] | None] = self._queue.get
+        """Wait for the next event; `None` where the connection has been given away."""
+
+    def take_all(self) -> list[Any]:
+        """Return every event that is there; whoever waits for one is given `None`."""
+        events = [self._queue.get() for _ in range(len(self._queue))]
+        self.put(None)
+        return events
+
+
 class DialledConn(Conn):
     """A connection that `Dial` opened.
 
     `Context.AddConn` hands it to a loop; from then on it is the loop's, and these methods raise `RuntimeError`.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_owned")
+    __slots__ = ("__weakref__", "_ended", "_inbox", "_owned")
 
-    def __init__(self, connection: Connection, ended: Event) -> None:
+    def __init__(self, connection: Connection, inbox: _Inbox, ended: Event) -> None:
         super().__init__(connection)
+        self._inbox = inbox
         self._ended = ended
         self._owned = False
         tell_in_child(self)
@@ -82,15 +103,14 @@ class DialledConn(Conn):
             RuntimeError: the connection belongs to a context.
         """
         self._check_mine("ReadMessage")
-        connection = self._connection
-        mailbox = connection.mailbox
-        event = mailbox.get(None)
+        inbox = self._inbox
+        event = inbox.get()
         if event is None or event[0] == CLOSED:
-            mailbox.put(event)  # for whoever reads once more
+            inbox.put(event)  # for whoever reads once more
             self._check_mine("ReadMessage")  # it may have been added to a context meanwhile
             raise self._closed()
         kind, _, payload = event
-        connection.credit.refund(len(payload))
+        self._connection.credit.refund(len(payload))
         return (TextMessage, payload.decode()) if kind == TEXT else (BinaryMessage, payload)
 
     def WriteMessage(self, type: int, data: bytes | bytearray | memoryview | str) -> None:
@@ -147,10 +167,9 @@ class DialledConn(Conn):
     def disown(self) -> None:
         """Leave the connection to the parent; called in a forked child, where it has ended."""
         if not self._owned:
-            mailbox = self._connection.mailbox
-            mailbox.disown()
-            mailbox.put((CLOSED, self._connection, None))
-            self._ended = Event()  # copies of greenlets that wait for the other one go on waiting
+            # Copies of greenlets that wait for the parent's go on waiting.
+            self._inbox, self._ended = _Inbox(), Event()
+            self._inbox.put((CLOSED, self._connection, None))
             self._ended.set()
 
     def __enter__(self) -> DialledConn:
@@ -170,8 +189,8 @@ class DialledConn(Conn):
             raise RuntimeError(f"{method} on connection {self.id}: it belongs to a Context since AddConn")
 
 
-def release(conn: DialledConn) -> Connection:
-    """Take the connection out of a dialled one, which can then not use it any more.
+def release(conn: DialledConn) -> tuple[Connection, list[tuple[int, Any, Any]]]:
+    """Take the connection out of a dialled one, which can then not use it any more, and what it has not read yet.
 
     Raises:
         ValueError: it was taken over already.
@@ -179,7 +198,7 @@ def release(conn: DialledConn) -> Connection:
     if conn._owned:
         raise ValueError(f"{conn!r} was added to a Context before")
     conn._owned = True
-    return conn._connection
+    return conn._connection, conn._inbox.take_all()
 
 
 def Dial(
@@ -344,12 +363,7 @@ def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, s
 def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:
     codec = deflate.negotiated(client.extensions, options)
     ended = Event()
-    mailbox = Mailbox()
-
-    def end() -> None:
-        mailbox.close()
-        ended.set()
-
+    inbox = _Inbox()
     connection = Connection(
         take_over(sock),
         request=request,
@@ -358,12 +372,12 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
         protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
         encoder=MaskingEncoder(codec),
         options=options,
-        mailbox=mailbox,
+        mailbox=inbox,
         batch=Batch(),
-        keepalive=Keepalive(options, end),
+        keepalive=Keepalive(options, ended.set),
     )
     connection.start(leftover)
-    return DialledConn(connection, ended)
+    return DialledConn(connection, inbox, ended)
 
 
 def _close(sock: Any) -> None:

@@ -7,8 +7,8 @@ The rules of the handshake itself (key, version, tokens, extensions, subprotocol
 from __future__ import annotations
 
 import http
-import re
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ from websockets.http11 import Response
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
-from gowsev.options import TOKEN
+from gowsev.opening.framing import judge_framing, tokens
 from gowsev.wire import deflate
 from gowsev.wire.deflate import Deflate
 
@@ -35,11 +35,7 @@ __all__ = [
     "MAX_HEAD_LINES",
     "HTTPRequest",
     "Handshake",
-    "Headers",
-    "Reject",
-    "Request",
     "Response",
-    "header_pairs",
     "negotiate",
     "parse_request",
     "refusal",
@@ -47,128 +43,11 @@ __all__ = [
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
+#: The library logs what it negotiates. That may be in gevent's hub, where nothing may log: a logging handler may wait.
+_SILENT = logging.Logger("gowsev.handshake", logging.CRITICAL + 1)
+
 #: RFC 9112 leaves the limits on a request's head to the server.
 MAX_HEAD_LINES = 100
-
-#: A response's framing, which is not the program's business.
-_OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
-# RFC 9110 section 5.5.
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-
-
-class Request:
-    """What a client asked for when it opened its connection; for `ConnRequested`, and behind `Conn`. Read-only."""
-
-    # The headers are kept as the bytes that they were: as objects, they would be half of what an idle connection holds.
-    __slots__ = ("_headers", "_local", "_path", "_peer", "_query", "_tls")
-
-    def __init__(
-        self, path: str, query: str, headers: Headers, peer: tuple[str, int], local: tuple[str, int], tls: bool
-    ) -> None:
-        self._path = path
-        self._query = query
-        self._headers = headers.serialize()
-        self._peer = peer
-        self._local = local
-        self._tls = tls
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.path!r} peer={self.peer}>"
-
-    @property
-    def path(self) -> str:
-        """The path, its percent-encoding undone, without the query."""
-        return self._path
-
-    @property
-    def query(self) -> str:
-        """What stands behind the `?`, as it was sent; empty if nothing does."""
-        return self._query
-
-    @property
-    def headers(self) -> Headers:
-        """The request's headers (for a dialled connection, the response's): a mapping whose keys ignore case.
-
-        `get_all(name)` returns every value of a repeated one. They are made of the request's bytes at each access,
-        within 5 to 10 us: a callback that needs several asks once.
-        """
-        lines = self._headers.decode("latin-1").split("\r\n")
-        return Headers((name, value) for name, colon, value in (line.partition(": ") for line in lines) if colon)
-
-    @property
-    def peer(self) -> tuple[str, int]:
-        """The address at the other end; behind a proxy that is the proxy's. A unix socket has `("", 0)`."""
-        return self._peer
-
-    @property
-    def local(self) -> tuple[str, int]:
-        """Our own address; of a unix socket, its path and 0."""
-        return self._local
-
-    @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted here."""
-        return self._tls
-
-
-class Reject:
-    """The answer of `ConnRequested` that refuses a connection.
-
-    Args:
-        status: HTTP status, 300 to 599.
-        reason: plain text to send as the response's body.
-        headers: more headers for the response: a mapping, or pairs of name and value.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: the status is out of range, `reason` cannot be encoded, or a header holds what may not stand in
-            one (RFC 9110 section 5), or says how long the response is or what becomes of its connection.
-    """
-
-    __slots__ = ("headers", "reason", "status")
-
-    def __init__(
-        self, status: int = 403, reason: str = "", headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
-    ) -> None:
-        if isinstance(status, bool) or not isinstance(status, int):
-            raise TypeError(f"status must be an int, not {status!r}")
-        if not 300 <= status <= 599:
-            raise ValueError(f"status must be from 300 to 599, not {status!r}")
-        if not isinstance(reason, str):
-            raise TypeError(f"reason must be str, not {reason!r}")
-        self.status: int = int(status)
-        reason.encode()
-        self.reason: str = reason
-        self.headers: tuple[tuple[str, str], ...] = header_pairs(headers)
-        for name, _ in self.headers:
-            if name.lower() in _OURS:
-                raise ValueError(f"header {name} is made by the server itself")
-
-    def __repr__(self) -> str:
-        return f"Reject({self.status}, {self.reason!r}, {self.headers!r})"
-
-
-def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Check headers that a program wants to send.
-
-    Raises:
-        TypeError: they are no mapping and no pairs of str.
-        ValueError: one holds what may not stand in a header (RFC 9110 section 5), such as the end of its line.
-    """
-    if isinstance(headers, Headers):
-        pairs = tuple(headers.raw_items())
-    else:
-        items = headers.items() if isinstance(headers, Mapping) else headers
-        pairs = tuple(cast("Iterable[tuple[str, str]]", items))
-    for pair in pairs:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
-            raise TypeError(f"headers must be a mapping or pairs of str, not {pair!r}")
-        name, value = pair
-        if not TOKEN.fullmatch(name):
-            raise ValueError(f"invalid header name {name!r}")
-        if not _FIELD_VALUE.fullmatch(value):
-            raise ValueError(f"invalid value {value!r} of header {name}")
-    return pairs
 
 
 class Handshake(NamedTuple):
@@ -211,12 +90,16 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         websockets.exceptions.InvalidHandshake: a header cannot be understood.
     """
     headers = request.headers
-    # RFC 9112 section 3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
-    # that lacks a Host header field and to any request message that contains more than one".
-    if len(headers.get_all("Host")) != 1:
-        return Handshake(refusal(400, "An upgrade request must have one Host header.\n"))
-    if "Transfer-Encoding" in headers or not set(headers.get_all("Content-Length")) <= {"0"}:
+    try:
+        framing = judge_framing(request.protocol, headers.raw_items())
+    except ValueError as error:
+        return Handshake(refusal(400, f"{error}\n"))
+    if framing.has_body:
         return Handshake(refusal(400, "An upgrade request must not have a body.\n"))
+    # RFC 9110 section 7.8: Upgrade lists protocols, of which a server takes one. The library takes a list of one.
+    if len(upgrade := tokens(headers.get_all("Upgrade"))) > 1 and "websocket" in upgrade:
+        del headers["Upgrade"]
+        headers["Upgrade"] = "websocket"
     if options.compression is None:
         # Which then does not look at them. RFC 6455 section 9.1: a header that does not conform to the grammar fails
         # the handshake.
@@ -227,8 +110,14 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         extensions=deflate.server_factories(options),
         subprotocols=cast("Sequence[Subprotocol]", options.subprotocols),
         select_subprotocol=_select_subprotocol,
+        logger=_SILENT,
     )
     response = protocol.accept(request)
+    if response.status_code == 426:
+        # RFC 9110 section 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option in the Connection
+        # header field".
+        del response.headers["Connection"]
+        response.headers.update([("Connection", "Upgrade"), ("Connection", "close")])
     if response.status_code == 400 and "Sec-WebSocket-Version" in headers:
         # RFC 6455 section 4.4: the answer to a version we don't speak names the one we do.
         response.headers["Sec-WebSocket-Version"] = "13"

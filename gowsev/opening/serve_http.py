@@ -21,8 +21,9 @@ from gowsev.opening.adoption import (
     socket_of,
     take_from_server,
 )
-from gowsev.opening.handshake import Handshake, HTTPRequest, Request, Response, refusal
+from gowsev.opening.handshake import Handshake, HTTPRequest, Response, refusal
 from gowsev.opening.upgrade import Host, judge, shown, start
+from gowsev.request import Request
 from gowsev.wire import frames
 from gowsev.wire.frames import POLICY, TRY_AGAIN_LATER
 

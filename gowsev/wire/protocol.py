@@ -26,14 +26,14 @@ from __future__ import annotations
 import codecs
 import struct
 import sys
-from typing import Any, Final
+from typing import Final
 
 from gowsev.errors import ProtocolError
 from gowsev.wire import frames
 from gowsev.wire.deflate import Deflate
-from gowsev.wire.frames import BINARY, CLOSE, CONTINUATION, FIN, MASKED, OPCODE_BITS, PING, RSV1, TEXT, apply_mask
+from gowsev.wire.frames import CLOSE, CONTINUATION, FIN, MASKED, OPCODE_BITS, PING, RSV1, TEXT, apply_mask
 
-__all__ = ["CLOSING", "DONE", "LARGE", "OPEN", "Encoder", "MaskingEncoder", "Protocol"]
+__all__ = ["CLOSING", "DONE", "OPEN", "Protocol"]
 
 OPEN: Final = 0
 CLOSING: Final = 1
@@ -47,90 +47,10 @@ _SMALL_PIECE = 4096
 _TURN_FRAMES = 256
 _TURN_BYTES = 1 << 20
 
-#: The headers of whole messages of up to 125 bytes, by opcode and length.
-_SHORT_HEADERS = {
-    opcode: [frames.encode_header(FIN | opcode, size) for size in range(126)] for opcode in (TEXT, BINARY)
-}
-
 #: The mask and the payload behind the first two bytes of a message of up to 125, by its length.
 _MASKED_PAYLOADS = [struct.Struct(f"2x4s{size}s").unpack_from for size in range(126)]
 
-#: Payloads from this length on are sent as they are, behind a frame header of their own, rather than copied into one
-#: frame with it.
-LARGE: Final = 16384
-
-#: No payload.
-_NOTHING = object()
-
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
-
-
-class Encoder:
-    """Encodes messages into frames for the peers of a server.
-
-    It keeps the last frame and what it was made of: who is given the same `bytes` object again finds the frame there,
-    so that a message published to many is encoded once. One encoder therefore serves all the connections whose frames
-    are alike. Where it compresses, equal bytes will do, and `encode` itself looks: to compare them costs next to
-    nothing beside compressing them again.
-    """
-
-    __slots__ = ("_deflate", "binary", "frame", "text")
-
-    def __init__(self, deflate: Deflate | None = None) -> None:
-        self._deflate = deflate
-        self.binary: Any = _NOTHING
-        """The payload of `frame`, if it is a binary message's; who finds its own there need not call `encode`."""
-        self.text: Any = _NOTHING
-        """The same, if it is a text's."""
-        self.frame: bytes = b""
-
-    def encode(self, opcode: int, payload: bytes) -> bytes:
-        """Return the frame of a message."""
-        if self._deflate is None:
-            size = len(payload)
-            frame = (_SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)) + payload
-        else:
-            if payload == (self.binary if opcode == BINARY else self.text):
-                return self.frame
-            frame = _compressed(self._deflate, opcode, payload, masked=False)
-            if self._deflate.takeover:
-                return frame
-        self.frame = frame
-        if opcode == BINARY:
-            self.binary = payload
-            self.text = _NOTHING
-        else:
-            self.text = payload
-            self.binary = _NOTHING
-        return frame
-
-    def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
-        """Return the frame of a long message as the chunks to send in turn; `payload` is not copied."""
-        if self._deflate is None:
-            return frames.encode_header(FIN | opcode, len(payload)), payload
-        return (self.encode(opcode, payload),)
-
-
-class MaskingEncoder(Encoder):
-    """Encodes messages for the peer of a client: every frame under a fresh mask (RFC 6455 section 5.3)."""
-
-    __slots__ = ()
-
-    def encode(self, opcode: int, payload: bytes) -> bytes:
-        if self._deflate is None:
-            return frames.encode_frame(FIN | opcode, payload, masked=True)
-        return _compressed(self._deflate, opcode, payload, masked=True)
-
-    def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
-        return (self.encode(opcode, payload),)
-
-
-def _compressed(deflate: Deflate, opcode: int, payload: bytes, masked: bool) -> bytes:
-    """Return the frame of a message, compressed where that makes it shorter."""
-    compressed = deflate.shrink(payload)
-    if compressed is None:
-        return frames.encode_frame(FIN | opcode, payload, masked)
-    return frames.encode_frame(FIN | RSV1 | opcode, compressed, masked)
 
 
 class Protocol:

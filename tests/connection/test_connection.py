@@ -6,7 +6,9 @@ machine is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
 import socket
 from types import SimpleNamespace
@@ -21,14 +23,16 @@ from raw import binary
 import gowsev
 from gowsev.connection import connection as connection_module
 from gowsev.connection import keepalive as keepalive_module
-from gowsev.connection.connection import Connection, take_over
+from gowsev.connection.connection import Connection
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.outbox import Batch
+from gowsev.connection.sockets import take_over
 from gowsev.errors import ConnClosing, OutboxFull
 from gowsev.loop.queue import Mailbox
 from gowsev.wire import frames, protocol
+from gowsev.wire.encoder import Encoder
 from gowsev.wire.frames import BINARY, CLOSE, PING, PONG
-from gowsev.wire.protocol import Encoder, Protocol
+from gowsev.wire.protocol import Protocol
 
 #: So many messages of so many bytes are more than the socket buffers of both ends take together.
 MANY, LARGE = 20, 1 << 20
@@ -400,6 +404,42 @@ def test_tls_says_farewell_too(ended, certificate, client_tls):
     assert client.read_close() == (1000, "")
     client.sock.suppress_ragged_eofs = False
     assert client.sock.recv(100) == b""
+
+
+@pytest.mark.parametrize("ended_by", ["close_timeout", "ping_timeout"])
+def test_the_peer_sees_the_end_though_somebody_else_holds_the_descriptor(serve, ended_by):
+    server = serve(Recorder(), close_timeout=0.1, ping_interval=0.1, ping_timeout=0.1)
+    client = server.client()
+    wait_until(lambda: server.handler.of("accepted"))
+    held = descriptors_to(client.sock.getsockname())  # as a process does that was forked meanwhile
+    try:
+        if ended_by == "close_timeout":
+            server.context.Close(1)
+        client.read_to_end()
+    finally:
+        for sock in held:
+            sock.close()
+    assert len(held) == 1
+
+
+def descriptors_to(address):
+    """Duplicates of this process's sockets that are connected to `address`."""
+    links = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the directory
+            links[name] = os.readlink(f"/proc/self/fd/{name}")
+    found = []
+    for name in [name for name, link in links.items() if link.startswith("socket:")]:
+        sock = socket.socket(fileno=os.dup(int(name)))
+        try:
+            connected = sock.getpeername() == address
+        except OSError:  # it is not connected
+            connected = False
+        if connected:
+            found.append(sock)
+        else:
+            sock.close()
+    return found
 
 
 def test_without_a_close_timeout_the_peer_has_all_the_time_there_is(idle, clock):

@@ -306,7 +306,7 @@ def test_what_was_inherited_is_let_go_of_without_a_word(parent, loops, certifica
     parent()
     disown_all()
     events = len(recorder.events)
-    assert context.Stats().connections == 2
+    assert context.Stats().connections == 0
     assert isinstance(context.Write(1, b"x"), gowsev.ConnClosing)
     assert context.Broadcast([1, 2], b"x") == [1, 2]
     client.send_binary(b"for the parent")
@@ -450,3 +450,11 @@ def test_the_pipe_for_signals_is_the_parents(replaced):
             signal.signal(number, handler)
         for descriptor in own:
             os.close(descriptor)
+
+
+def test_a_loop_that_never_waited_has_ended_too():
+    context = gowsev.MakeContext(Recorder())
+    context.Post(lambda context: None)
+    assert context.EventLoopIteration() is True
+    disown_all()
+    assert context.EventLoopIteration() is False

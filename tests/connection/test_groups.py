@@ -18,8 +18,8 @@ from gowsev.connection import groups as audience_module
 from gowsev.connection.groups import Audiences
 from gowsev.connection.outbox import MOST_GATHERED, MOST_JOINED, Batch, Outbox
 from gowsev.wire.deflate import Deflate
+from gowsev.wire.encoder import LARGE, Encoder
 from gowsev.wire.frames import BINARY
-from gowsev.wire.protocol import LARGE, Encoder
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 
@@ -397,12 +397,26 @@ def test_what_is_written_outside_of_callbacks_follows_what_has_gathered(room):
     assert room.sends(1) == [encoded(b"one")]
 
 
+@pytest.mark.parametrize("interrupted", [1, 3, 6])
+def test_an_interrupted_flush_forgets_nobody(room, interrupted):
+    room.gather_an_audience()
+    room.broadcast(b"news")
+    room.socket(interrupted).error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        room.batch.flush()
+    assert [str(error) for error in room.lost] == ["interrupted by KeyboardInterrupt while sending"]
+    others = set(room.ids) - {interrupted}
+    wait_until(lambda: all(room.sends(id) for id in others))
+    assert all(b"".join(room.sends(id)) == frame(0x82, b"news", key=None) for id in others)
+    assert room.sends(interrupted) == []
+
+
 def test_who_leaves_takes_nothing_where_nothing_has_gathered(room):
     room.gather_an_audience()
     room.outbox(2).leave()
     room.outbox(2).leave()
     assert room.outbox(2).gathered == []
-    assert room.batch._gathered == []
+    assert not room.batch._gathered
     assert room.broadcast(b"one") == 6
 
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from raw import RawClient
 
 from gowsev.connection import tls
-from gowsev.connection.connection import take_over
+from gowsev.connection.sockets import take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.certificate import Certificate
 

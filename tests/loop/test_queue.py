@@ -10,7 +10,7 @@ from conftest import PATIENCE, in_real_thread, wait_until
 from gevent import monkey
 
 from gowsev.loop import queue as mailbox_module
-from gowsev.loop.queue import Credit, Empty, Mailbox
+from gowsev.loop.queue import Empty, Mailbox
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 
@@ -216,16 +216,6 @@ def test_who_is_killed_while_others_wait_takes_nothing_along(mailbox):
     assert [other.value for other in others] == ["first", "second"]
 
 
-def test_all_who_wait_are_given_nothing_where_all_is_taken_away(mailbox):
-    waiting = [gevent.spawn(mailbox.get, None) for _ in range(2)]
-    wait_until(lambda: len(mailbox._waiters) == 2)
-    assert mailbox.take_all() == []
-    gevent.joinall(waiting, PATIENCE)
-    assert [greenlet.value for greenlet in waiting] == [None, None]
-    gevent.spawn(lambda: mailbox.put("later"))
-    assert mailbox.get(PATIENCE) == "later"
-
-
 def test_a_poll_delivers_what_had_arrived(mailbox, socket_event):
     socket_event()
     assert mailbox.get(0) == "read"
@@ -358,23 +348,6 @@ def test_a_mailbox_does_not_keep_a_program_s_hub_from_ending():
 # -- everything at once ------------------------------------------------------------------------------------------
 
 
-def test_everything_that_is_there_can_be_taken_at_once_in_its_order(mailbox):
-    mailbox.put("put")
-    mailbox.post("posted")
-    assert mailbox.take_all() == ["put", "posted"]
-    assert mailbox.get(0) is None
-    mailbox.put("later")
-    assert mailbox.get(0) == "later"
-
-
-def test_whoever_waits_while_everything_is_taken_is_told_that_nothing_came(mailbox):
-    """Its connection has moved to another mailbox, and no event will ever end that wait."""
-    waiting = gevent.spawn(mailbox.get, None)
-    gevent.sleep(0)
-    assert mailbox.take_all() == []
-    assert waiting.get(timeout=PATIENCE) is None
-
-
 # -- closing -----------------------------------------------------------------------------------------------------
 
 
@@ -386,72 +359,3 @@ def test_a_closed_mailbox_still_takes_and_gives_but_posts_wake_nobody(mailbox):
     mailbox.post("posted")
     mailbox.put("put")
     assert sorted([mailbox.get(0), mailbox.get(0)]) == ["posted", "put"]
-
-
-# -- credit ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("max_messages", "max_bytes", "messages", "size", "stop"),
-    [
-        (3, 100, 2, 99, False),
-        (3, 100, 3, 0, True),
-        (3, 100, 1, 100, True),
-        (None, 100, 1000, 99, False),
-        (None, 100, 1, 100, True),
-        (3, None, 2, 1 << 40, False),
-        (3, None, 3, 0, True),
-        (None, None, 1 << 40, 1 << 40, False),
-    ],
-)
-def test_a_reader_must_stop_at_either_limit(max_messages, max_bytes, messages, size, stop):
-    credit = Credit(max_messages, max_bytes, pytest.fail)
-    credit.spend(messages, size)
-    assert credit.exhausted is stop
-    assert (credit.messages, credit.bytes) == (messages, size)
-
-
-@pytest.mark.parametrize(("max_messages", "max_bytes"), [(3, None), (None, 30), (3, 1000), (1000, 30)])
-def test_what_is_read_bit_by_bit_adds_up(max_messages, max_bytes):
-    credit = Credit(max_messages, max_bytes, pytest.fail)
-    seen = [credit.exhausted]
-    for _ in range(4):
-        credit.spend(1, 10)
-        seen.append(credit.exhausted)
-    assert seen == [False, False, False, True, True]
-    assert (credit.messages, credit.bytes) == (4, 40)
-
-
-@pytest.mark.parametrize(
-    ("max_messages", "max_bytes", "sizes", "resumes_after"),
-    [
-        (4, None, [9, 9, 9, 9], 2),
-        (5, None, [9, 9, 9, 9, 9], 3),
-        (1, None, [9], 1),
-        (1, None, [9, 9, 9], 3),
-        (None, 100, [50, 25, 25], 1),
-        (None, 100, [25, 25, 50], 2),
-        (None, 1, [1], 1),
-        (4, 100, [1, 1, 1, 97], 4),
-        (4, 100, [97, 1, 1, 1], 2),
-    ],
-)
-def test_it_goes_on_once_half_of_what_it_was_stopped_for_is_free(max_messages, max_bytes, sizes, resumes_after):
-    delivered, resumed = [], []
-    credit = Credit(max_messages, max_bytes, lambda: resumed.append(len(delivered)))
-    credit.spend(len(sizes), sum(sizes))
-    assert credit.exhausted
-    for size in sizes:
-        delivered.append(size)
-        credit.refund(size)
-    assert resumed == [resumes_after], "once, and at the right one"
-    assert credit.exhausted is False
-    assert (credit.messages, credit.bytes) == (0, 0)
-
-
-def test_deliveries_resume_nothing_that_was_not_stopped():
-    credit = Credit(4, 100, pytest.fail)
-    credit.spend(3, 30)
-    for _ in range(3):
-        credit.refund(10)
-    assert (credit.messages, credit.bytes) == (0, 0)

@@ -43,7 +43,8 @@ from websockets.uri import parse_uri
 
 from gowsev.wire import protocol as module
 from gowsev.wire.deflate import Deflate
-from gowsev.wire.protocol import CLOSING, DONE, LARGE, OPEN, Encoder, MaskingEncoder, Protocol
+from gowsev.wire.encoder import LARGE, Encoder, MaskingEncoder
+from gowsev.wire.protocol import CLOSING, DONE, OPEN, Protocol
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 FIN = 0x80
