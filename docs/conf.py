@@ -85,7 +85,8 @@ PUBLIC["TextReceived"] = PUBLIC["ConnRequested"] = "gowsev.Handler"
 
 #: Methods that other modules of the package call. They are no part of the interface.
 INTERNAL = {
-    "gowsev.Context": {"admit", "check_thread", "may_refuse", "refused", "welcome"},
+    "gowsev.Context": {"admit", "check_thread", "disown", "may_refuse", "refused", "welcome"},
+    "gowsev.DialledConn": {"disown"},
     "gowsev.Timer": {"run"},
     "gowsev.WebSocketHandler": {"MessageClass", "get_environ", "read_request"},
 }

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import time
-from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
@@ -26,6 +25,7 @@ from gevent.event import AsyncResult
 
 from gowsev.conn import Conn
 from gowsev.connection.connection import CLOSED, Connection
+from gowsev.connection.fork import tell_in_child
 from gowsev.connection.groups import Audiences
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.outbox import Batch
@@ -94,7 +94,7 @@ _contexts: WeakSet[Context] = WeakSet()
 
 
 #: What wakes the hub of the main thread for a signal, for as long as the process lives.
-_wakers: list[Any] = []
+_wakers: list[_Waker] = []
 
 
 def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
@@ -167,6 +167,7 @@ class Context:
         self._undriven = True
         self._watched = False
         _contexts.add(self)
+        tell_in_child(self)
         for name, callback in misspelt(handler):
             logger.warning("the loop never calls %s of handler %r: the callback's name is %s", name, handler, callback)
         warn_if_half_patched()
@@ -782,7 +783,28 @@ class Context:
 
     def _check_not_shut_down(self) -> None:
         if self._shutting_down:
-            raise RuntimeError("this context has been shut down")
+            raise RuntimeError("this context has been shut down, or left to the process that this one was forked from")
+
+    def disown(self) -> None:
+        """Leave to the parent what is its own; called in a forked child.
+
+        If the loop was driven in the parent, everything stays there; here it has ended, as after a `Shutdown`. If not,
+        whoever drives it shall have it with its listeners, timers and posted calls, but without the clients that have
+        come already: they stay with the parent too.
+        """
+        for listener in self._listeners:
+            listener.disown_clients()
+        if self._undriven:
+            self._connections.clear()
+            self._abandoned = 0
+            for event in self._mailbox.take_all():
+                if event[0] == CALL:
+                    self._mailbox.put(event)
+            return
+        self._shutting_down = self._finished = True
+        self._mailbox.disown()
+        for listener in self._listeners:
+            listener.disown()
 
     # -- what `upgrade.Host` asks for -----------------------------------------------------------------------------
 
@@ -880,20 +902,35 @@ def _let_signals_wake(hub: Any) -> None:
     Python handles one between two steps of its own. If it comes when the hub has just begun to wait, that would be
     after the next event, and perhaps never: 2 of 60 servers that got SIGTERM in their first moment did not end.
     """
-    if _wakers:
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    watcher = hub.loop.io(reader, 1, ref=False)
-    watcher.start(_drain, reader)
-    _wakers.append(watcher)
+    if not _wakers:
+        _wakers.append(_Waker(hub))
 
 
-def _drain(reader: int) -> None:
-    with suppress(BlockingIOError):  # a forked child has the same pipe, and was first
-        os.read(reader, 1 << 10)
+class _Waker:
+    """A pipe into which Python's signal handler writes, and which the hub watches."""
+
+    def __init__(self, hub: Any) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._watcher = hub.loop.io(self._reader, 1, ref=False)
+        self._watcher.start(self._drain)
+        tell_in_child(self)
+
+    def _drain(self) -> None:
+        os.read(self._reader, 1 << 10)
+
+    def disown(self) -> None:
+        """In a forked child: leave the pipe to the parent, which has the same one."""
+        _wakers.clear()
+        self._watcher.stop()
+        self._watcher.close()
+        current = signal.set_wakeup_fd(-1)
+        if current != self._writer:
+            signal.set_wakeup_fd(current)  # the program's own
+        os.close(self._reader)
+        os.close(self._writer)
 
 
 def _count(stats: Stats, connection: Connection) -> None:

@@ -95,6 +95,58 @@ def complaints(program):
     return [line for line in output.splitlines() if re.search(r"ERROR|WARN|CRITICAL|Traceback|Exception", line)]
 
 
+def test_a_context_made_before_the_fork_serves_in_each_worker(gunicorn):
+    server = gunicorn("gevent", "--preload", "--workers", "2")
+    clients = [RawClient("127.0.0.1", server.port, path="/live") for _ in range(10)]
+    assert all(map(echoes, clients))
+    for client in clients:
+        client.close()
+    assert complaints(server) == []
+    # Told to quit, gunicorn with --preload may wait 30 s for a worker; without their master, workers end by themselves.
+    server.process.kill()
+    server.process.wait()
+
+
+FORKING_APP = """
+import multiprocessing, os
+import gevent, gowsev
+
+children = []
+
+
+class Forks(gowsev.Handler):
+    def MessageReceived(self, context, id, message):
+        if not children:
+            child = multiprocessing.get_context("fork").Process(target=gevent.sleep, args=(60,), daemon=True)
+            child.start()
+            children.append(child)
+        context.Write(id, str(os.getpid()).encode() + b" " + message)
+
+
+context = gowsev.MakeContext(Forks())
+gevent.spawn(context.EventLoop)
+app = context.ServeHTTP
+"""
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("worker", ["gevent", "gowsev.gunicorn.Worker"])
+def test_a_child_of_a_worker_takes_nothing_from_it(gunicorn, tmp_path, certificate, client_tls, worker, tls):
+    (tmp_path / "app.py").write_text(FORKING_APP)
+    secure = ["--certfile", certificate[0], "--keyfile", certificate[1]] if tls else []
+    server = gunicorn(worker, *secure)
+    pid = server.wait_for(r"Booting worker with pid: (\d+)")[1].encode()
+    client = RawClient("127.0.0.1", server.port, tls=client_tls if tls else None)
+    for number in range(60):
+        payload = number.to_bytes(2) + bytes(200_000)
+        client.send_binary(payload)
+        assert client.read_frame() == (frames.BINARY, pid + b" " + payload)
+        gevent.sleep(0.01)
+    client.close()
+    assert server.end(signal.SIGTERM) == 0
+    assert complaints(server) == []
+
+
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("worker", WORKERS)
 def test_connections_under_gunicorn(gunicorn, certificate, client_tls, worker, tls):

@@ -22,6 +22,7 @@ ROOMS = {
         "connection",
         "connection.connection",
         "connection.credit",
+        "connection.fork",
         "connection.groups",
         "connection.keepalive",
         "connection.outbox",

@@ -385,6 +385,17 @@ class Connection:
         close_socket(self._sock)
         self.keepalive.remove(self)
 
+    def disown(self) -> None:
+        """In a forked child: let go of the socket, which is the parent's; no event follows."""
+        self._watcher.stop()
+        self._watcher.close()
+        self._watcher = None
+        self.closing = self._reported = True
+        self.end = "it belongs to the process that this one was forked from"
+        self.credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
+        self.outbox.close()
+        self._sock.close()  # a plain close, which the peer does not see while the parent has the socket
+
     def check(self, now: float) -> None:
         """Look at the clock: send a ping after too much silence, and end what takes too long."""
         options = self._options

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 
+from gowsev.connection.fork import tell_in_child
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,6 +26,7 @@ _SHORTEST_TICK, _LONGEST_TICK = 0.01, 1.0
 
 class _Checked(Protocol):
     def check(self, now: float) -> None: ...
+    def disown(self) -> None: ...
 
 
 class Keepalive:
@@ -34,7 +37,7 @@ class Keepalive:
         emptied: called when the last connection has left.
     """
 
-    __slots__ = ("_emptied", "_tick", "_timer", "connections", "now")
+    __slots__ = ("__weakref__", "_emptied", "_tick", "_timer", "connections", "now")
 
     def __init__(self, options: Options, emptied: Callable[[], None]) -> None:
         intervals = [s for s in (options.ping_interval, options.ping_timeout, options.close_timeout) if s is not None]
@@ -44,6 +47,7 @@ class Keepalive:
         self.connections: set[Any] = set()
         self.now = time.monotonic()
         """The time of the last tick, in seconds of `time.monotonic`: cheap to read, and precise enough."""
+        tell_in_child(self)
 
     def add(self, connection: _Checked) -> None:
         """Begin to call `connection.check` every tick."""
@@ -63,6 +67,16 @@ class Keepalive:
                 self._timer.close()
                 self._timer = None
                 self._emptied()
+
+    def disown(self) -> None:
+        """In a forked child: let go of every connection, which are the parent's."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        for connection in self.connections:
+            connection.disown()
+        self.connections.clear()
 
     def _sweep(self) -> None:
         self.now = now = time.monotonic()

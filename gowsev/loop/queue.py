@@ -40,13 +40,14 @@ MOST_IN_A_ROW = 1024
 class Mailbox:
     """A queue of events. It has one consumer as a rule; several get each event once."""
 
-    __slots__ = ("__weakref__", "_async", "_events", "_in_a_row", "_posted", "_waiters", "put", "take")
+    __slots__ = ("__weakref__", "_async", "_events", "_in_a_row", "_posted", "_timer", "_waiters", "put", "take")
 
     def __init__(self) -> None:
         self._events: deque[Any] = deque()
         self._waiters: deque[Any] = deque()
         self._posted: deque[Any] = deque()
         self._async: Any = None
+        self._timer: Any = None  # of the wait that has begun last
         self._in_a_row = 0
         self.put: Callable[[Any], None] = self._events.append
         """Add an event; never blocks. From the loop's thread only. Read this attribute anew wherever somebody may have
@@ -92,7 +93,7 @@ class Mailbox:
         # A timer of our own: a `gevent.Timeout` would cost 1.2 us more. It is there even where there is no timeout: the
         # hub raises `LoopExit` in a greenlet that waits with nothing that could ever wake it, but another thread may
         # still post. What it does waits for the end of the hub's round, since an event in that round comes first.
-        timer = loop.timer(_FOREVER if timeout is None else min(timeout, _FOREVER))
+        self._timer = timer = loop.timer(_FOREVER if timeout is None else min(timeout, _FOREVER))
         timer.start(loop.run_callback, waiter.switch, True, update=True)  # not since the hub looked at the clock last
         self._begin(waiter)
         try:
@@ -129,12 +130,29 @@ class Mailbox:
         if not self._waiters:
             self.put = self._events.append
 
+    def take_all(self) -> list[Any]:
+        """Return every event that is there, and never switch; nobody may be waiting for one."""
+        self.collect()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
     def close(self) -> None:
         """Stop listening for posts; call it in the loop's thread."""
         if self._async is not None:
             self._async.stop()
             self._async.close()
             self._async = None
+
+    def disown(self) -> None:
+        """In a forked child: forget every event. Whoever waits for one, the copy of a greenlet, waits for ever."""
+        self.close()
+        if self._timer is not None:
+            self._timer.stop()
+        self._waiters.clear()
+        self._posted.clear()
+        self._events.clear()
+        self.put = self._events.append
 
     def _watch_posts(self) -> None:
         # Not `ref`: a mailbox must not keep the hub of a program alive that waits for other things.

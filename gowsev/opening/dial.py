@@ -21,6 +21,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from gowsev.conn import Conn
 from gowsev.connection.connection import CLOSED, Connection
+from gowsev.connection.fork import tell_in_child, telling_in_child
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.outbox import Batch
 from gowsev.connection.sockets import take_over
@@ -82,13 +83,14 @@ class DialledConn(Conn):
     `Context.AddConn` hands it to a loop; from then on it is the loop's, and these methods raise `RuntimeError`.
     """
 
-    __slots__ = ("_ended", "_inbox", "_owned")
+    __slots__ = ("__weakref__", "_ended", "_inbox", "_owned")
 
     def __init__(self, connection: Connection, inbox: _Inbox, ended: Event) -> None:
         super().__init__(connection)
         self._inbox = inbox
         self._ended = ended
         self._owned = False
+        tell_in_child(self)
 
     def ReadMessage(self) -> tuple[int, bytes | str]:
         """Wait for the next message; blocks the calling greenlet only.
@@ -161,6 +163,15 @@ class DialledConn(Conn):
             while True:  # the peer's close frame stands behind the messages that it sent before
                 self.ReadMessage()
         self._ended.wait()
+
+    def disown(self) -> None:
+        """Leave the connection to the parent; called in a forked child, where it has ended."""
+        if not self._owned:
+            # Anew: copies of greenlets that wait for the other ones go on waiting.
+            self._inbox = _Inbox()
+            self._inbox.put((CLOSED, self._connection, None))
+            self._ended = Event()
+            self._ended.set()
 
     def __enter__(self) -> DialledConn:
         return self
@@ -236,7 +247,7 @@ def Dial(
     step = "connecting"
     limit = gevent.Timeout(seconds)
     try:
-        with limit:
+        with limit, telling_in_child(_Dialling()):
             sock = gevent.socket.create_connection((uri.host, uri.port))
             if uri.secure:
                 step = "in the TLS handshake"
@@ -260,6 +271,19 @@ def Dial(
         _close(sock)
         raise
     return _connect(sock, client, request, leftover, options)
+
+
+class _Dialling:
+    """The greenlet of a `Dial` in progress."""
+
+    def __init__(self) -> None:
+        self._greenlet = gevent.getcurrent()
+        self._hub = gevent.get_hub()
+
+    def disown(self) -> None:
+        """In a forked child: let the copy of the greenlet fail before it uses the socket, which is the parent's."""
+        error = ConnectionAbortedError("the process was forked meanwhile, and only the parent goes on with it")
+        self._hub.loop.run_callback(self._greenlet.throw, error)
 
 
 class _Refused(Exception):

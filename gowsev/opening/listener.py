@@ -20,6 +20,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from websockets.exceptions import WebSocketException
 
+from gowsev.connection.fork import close_descriptor
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
@@ -187,6 +188,20 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         for arrival in tuple(self.arrivals):
             arrival.close()
         self.pool.kill(block=False)
+
+    def disown(self) -> None:
+        """In a forked child: stop listening. The parent goes on, and with it the path of a unix socket."""
+        self._path = None
+        self.close()
+
+    def disown_clients(self) -> None:
+        """In a forked child: let go of clients that are not upgraded."""
+        for arrival in tuple(self.arrivals):
+            arrival.close()
+        for greenlet in tuple(self.pool):
+            close_descriptor(greenlet.args[0])
+            if greenlet is not gevent.getcurrent():  # an `http_app` that forks goes on in the child too
+                greenlet.kill(block=False)
 
     def close(self) -> None:
         super().close()

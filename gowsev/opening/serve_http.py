@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from gowsev.connection.fork import close_descriptor, telling_in_child
 from gowsev.opening.adoption import (
     from_gevent_websocket,
     is_gevent_websocket,
@@ -62,6 +63,17 @@ def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -
     return [bytes(handshake.response.body)]
 
 
+class _Handed:
+    """The socket of a request that is being judged."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def disown(self) -> None:
+        """In a forked child: let the server find the socket closed; the answer is the parent's to give."""
+        close_descriptor(self._sock)
+
+
 def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | None, Handshake]:
     """Negotiate, within the time there is."""
 
@@ -72,7 +84,8 @@ def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | N
 
     peer = peer_of(sock)
     limit = host.options.handshake_timeout
-    with gevent.Timeout(limit, False):  # pyright: ignore[reportArgumentType]  # gevent's for "say nothing"
+    silent: Any = False
+    with gevent.Timeout(limit, silent), telling_in_child(_Handed(sock)):
         return judge(host, read, peer, environ.get("PATH_INFO", ""))
     logger.info("no answer for %s within %s s", shown(peer), limit)
     return None, Handshake(refusal(503, "The server took too long.\n"))
