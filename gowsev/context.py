@@ -796,9 +796,8 @@ class Context:
             listener.disown_clients()
         if self._undriven:
             self._connections.clear()
-            self._mailbox.collect()
-            for _ in range(len(self._mailbox)):
-                event = self._mailbox.take()
+            self._abandoned = 0
+            for event in self._mailbox.take_all():
                 if event[0] == CALL:
                     self._mailbox.put(event)
             return

@@ -130,6 +130,13 @@ class Mailbox:
         if not self._waiters:
             self.put = self._events.append
 
+    def take_all(self) -> list[Any]:
+        """Return every event that is there, and never switch; nobody may be waiting for one."""
+        self.collect()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
     def close(self) -> None:
         """Stop listening for posts; call it in the loop's thread."""
         if self._async is not None:

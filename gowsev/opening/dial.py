@@ -167,9 +167,10 @@ class DialledConn(Conn):
     def disown(self) -> None:
         """Leave the connection to the parent; called in a forked child, where it has ended."""
         if not self._owned:
-            # Copies of greenlets that wait for the parent's go on waiting.
-            self._inbox, self._ended = _Inbox(), Event()
+            # Anew: copies of greenlets that wait for the other ones go on waiting.
+            self._inbox = _Inbox()
             self._inbox.put((CLOSED, self._connection, None))
+            self._ended = Event()
             self._ended.set()
 
     def __enter__(self) -> DialledConn:

@@ -3,7 +3,7 @@
 Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
 does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
 There a request for an upgrade is judged, and its socket handed to the `Host`; any other goes to the WSGI application.
-How long all this may take is for `server` to bound.
+How long all this may take is for `listener` to bound.
 """
 
 from __future__ import annotations

@@ -461,7 +461,7 @@ def test_the_answer_to_another_method_names_the_one_allowed(serve):
         pytest.param(upgrade(line="GET /\x1b[31mred\x07\x9b HTTP/1.1", more=["Sec-WebSocket-Version: 8"]), id="path"),
         pytest.param(upgrade({"Sec-WebSocket-Version": "\x1b[31m8"}), id="version"),
         pytest.param(upgrade({"Sec-WebSocket-Key": "\x1b]0;title\x07"}), id="key"),
-        pytest.param(upgrade({"Upgrade": "websocket\x1b[2J"}), id="upgrade"),
+        pytest.param(upgrade({"Connection": "Upgrade\x1b[2J"}), id="connection"),
         pytest.param(upgrade({"Origin": "http://\x1b[2J"}), id="origin"),
         pytest.param(upgrade(line="\x1b[2J / HTTP/1.1"), id="method"),
         pytest.param(upgrade(line="GET / \x1b[2J"), id="protocol"),
