@@ -35,6 +35,7 @@ ROOMS = {
         "opening.adoption",
         "opening.certificate",
         "opening.dial",
+        "opening.framing",
         "opening.handshake",
         "opening.http",
         "opening.listener",
@@ -57,7 +58,7 @@ CIRCLES = {
 }
 
 #: No I/O, no greenlets and no clocks here.
-PURE = {"errors", "options", "request", "stats", "version"} | ROOMS["wire"] | {"opening.handshake"}
+PURE = {"errors", "options", "request", "stats", "version"} | ROOMS["wire"] | {"opening.framing", "opening.handshake"}
 OUTSIDE = {
     "gevent",
     "geventwebsocket",
@@ -76,6 +77,7 @@ LOGGING = {
     "context",
     "loop.patching",
     "opening.certificate",
+    "opening.handshake",  # only to silence the library
     "opening.http",
     "opening.listener",
     "opening.serve_http",

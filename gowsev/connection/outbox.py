@@ -4,7 +4,7 @@ Frames are gathered and leave together: while `Batch.held`, which the loop sets 
 outbox, and one flush for everything follows; else it is flushed at once. What the kernel does not take waits, and is
 sent by a *writer*, a greenlet that exists only for as long as its peer is that far behind.
 
-An outbox may share what it gathers with others (see `audience`), until it is given anything of its own.
+An outbox may share what it gathers with others (see `groups`), until it is given anything of its own.
 
 Invariants: bytes leave in the order in which they were appended, each once. What is in `gathered` leaves with the next
 flush of the batch, and nothing is in it while a writer is at work. Nothing here blocks but the writer.

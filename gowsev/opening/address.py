@@ -1,6 +1,6 @@
 """Where to listen: from the argument of `ListenAndServe` to a listening socket.
 
-What comes to that socket is the business of `server`.
+What comes to that socket is the business of `listener`.
 """
 
 from __future__ import annotations

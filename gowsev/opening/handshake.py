@@ -7,6 +7,7 @@ The rules of the handshake itself (key, version, tokens, extensions, subprotocol
 from __future__ import annotations
 
 import http
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from websockets.http11 import Response
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
+from gowsev.opening.framing import judge_framing, tokens
 from gowsev.wire import deflate
 from gowsev.wire.deflate import Deflate
 
@@ -41,6 +43,9 @@ __all__ = [
 ]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+#: The library logs what it negotiates. That may be in gevent's hub, where nothing may log: a logging handler may wait.
+_SILENT = logging.Logger("gowsev.handshake", logging.CRITICAL + 1)
 
 #: RFC 9112 leaves the limits on a request's head to the server.
 MAX_HEAD_LINES = 100
@@ -93,12 +98,16 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         websockets.exceptions.InvalidHandshake: a header cannot be understood.
     """
     headers = request.headers
-    # RFC 9112 section 3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
-    # that lacks a Host header field and to any request message that contains more than one".
-    if len(headers.get_all("Host")) != 1:
-        return Handshake(refusal(400, "An upgrade request must have one Host header.\n"))
-    if "Transfer-Encoding" in headers or not set(headers.get_all("Content-Length")) <= {"0"}:
+    try:
+        framing = judge_framing(request.protocol, headers.raw_items())
+    except ValueError as error:
+        return Handshake(refusal(400, f"{error}\n"))
+    if framing.has_body:
         return Handshake(refusal(400, "An upgrade request must not have a body.\n"))
+    # RFC 9110 section 7.8: Upgrade lists protocols, of which a server takes one. The library takes a list of one.
+    if len(upgrade := tokens(headers.get_all("Upgrade"))) > 1 and "websocket" in upgrade:
+        del headers["Upgrade"]
+        headers["Upgrade"] = "websocket"
     if options.compression is None:
         # Which then does not look at them. RFC 6455 section 9.1: a header that does not conform to the grammar fails
         # the handshake.
@@ -109,8 +118,14 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         extensions=deflate.server_factories(options),
         subprotocols=cast("Sequence[Subprotocol]", options.subprotocols),
         select_subprotocol=_select_subprotocol,
+        logger=_SILENT,
     )
     response = protocol.accept(request)
+    if response.status_code == 426:
+        # RFC 9110 section 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option in the Connection
+        # header field".
+        del response.headers["Connection"]
+        response.headers.update([("Connection", "Upgrade"), ("Connection", "close")])
     if response.status_code == 400 and "Sec-WebSocket-Version" in headers:
         # RFC 6455 section 4.4: the answer to a version we don't speak names the one we do.
         response.headers["Sec-WebSocket-Version"] = "13"

@@ -3,7 +3,7 @@
 Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
 does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
 There a request for an upgrade is judged, and its socket handed to the `Host`; any other goes to the WSGI application.
-How long all this may take is for `server` to bound.
+How long all this may take is for `listener` to bound.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gevent.pywsgi import WSGIHandler
 from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 
 from gowsev.connection.sockets import poll_sockets, take_over
+from gowsev.opening.framing import absolute_form, judge_framing
 from gowsev.opening.handshake import MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
 from gowsev.opening.upgrade import (
     HEADERS,
@@ -49,7 +50,6 @@ _READS_A_TURN = 32
 _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
 #: RFC 8446 section 5.1: how a TLS client begins: with a handshake record (22), whose version is 3.
 _TLS = "\x16\x03"
-_ABSOLUTE_FORM = re.compile(r"https?://[^/?]*", re.IGNORECASE)
 
 
 class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no types
@@ -63,10 +63,26 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
     """
 
     path: Any
+    request_version: Any
+    wsgi_input: Any
 
     def MessageClass(self, rfile: Any, seekable: int) -> Any:
         """Read a request's header lines; called by pywsgi."""
-        return super().MessageClass(_BoundedHead(rfile), seekable)
+        # Here, since pywsgi takes some of the headers away before it looks at the rest.
+        message = super().MessageClass(_BoundedHead(rfile), seekable)
+        absolute = absolute_form(self.path)
+        if absolute is not None:
+            # A wrong `Host` beside it is ignored, but it must be there as in any request.
+            judge_framing(self.request_version, message.items())
+            host, self.path = absolute
+            del message["Host"]
+            message["Host"] = host
+        judge_framing(self.request_version, message.items())
+        if self.request_version == "HTTP/1.0":
+            # RFC 9110 section 7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0
+            # request."
+            del message["Upgrade"]
+        return message
 
     def read_request(self, raw_requestline: str) -> bool:
         """Parse a request; called by pywsgi.
@@ -77,24 +93,28 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         if raw_requestline.startswith(_TLS):
             raise ValueError("the client began with TLS, and this port has none")
         try:
-            complete = bool(super().read_request(raw_requestline))
+            return bool(super().read_request(raw_requestline))
         except ValueError:
             raise
         except Exception as error:
             # pywsgi prints a traceback for everything but ValueError, even for a connection that was reset.
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        # RFC 9112 section 3.2.2: "a server MUST accept the absolute-form in requests"
-        absolute = _ABSOLUTE_FORM.match(self.path)
-        if absolute:
-            self.path = self.path[absolute.end() :]
-            if not self.path.startswith("/"):
-                self.path = "/" + self.path
-        return complete
+
+    def read_requestline(self) -> str:
+        """Read a request's first line; called by pywsgi."""
+        line = str(super().read_requestline())
+        # RFC 9112 section 2.2: "a server that is expecting to receive and parse a request-line SHOULD ignore at least
+        # one empty line (CRLF) received prior to the request-line."
+        return line if line.rstrip("\r\n") or not line else str(super().read_requestline())
 
     def get_environ(self) -> dict[str, Any]:
         """Describe the request to the application; called by pywsgi."""
         environ: dict[str, Any] = super().get_environ()
         environ[HEADERS] = [(name.strip(), value.strip()) for name, value in self.headers.items()]
+        # For an upgrade pywsgi gives the connection itself, and an application that reads its request's body would wait
+        # for frames, and eat them. RFC 6455 section 4.1 has no body.
+        environ["wsgi.input"] = self.wsgi_input
+        environ["wsgi.input_terminated"] = True
         return environ
 
 

@@ -1,7 +1,7 @@
 """Listeners, and the way of a socket from `accept` to its upgrade.
 
 Almost every client asks for an upgrade and for nothing else, as it should: that is answered there and then, in the hub.
-Any other gets a greenlet, in which TLS is set up and pywsgi reads HTTP requests (see `wsgi`). All of this is bounded by
+Any other gets a greenlet, in which TLS is set up and pywsgi reads HTTP requests (see `http`). All of this is bounded by
 `handshake_timeout`.
 """
 

@@ -2,7 +2,7 @@
 
 The response 101 is written to the socket here, not given to `start_response`: frameworks and servers change what goes
 through it, and the socket must not be taken before it has left. What the application returns then goes into the dead
-end that `foreign` leaves behind. How long all this may take is bounded here too, by `handshake_timeout`.
+end that `adoption` leaves behind. How long all this may take is bounded here too, by `handshake_timeout`.
 """
 
 from __future__ import annotations

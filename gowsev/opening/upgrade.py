@@ -1,7 +1,7 @@
 """A request for an upgrade, whoever has read it: whether it is one, its answer, and what the program is told of it.
 
-Requests are read by our own listeners (`server`, `wsgi`) and by somebody else's server (`entrance`, `foreign`). All of
-them ask here, so that the same request has the same answer everywhere. What is answered is for `handshake` and for the
+Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
+All of them ask here, so that the same request has the same answer everywhere. What is answered is for `handshake` and for the
 `Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is sent here, and
 nothing waits but for the host.
 """
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from websockets.exceptions import WebSocketException
 
+from gowsev.opening.framing import tokens
 from gowsev.opening.handshake import Handshake, HTTPRequest, Refusal, Response, negotiate, refusal
 from gowsev.request import Request
 
@@ -79,7 +80,9 @@ class Host(Protocol):
 
 def asks_for_websocket(environ: WSGIEnvironment) -> bool:
     """Whether a request, as WSGI describes it, is for a WebSocket."""
-    return "websocket" in environ.get("HTTP_UPGRADE", "").lower()
+    # RFC 9110 section 7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
+    asked = tokens([environ.get("HTTP_UPGRADE", "")])
+    return "websocket" in asked and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
 
 
 def judge(
@@ -133,15 +136,15 @@ def note_lost_upgrade(environ: WSGIEnvironment) -> None:
     """Log that a request has come from a WebSocket client, and lost its `Upgrade` on the way, if it has."""
     if _has_lost_upgrade(environ):
         host, _ = host_and_port((environ.get("REMOTE_ADDR", ""), 0))
-        logger.info(
-            "a request from %r for %r has a Sec-WebSocket-Key, but no Upgrade: a proxy in front does not pass Upgrade "
-            "and Connection on", host, environ.get("PATH_INFO", ""),
-        )  # fmt: skip
+        why = "but no Upgrade: a proxy in front does not pass Upgrade and Connection on"
+        if environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+            why = "but came as HTTP/1.0, which has no Upgrade: a proxy in front must use HTTP/1.1"
+        logger.info("a request from %r for %r has a Sec-WebSocket-Key, %s", host, environ.get("PATH_INFO", ""), why)
 
 
 def _has_lost_upgrade(environ: WSGIEnvironment) -> bool:
     # RFC 9110 section 7.6.1: a proxy takes out Connection, and what that names. The key is named by nobody, and stays.
-    return "HTTP_SEC_WEBSOCKET_KEY" in environ and not environ.get("HTTP_UPGRADE")
+    return "HTTP_SEC_WEBSOCKET_KEY" in environ and not asks_for_websocket(environ)
 
 
 def upgrade_required(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

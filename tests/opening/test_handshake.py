@@ -64,7 +64,7 @@ HANDSHAKES = [
     ("no Upgrade", "4.2.1", [("Upgrade", None)], 426),
     ("Upgrade to something else", "4.2.1", [("Upgrade", "h2c")], 426),
     ("Upgrade that only contains it", "4.2.1", [("Upgrade", "notwebsocket")], 426),
-    ("Upgrade to one of two", "4.2.1", [("Upgrade", "websocket, h2c")], 426),
+    ("Upgrade to one of two, RFC 9110 7.8", "4.2.1", [("Upgrade", "h2c, websocket")], 101),
     ("no key", "4.2.1", [("Sec-WebSocket-Key", None)], 400),
     ("an empty key", "4.2.1", [("Sec-WebSocket-Key", "")], 400),
     ("a key of 15 bytes", "4.2.1", [("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAA")], 400),
@@ -98,10 +98,12 @@ def test_handshake(changes, status):
         assert response.headers["Sec-WebSocket-Accept"] == ACCEPT
     else:
         assert "Sec-WebSocket-Accept" not in response.headers
-        assert response.headers["Connection"] == "close"
+        assert response.headers.get_all("Connection")[-1] == "close"
         assert response.headers["Content-Length"] == str(len(response.body))
         assert response.body.endswith(b"\n")
     if status == 426:
+        # RFC 9110 7.8: "A sender of Upgrade MUST also send an "Upgrade" connection option"
+        assert response.headers.get_all("Connection") == ["Upgrade", "close"]
         # RFC 9110 15.5.22: "The server MUST send an Upgrade header field in a 426 response"
         assert response.headers["Upgrade"] == "websocket"
 
@@ -179,7 +181,7 @@ ORIGINS = [
     ("a port that is no number", "localhost:9000", "http://localhost:90x0", 403),
     ("a port out of range", "localhost:9000", "http://localhost:99999", 403),
     ("no host in Origin", "localhost:9000", "file://", 403),
-    ("a port that is no number in Host", "localhost:x", "http://localhost", 403),
+    ("a port that is no number in Host, RFC 9112 3.2", "localhost:x", "http://localhost", 400),
     ("an empty Host", "", "http://localhost", 403),
     ("an empty Host and a sandboxed page", "", "null", 403),
     ("an empty Host and a file", "", "file:///", 403),

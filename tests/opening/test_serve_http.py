@@ -260,7 +260,7 @@ REFUSALS = {
     "another origin": ({}, [("Origin", "http://evil.example")], 403, 1008),
     "the program's": ({"recorder": Judge(gowsev.Reject(401, "no token", {"X-Why": "because"}))}, [], 401, 1008),
     "a program that fails": ({"recorder": Judge("what?")}, [], 500, 1008),
-    "two hosts": ({}, [("Host", "elsewhere")], 400, 1008),
+    "a header that is none": ({}, [("Sec-WebSocket-Extensions", "=;")], 400, 1008),
 }
 
 
