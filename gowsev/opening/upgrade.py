@@ -2,8 +2,8 @@
 
 Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
 All of them ask here, so that the same request has the same answer everywhere. What is answered is for `handshake` and
-for the `Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is sent here, and
-nothing waits but for the host.
+for the `Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is sent here,
+and nothing waits but for the host.
 """
 
 from __future__ import annotations
