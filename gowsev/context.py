@@ -838,7 +838,8 @@ class Context:
         limit = self.options.max_connections
         # What has ended and was not delivered yet counts too: it holds memory, as what is open does.
         if limit is not None and len(self._connections) + self._abandoned >= limit:
-            return refusal(503, "The server has as many connections as it takes.\n")
+            text = "The server has as many connections as it takes: see max_connections of gowsev.Options.\n"
+            return refusal(503, text, option="max_connections")
         return None
 
     def refused(self) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "MAX_HEAD_LINES",
     "HTTPRequest",
     "Handshake",
+    "Refusal",
     "Response",
     "negotiate",
     "parse_request",
@@ -57,6 +58,13 @@ class Handshake(NamedTuple):
     """To be sent; the connection is open if its status is 101."""
     subprotocol: str | None = None
     deflate: Deflate | None = None
+
+
+class Refusal(Response):
+    """A response that refuses a request."""
+
+    option: str | None = None
+    """The name in `gowsev.Options` of what refused it, if one did."""
 
 
 def parse_request(head: bytes) -> HTTPRequest | None:
@@ -124,12 +132,20 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
     if isinstance(protocol.handshake_exc, InvalidOrigin):
         # A browser tells its developer no more than 403; this is what the server's log shows of it.
         origin = protocol.handshake_exc.value
-        response = refusal(403, f"Pages of {origin!r} may not connect here: see allowed_origins of gowsev.Options.\n")
+        text = f"Pages of {origin!r} may not connect here: see allowed_origins of gowsev.Options.\n"
+        response = refusal(403, text, option="allowed_origins")
     return Handshake(response, protocol.subprotocol, deflate.negotiated(protocol.extensions, options))
 
 
-def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> Response:
-    """Make a response that refuses a request, with a body of plain text, after which the connection is closed."""
+def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = (), *, option: str | None = None) -> Refusal:
+    """Make a response that refuses a request, with a body of plain text, after which the connection is closed.
+
+    Args:
+        status: the status code.
+        text: the body.
+        headers: more of them, or others than the usual ones.
+        option: the name in `gowsev.Options` of what refuses the request, if one does.
+    """
     try:
         phrase = http.HTTPStatus(status).phrase
     except ValueError:
@@ -140,7 +156,9 @@ def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> 
         fields[name] = value
     if "Content-Type" not in fields:
         fields["Content-Type"] = "text/plain; charset=utf-8"
-    return Response(status, phrase, fields, body)
+    response = Refusal(status, phrase, fields, body)
+    response.option = option
+    return response
 
 
 def _select_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

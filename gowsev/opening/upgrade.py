@@ -12,11 +12,12 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
+from weakref import WeakKeyDictionary
 
 from websockets.exceptions import WebSocketException
 
 from gowsev.opening.framing import tokens
-from gowsev.opening.handshake import Handshake, HTTPRequest, Response, negotiate, refusal
+from gowsev.opening.handshake import Handshake, HTTPRequest, Refusal, Response, negotiate, refusal
 from gowsev.request import Request
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ logger = logging.getLogger("gowsev")
 
 #: Where `WebSocketHandler` puts a request's headers as they were sent; WSGI's own form joins those that are repeated.
 HEADERS = "gowsev.headers"
+
+#: The options by which each host has refused somebody, and has said so in a warning.
+_warned: WeakKeyDictionary[Host, set[str]] = WeakKeyDictionary()
 
 
 class Host(Protocol):
@@ -105,11 +109,22 @@ def judge(
     response = handshake.response
     if response.status_code != 101:
         host.refused()
-        logger.info(
+        option = response.option if isinstance(response, Refusal) else None
+        logger.log(
+            _level(host, option),
             "refused %s, which asked for %r: %d %r",
             shown(peer), target, response.status_code, bytes(response.body[:200]).decode("utf-8", "replace").rstrip(),
         )  # fmt: skip
     return description, handshake
+
+
+def _level(host: Host, option: str | None) -> int:
+    """Return the level for a refusal: the first by each option is a warning, so that a wrong setup is seen."""
+    warned = _warned.setdefault(host, set())
+    if option is None or option in warned:
+        return logging.INFO
+    warned.add(option)
+    return logging.WARNING
 
 
 def start(response: Response) -> tuple[str, list[tuple[str, str]]]:

@@ -294,7 +294,8 @@ def test_no_more_connections_than_allowed(beside, handler):
     assert echoes(first)
     if handler == "gevent-websocket":
         second = server.client(path="/live")
-        assert second.read_close() == (1013, "The server has as many connections as it takes.")
+        reason = "The server has as many connections as it takes: see max_connections of gowsev.Options."
+        assert second.read_close() == (1013, reason)
     else:
         assert ask(server, upgrade()).startswith(b"HTTP/1.1 503 ")
     assert echoes(first)
