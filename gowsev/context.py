@@ -17,7 +17,7 @@ import signal
 import time
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
 from weakref import WeakSet, finalize, ref
 
 import gevent
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from gevent.pywsgi import WSGIServer
 
+    from gowsev.connection.connection import Sink
     from gowsev.handler import Callbacks
     from gowsev.wire.deflate import Deflate
 
@@ -149,6 +150,7 @@ class Context:
         self._ids = count(1)
         self._connections: dict[int, Connection] = {}
         self._mailbox = Mailbox()
+        self._sink = cast("Sink", self._mailbox)  # whose `put` is an attribute, which pyright takes for a method
         self._batch = Batch()
         self._audiences = Audiences(self._connections, self._batch)
         self._keepalive = Keepalive(self.options, self._finish_if_drained)
@@ -238,7 +240,7 @@ class Context:
         if isinstance(conn, DialledConn):
             connection, unread = release(conn)
             self._register(connection)
-            connection.move(self._mailbox, self._batch, self._keepalive)
+            connection.move(self._sink, self._batch, self._keepalive)
             for event in unread:
                 self._mailbox.put(event)
         else:
@@ -258,7 +260,7 @@ class Context:
     def _connect(self, sock: Any, **known: Any) -> Connection:
         """Make a connection of this context, with an id, that has not begun to read."""
         connection = Connection(
-            sock, options=self.options, mailbox=self._mailbox, batch=self._batch, keepalive=self._keepalive, **known
+            sock, options=self.options, mailbox=self._sink, batch=self._batch, keepalive=self._keepalive, **known
         )
         self._register(connection)
         return connection

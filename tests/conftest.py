@@ -296,7 +296,10 @@ def clean(capfd, caplog):
     wait_until(lambda: open_sockets() <= before)
     assert capfd.readouterr().err == ""
     records = caplog.get_records("call")
-    assert [record for record in records if record.levelno > logging.INFO or record.exc_info] == []
+    # The first refusal by an option is a warning, since whoever runs the server may have set that wrongly.
+    louder = [r for r in records if r.levelno > logging.INFO and not r.getMessage().startswith("refused ")]
+    assert louder == []
+    assert [record for record in records if record.exc_info] == []
     assert [record.getMessage() for record in records if not record.getMessage().isprintable()] == []
 
 

@@ -39,13 +39,11 @@ from gowsev.wire.frames import BINARY, CLOSE, TRY_AGAIN_LATER
 from gowsev.wire.protocol import DONE, OPEN, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gowsev.connection.keepalive import Keepalive
     from gowsev.options import Options
     from gowsev.request import Request
 
-__all__ = ["CLOSED", "Connection"]
+__all__ = ["CLOSED", "Connection", "Sink"]
 
 #: The kind of a connection's last event; that of a message is its opcode.
 CLOSED: Final = CLOSE
@@ -61,9 +59,8 @@ _READ: Final = 1
 class Sink(typing.Protocol):
     """Where a connection's events go: the loop's queue, or a dialled connection's own."""
 
-    @property
-    def put(self) -> Callable[[tuple[int, Any, Any]], None]:
-        """What adds an event; it never blocks."""
+    def put(self, event: tuple[int, Any, Any], /) -> None:
+        """Add an event; never blocks."""
         ...
 
 

@@ -35,7 +35,7 @@ from gowsev.wire.frames import ABNORMAL, BINARY, TEXT, encode_close_payload
 from gowsev.wire.protocol import Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from websockets.http11 import Response
@@ -62,13 +62,19 @@ _WRONG_DATA = {
 class _Inbox:
     """The events of a dialled connection that belongs to no context."""
 
-    __slots__ = ("_queue", "get", "put")
+    __slots__ = ("_queue",)
 
     def __init__(self) -> None:
         self._queue: Any = SimpleQueue()
-        self.put: Callable[[tuple[int, Any, Any] | None], None] = self._queue.put
-        self.get: Callable[[], tuple[int, Any, Any] | None] = self._queue.get
+
+    def put(self, event: tuple[int, Any, Any] | None) -> None:
+        """Add an event; never blocks."""
+        self._queue.put(event)
+
+    def get(self) -> tuple[int, Any, Any] | None:
         """Wait for the next event; `None` where the connection has been given away."""
+        event: tuple[int, Any, Any] | None = self._queue.get()
+        return event
 
     def take_all(self) -> list[Any]:
         """Return every event that is there; whoever waits for one is given `None`."""

@@ -67,7 +67,11 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
     wsgi_input: Any
 
     def MessageClass(self, rfile: Any, seekable: int) -> Any:
-        """Read a request's header lines; called by pywsgi."""
+        """Read a request's header lines; called by pywsgi.
+
+        Raises:
+            ValueError: they cannot be understood, or it is unclear where the request ends or whom it asks.
+        """
         # Here, since pywsgi takes some of the headers away before it looks at the rest.
         message = super().MessageClass(_BoundedHead(rfile), seekable)
         absolute = absolute_form(self.path)
