@@ -19,7 +19,17 @@ __all__ = [
 
 
 class GowsevError(Exception):
-    """The parent of every exception that this package defines."""
+    """The parent of every exception that this package defines. All of them can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Not by way of `__init__`, whose arguments are others than the text that it hands on.
+        return _restore, (type(self), self.args), self.__dict__
+
+
+def _restore(kind: type[GowsevError], args: tuple[object, ...]) -> GowsevError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 class IdNotFound(GowsevError):

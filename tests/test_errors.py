@@ -1,6 +1,8 @@
 """The exceptions: their texts, what they carry, and whose children they are."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 
@@ -65,3 +67,15 @@ def test_every_exception_of_the_module_is_exported_and_a_gowsev_error():
     for name in defined:
         assert issubclass(getattr(errors, name), errors.GowsevError)
     assert issubclass(errors.GowsevError, Exception)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+@pytest.mark.parametrize("error", [row[1] for row in ERRORS], ids=[row[0] for row in ERRORS])
+def test_errors_can_be_copied_and_pickled(error, again):
+    error.add_note("a note")
+    copied = again(error)
+    assert type(copied) is type(error)
+    assert str(copied) == str(error)
+    assert copied.args == error.args
+    assert vars(copied) == vars(error)
+    assert copied.__notes__[0] == "a note"

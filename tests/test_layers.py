@@ -35,6 +35,8 @@ ROOMS = {
         "opening.address",
         "opening.adoption",
         "opening.certificate",
+        "opening.client_handshake",
+        "opening.connecting",
         "opening.dial",
         "opening.framing",
         "opening.handshake",
@@ -42,6 +44,7 @@ ROOMS = {
         "opening.listener",
         "opening.serve_http",
         "opening.upgrade",
+        "opening.url",
     },
     "loop": {"loop", "loop.patching", "loop.queue"},
     "top": {"__init__", "context", "gunicorn", "handler", "pytest_plugin", "testing"},
@@ -59,7 +62,15 @@ CIRCLES = {
 }
 
 #: No I/O, no greenlets and no clocks here.
-PURE = {"errors", "options", "request", "stats", "version"} | ROOMS["wire"] | {"opening.framing", "opening.handshake"}
+PURE = (
+    {"errors", "options", "request", "stats", "version"}
+    | ROOMS["wire"]
+    | {
+        "opening.framing",
+        "opening.handshake",
+        "opening.url",
+    }
+)
 OUTSIDE = {
     "gevent",
     "geventwebsocket",

@@ -6,18 +6,14 @@ same `Connection` that a server's is, with a mailbox of its own until a context 
 
 from __future__ import annotations
 
-import re
 import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import gevent
-import gevent.socket
 from gevent.event import Event
 from gevent.queue import SimpleQueue
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidURI
-from websockets.uri import WebSocketURI, parse_uri
 
 from gowsev.conn import Conn
 from gowsev.connection.connection import CLOSED, Connection
@@ -27,6 +23,10 @@ from gowsev.connection.outbox import Batch
 from gowsev.connection.sockets import take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnectionClosed, DialError
+from gowsev.opening.client_handshake import Refused, shake_hands
+from gowsev.opening.connecting import connect
+from gowsev.opening.handshake import SILENT
+from gowsev.opening.url import parse_url
 from gowsev.options import Options, as_seconds, as_tokens
 from gowsev.request import Headers, Request, header_pairs
 from gowsev.wire import deflate
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import timedelta
 
-    from websockets.http11 import Response
     from websockets.typing import Origin, Subprotocol
+    from websockets.uri import WebSocketURI
 
     Value = TypeVar("Value")
 
@@ -49,10 +49,8 @@ __all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "release"]
 TextMessage = TEXT
 BinaryMessage = BINARY
 
-_MAX_HEAD_BYTES = 1 << 16
-_STATUS_LINE = re.compile(rb"HTTP/1\.[01] (?P<code>[1-5][0-9][0-9])(?: [^\r\n]*)?(?=\r\n|\Z)")
-_USER_INFO = re.compile(r"//[^/?#]*@")
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
+#: What the handshake says of the request's framing and of its connection.
+_OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
 _WRONG_DATA = {
     TextMessage: "data of a TextMessage must be str, or its UTF-8 as bytes, not {}",
     BinaryMessage: "data of a BinaryMessage must be bytes, bytearray or memoryview, not {}; a str goes as TextMessage",
@@ -223,23 +221,28 @@ def Dial(
     Args:
         url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
         timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for as long as it takes.
-        headers: more headers for the request.
+        headers: more headers for the request. `Host`, `Origin` and `Authorization` replace ours.
         origin: the request's `Origin`.
         subprotocols: those offered, in order of preference.
         ssl_context: for `wss://`; by default one that checks the certificate against the system's authorities.
         options: limits and intervals, as for a context.
 
     Raises:
-        ValueError: `url` is no WebSocket URL, or a header or subprotocol cannot be sent.
+        ValueError: `url` is no WebSocket URL; a header or subprotocol cannot be sent, or is the handshake's own.
         TypeError: an argument has the wrong type.
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
     # Longer than most, as each step that can fail says which it was, and none may leave the socket behind.
-    uri, shown = _parse(url)
+    uri, host, shown = parse_url(url)
     options = _checked("options", options, Options) or Options()
     seconds = as_seconds("timeout", timeout)
     offered = as_tokens("subprotocols", subprotocols)
     pairs = header_pairs(headers or ())
+    for name, _ in pairs:
+        if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
+            raise ValueError(
+                f"header {name} is made by the handshake itself; subprotocols= and options= say what it offers"
+            )
     if origin is not None:
         header_pairs([("Origin", origin)])
     _checked("ssl_context", ssl_context, ssl.SSLContext)
@@ -248,26 +251,28 @@ def Dial(
         origin=cast("Origin | None", origin),
         extensions=deflate.client_factories(options),
         subprotocols=cast("Sequence[Subprotocol]", offered) or None,
+        logger=SILENT,
     )
     sock: Any = None
     step = "connecting"
     limit = gevent.Timeout(seconds)
     try:
         with limit, telling_in_child(_Dialling()):
-            sock = gevent.socket.create_connection((uri.host, uri.port))
+            sock = connect(host, uri.port)
+            addresses = sock.getpeername()[:2], sock.getsockname()[:2]  # now: a reset would take them away
             if uri.secure:
                 step = "in the TLS handshake"
                 sock = TLSSocket(sock, ssl_context or ssl.create_default_context(), uri.host)
                 sock.do_handshake()
             step = "in the opening handshake"
-            headers, leftover = _shake_hands(sock, client, pairs)
-            request = _describe(sock, uri, headers)
+            headers, leftover = shake_hands(sock, client, pairs)
+            request = _describe(addresses, uri, headers)
     except gevent.Timeout as expired:
         _close(sock)
         if expired is not limit:
             raise
         raise DialError(f"dial {shown}: timed out after {seconds} s {step}") from None
-    except _Refused as refused:
+    except Refused as refused:
         _close(sock)
         raise DialError(f"dial {shown}: {refused}", refused.status) from refused.__cause__
     except OSError as error:
@@ -292,79 +297,21 @@ class _Dialling:
         self._hub.loop.run_callback(self._greenlet.throw, error)
 
 
-class _Refused(Exception):
-    """The server did not open a WebSocket connection."""
-
-    def __init__(self, text: str, status: int | None = None) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-def _parse(url: str) -> tuple[WebSocketURI, str]:
-    """Return the parts of a URL, and how to show it: without user and password, which have no place in a log."""
-    if not isinstance(url, str):
-        raise TypeError(f"url must be str, not {url!r}")
-    shown = _USER_INFO.sub("//", url, count=1)
-    try:
-        uri = parse_uri(url)
-        uri.host.encode("idna")
-        if _UNPRINTABLE.search(url):
-            raise ValueError("a blank or control character must be percent-encoded")
-    except (InvalidURI, ValueError) as error:
-        why = "" if isinstance(error, InvalidURI) else f": {error}"
-        raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {shown!r}{why}") from None
-    return uri, shown
-
-
 def _checked(name: str, value: Value | None, kind: type[Value]) -> Value | None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__} or None, not {value!r}")
     return value
 
 
-def _describe(sock: Any, uri: WebSocketURI, headers: Headers) -> Request:
+def _describe(addresses: tuple[Any, Any], uri: WebSocketURI, headers: Headers) -> Request:
     return Request(
         path=uri.path or "/",
         query=uri.query,
         headers=headers,
-        peer=sock.getpeername()[:2],
-        local=sock.getsockname()[:2],
+        peer=addresses[0],
+        local=addresses[1],
         tls=uri.secure,
     )
-
-
-def _shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]]) -> tuple[Headers, bytes]:
-    """Send the handshake and check the answer; return the answer's headers, and what came behind it.
-
-    Raises:
-        _Refused: the answer is no, or none.
-        OSError: the connection broke.
-    """
-    upgrade = client.connect()
-    for name, value in pairs:
-        upgrade.headers[name] = value
-    client.send_request(upgrade)
-    sock.sendall(b"".join(client.data_to_send()))
-    head = b""
-    while b"\r\n\r\n" not in head:
-        data = sock.recv(1 << 16)
-        if not data:
-            raise _Refused("the server closed the connection without a response")
-        head += data
-        if len(head) > _MAX_HEAD_BYTES and b"\r\n\r\n" not in head:
-            raise _Refused(f"the server's response has no end within {_MAX_HEAD_BYTES} bytes")
-    head, _, leftover = head.partition(b"\r\n\r\n")
-    status = _STATUS_LINE.match(head)
-    if status is None:
-        raise _Refused(f"the server's response is no HTTP: {head[:100]!r}")
-    if status["code"] != b"101":
-        # Its body is not for us, and may never end.
-        raise _Refused(f"the server answered HTTP {status[0][9:].decode('latin-1').strip()}", int(status["code"]))
-    client.receive_data(head + b"\r\n\r\n")
-    if client.handshake_exc is not None:
-        raise _Refused(str(client.handshake_exc)) from client.handshake_exc
-    (response,) = client.events_received()
-    return cast("Response", response).headers, leftover
 
 
 def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:

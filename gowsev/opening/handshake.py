@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_HEAD_LINES",
+    "SILENT",
     "HTTPRequest",
     "Handshake",
     "Refusal",
@@ -45,7 +46,7 @@ __all__ = [
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 #: The library logs what it negotiates. That may be in gevent's hub, where nothing may log: a logging handler may wait.
-_SILENT = logging.Logger("gowsev.handshake", logging.CRITICAL + 1)
+SILENT = logging.Logger("gowsev.handshake", logging.CRITICAL + 1)
 
 #: RFC 9112 leaves the limits on a request's head to the server.
 MAX_HEAD_LINES = 100
@@ -118,7 +119,7 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         extensions=deflate.server_factories(options),
         subprotocols=cast("Sequence[Subprotocol]", options.subprotocols),
         select_subprotocol=_select_subprotocol,
-        logger=_SILENT,
+        logger=SILENT,
     )
     response = protocol.accept(request)
     if response.status_code == 426:

@@ -11,6 +11,7 @@ the numbers below.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -196,16 +197,27 @@ def server_factories(options: Options) -> list[ServerPerMessageDeflateFactory] |
     return [ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)]
 
 
+class _ClientFactory(ClientPerMessageDeflateFactory):
+    """Takes a server's `client_max_window_bits=8` too, which zlib cannot keep to: it gets nothing compressed."""
+
+    def process_response_params(self, params: Any, accepted_extensions: Any) -> PerMessageDeflate:
+        smallest = ("client_max_window_bits", "8")
+        if smallest not in params:
+            return super().process_response_params(params, accepted_extensions)
+        others = [("client_max_window_bits", "9") if pair == smallest else pair for pair in params]
+        extension = super().process_response_params(others, accepted_extensions)
+        extension.local_max_window_bits = 8
+        return extension
+
+
 def client_factories(options: Options) -> list[ClientPerMessageDeflateFactory] | None:
     """Make the extension list for `ClientProtocol`: the same wishes; `client_max_window_bits` tells that we obey it."""
     if options.compression is None:
         return None
     if options.compression_takeover:
-        return [ClientPerMessageDeflateFactory(client_max_window_bits=True, compress_settings=_UNUSED)]
+        return [_ClientFactory(client_max_window_bits=True, compress_settings=_UNUSED)]
     return [
-        ClientPerMessageDeflateFactory(
-            server_no_context_takeover=True, client_no_context_takeover=True, client_max_window_bits=True
-        )
+        _ClientFactory(server_no_context_takeover=True, client_no_context_takeover=True, client_max_window_bits=True)
     ]
 
 
@@ -218,6 +230,6 @@ def negotiated(extensions: Sequence[Extension], options: Options) -> Deflate | N
                 window_bits=extension.local_max_window_bits,
                 inflate_takeover=not extension.remote_no_context_takeover,
                 inflate_bits=extension.remote_max_window_bits,
-                min_bytes=options.compression_min_bytes,
+                min_bytes=options.compression_min_bytes if extension.local_max_window_bits > 8 else sys.maxsize,
             )
     return None

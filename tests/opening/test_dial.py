@@ -321,6 +321,31 @@ def test_headers_may_be_pairs_and_be_repeated(serve):
         assert server.handler.requests[0].headers.get_all("X-Two") == ["a", "b"]
 
 
+def test_headers_of_the_program_replace_ours(scripted):
+    asked = []
+
+    def script(sock, head):
+        asked.append(head.decode().split("\r\n"))
+        sock.sendall(accepting(head))
+        answer_close(sock)
+
+    url = scripted(script).url.replace("//", "//user:password@")
+    headers = {"host": "example.org", "Origin": "http://mine", "Authorization": "Bearer x"}
+    gowsev.Dial(url, headers=headers, origin="http://other").Close()
+    (lines,) = asked
+    found = {line for line in lines if line.lower().startswith(("host:", "origin:", "authorization:"))}
+    assert found == {"host: example.org", "Origin: http://mine", "Authorization: Bearer x"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Sec-WebSocket-Key", "sec-websocket-protocol", "Upgrade", "connection", "Content-Length", "Transfer-Encoding"],
+)
+def test_headers_of_the_handshake_are_not_the_programs(name):
+    with pytest.raises(ValueError, match=f"header {name} is made by the handshake"):
+        gowsev.Dial("ws://localhost:1/", headers={name: "x"})
+
+
 def test_without_extras_the_request_has_the_headers_of_the_rfc_only(scripted):
     listener = scripted(lambda sock, head: sock.sendall(accepting(head)))
     gowsev.Dial(listener.url).Close()
@@ -691,10 +716,76 @@ def test_an_answer_that_is_no_handshake_is_an_error(scripted, answer):
     wait_until(lambda: all(greenlet.dead for greenlet in listener.greenlets[1:]))  # the socket was closed
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 Switching Protocols\r\nUpgr"])
-def test_a_connection_closed_without_a_response_is_an_error(scripted, answer):
-    with pytest.raises(gowsev.DialError, match=r"closed the connection without a response"):
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"", "closed the connection without a response"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgr", "in the middle of its response, after 38 bytes"),
+    ],
+)
+def test_a_connection_closed_without_a_response_is_an_error(scripted, answer, text):
+    with pytest.raises(gowsev.DialError, match=text):
         gowsev.Dial(scripted(answer).url)
+
+
+# What must stand in the text of the error, by what the server answers to the head of the request.
+FAULTS = [
+    ("HTTP/1.0", lambda head: accepting(head).replace(b"HTTP/1.1", b"HTTP/1.0"), "101 over HTTP/1.0"),
+    ("too many headers", lambda head: accepting(head, ["X: y"] * 100), "more than 100 headers"),
+    ("a header without a colon", lambda head: accepting(head, ["nonsense"]), "no header: b'nonsense'"),
+    ("no end of interim responses", lambda head: b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20, "16 interim responses"),
+    ("an endless header", lambda head: accepting(head, ["X: " + "y" * 70_000]), "no end within 65536 bytes"),
+]
+
+
+@pytest.mark.parametrize(("answer", "text"), [pytest.param(*row, id=id) for id, *row in FAULTS])
+def test_the_error_says_what_is_wrong_with_the_response(scripted, answer, text):
+    def script(sock, head):
+        sock.sendall(answer(head))
+        until_the_end(sock)
+
+    with pytest.raises(gowsev.DialError, match=re.escape(text)):
+        gowsev.Dial(scripted(script).url)
+
+
+def without_reason(head):
+    return accepting(head).replace(b" Switching Protocols", b"", 1)
+
+
+ODD = [
+    ("RFC 9110 15.2: interim responses", lambda head: b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + accepting(head)),
+    ("RFC 9110 15.2: with headers", lambda head: b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + accepting(head)),
+    ("RFC 9112 4: no reason", without_reason),
+    ("RFC 9112 5.2: a folded header", lambda head: accepting(head, ["X-Folded: one", "  two"])),
+    ("a header of 9 KB", lambda head: accepting(head, ["X-Long: " + "y" * 9000])),
+    ("RFC 9112 2.2: a single LF", lambda head: accepting(head).replace(b"\r\n", b"\n")),
+]
+
+
+@pytest.mark.parametrize("answer", [pytest.param(answer, id=id) for id, answer in ODD])
+def test_odd_responses_are_taken(scripted, answer):
+    def script(sock, head):
+        sock.sendall(answer(head) + frame(b"behind"))
+        answer_close(sock)
+
+    with gowsev.Dial(scripted(script).url) as conn:
+        assert conn.ReadMessage() == (gowsev.BinaryMessage, b"behind")
+        if "X-Folded" in conn.headers:
+            assert conn.headers["X-Folded"] == "one two"
+
+
+def test_what_came_before_a_reset_is_delivered(scripted):
+    def script(sock, head):
+        sock.sendall(accepting(head) + frame(b"last words") + close_frame(1008, "go away"))
+        gevent.sleep(0.01)
+        reset(sock)
+
+    for _ in range(10):
+        conn = gowsev.Dial(scripted(script).url)
+        assert conn.ReadMessage() == (gowsev.BinaryMessage, b"last words")
+        with pytest.raises(gowsev.ConnectionClosed) as closed:
+            conn.ReadMessage()
+        assert (closed.value.code, closed.value.reason) == (1008, "go away")
 
 
 def test_a_connection_reset_without_a_response_is_an_error(scripted):

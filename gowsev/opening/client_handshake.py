@@ -1,0 +1,112 @@
+"""The opening handshake of a client, on a connected socket: RFC 6455 section 4.1.
+
+The rules of the handshake itself are the `websockets` library's `ClientProtocol`. The response is read here, so that an
+error can say what is wrong with it, and so that interim responses and folded lines are taken.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from websockets.exceptions import InvalidHandshake
+from websockets.http11 import Response
+
+from gowsev.opening.handshake import MAX_HEAD_LINES
+from gowsev.request import Headers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from websockets.client import ClientProtocol
+
+__all__ = ["Refused", "shake_hands"]
+
+_MAX_HEAD_BYTES = 1 << 16
+_MOST_INTERIM = 16
+#: RFC 9112 section 4: a reason phrase may be missing, and then its blank as well with some servers.
+_STATUS_LINE = re.compile(rb"HTTP/1\.(?P<minor>[01]) (?P<code>[1-5][0-9][0-9])(?: (?P<reason>[^\r\n]*))?")
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_FOLD = re.compile(rb"[ \t]*\r?\n[ \t]+")
+_FIELD = re.compile(rb"(?P<name>[-!#$%&'*+.^_`|~0-9A-Za-z]+):[ \t]*(?P<value>[^\r\n\0]*?)[ \t]*")
+
+
+class Refused(Exception):
+    """The server did not open a WebSocket connection."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, str]]) -> tuple[Headers, bytes]:
+    """Send the handshake and check the answer; return the answer's headers, and what came behind it.
+
+    Raises:
+        Refused: the answer is no, or none.
+        OSError: the connection broke.
+    """
+    upgrade = client.connect()
+    for name in {name for name, _ in pairs if name in upgrade.headers}:
+        del upgrade.headers[name]  # the program's own counts, such as `Host`
+    for name, value in pairs:
+        upgrade.headers[name] = value
+    client.send_request(upgrade)
+    sock.sendall(b"".join(client.data_to_send()))
+    response, leftover = _read_response(sock)
+    if response.status_code != 101:
+        # Its body is not for us, and may never end.
+        reason = f"{response.status_code} {response.reason_phrase}".strip()
+        raise Refused(f"the server answered HTTP {reason}", response.status_code)
+    try:
+        client.process_response(response)
+    except InvalidHandshake as error:
+        raise Refused(str(error)) from error
+    return response.headers, leftover
+
+
+def _read_response(sock: Any) -> tuple[Response, bytes]:
+    """Read the head of a response, without its body, and what came behind it.
+
+    Raises:
+        Refused: there is none.
+        OSError: the connection broke.
+    """
+    data = b""
+    for _ in range(_MOST_INTERIM):
+        while (end := _END_OF_HEAD.search(data)) is None and len(data) <= _MAX_HEAD_BYTES:
+            received = sock.recv(1 << 16)
+            if not received:
+                cut = f"in the middle of its response, after {len(data)} bytes" if data else "without a response"
+                raise Refused(f"the server closed the connection {cut}")
+            data += received
+        if end is None or end.start() > _MAX_HEAD_BYTES:
+            raise Refused(f"the server's response has no end within {_MAX_HEAD_BYTES} bytes")
+        response = _parse_response(data[: end.start()])
+        data = data[end.end() :]
+        # RFC 9110 section 15.2: "A client MUST be able to parse one or more 1xx responses received prior to a final
+        # response". 101 is the final one of HTTP/1.1.
+        if response.status_code >= 200 or response.status_code == 101:
+            return response, data
+    raise Refused(f"the server sent {_MOST_INTERIM} interim responses and no final one")
+
+
+def _parse_response(head: bytes) -> Response:
+    # RFC 9112 section 5.2: "A user agent that receives an obs-fold in a response message [...] MUST replace each
+    # received obs-fold with one or more SP octets prior to interpreting the field value."
+    first, *lines = re.split(rb"\r?\n", _FOLD.sub(b" ", head))
+    status = _STATUS_LINE.fullmatch(first)
+    if status is None:
+        raise Refused(f"the server's response is no HTTP: {first[:100]!r}")
+    code = int(status["code"])
+    if code == 101 and status["minor"] == b"0":
+        raise Refused("the server answered HTTP 101 over HTTP/1.0, where the handshake takes HTTP/1.1")
+    if len(lines) > MAX_HEAD_LINES:
+        raise Refused(f"the server's response has more than {MAX_HEAD_LINES} headers")
+    headers = Headers()
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise Refused(f"the server's response has a line that is no header: {line[:100]!r}")
+        headers[field["name"].decode()] = field["value"].decode("latin-1")
+    return Response(code, (status["reason"] or b"").decode("latin-1"), headers)

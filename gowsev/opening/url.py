@@ -1,0 +1,53 @@
+"""The address of a WebSocket server, as `Dial` takes it: RFC 6455 section 3, RFC 3986, RFC 6874. No I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import NamedTuple
+
+from websockets.exceptions import InvalidURI
+from websockets.uri import WebSocketURI, parse_uri
+
+__all__ = ["Target", "parse_url"]
+
+_USER_INFO = re.compile(r"//[^/?#]*@")
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
+
+
+class Target(NamedTuple):
+    """Where to dial, and what to ask for there."""
+
+    uri: WebSocketURI
+    host: str
+    """What to connect to: the host of `uri`, and its zone where it has one."""
+    shown: str
+    """The URL without user and password, which have no place in a log."""
+
+
+def parse_url(url: str) -> Target:
+    """Take a URL apart.
+
+    Raises:
+        TypeError: it is no str.
+        ValueError: it is no WebSocket URL; the text names the part at fault.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url must be str, not {url!r}")
+    shown = _USER_INFO.sub("//", url, count=1)
+    try:
+        if _UNPRINTABLE.search(url):
+            raise ValueError("a blank or control character must be percent-encoded")
+        uri = parse_uri(url)
+        # RFC 7617 section 2: "a user-id containing a colon character is invalid"
+        if uri.username is not None and ":" in uri.username:
+            raise ValueError("the user name of basic authorization cannot hold a colon")
+        uri.host.encode("idna")
+    except (InvalidURI, ValueError) as error:
+        why = error.msg if isinstance(error, InvalidURI) else error
+        raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {shown!r}: {why}") from None
+    # RFC 6874 section 2: a zone stands behind "%25", and section 3 keeps it to ourselves.
+    address, percent, zone = uri.host.partition("%")
+    if ":" not in address or not percent:
+        return Target(uri, uri.host, shown)
+    return Target(replace(uri, host=address), f"{address}%{zone.removeprefix('25')}", shown)

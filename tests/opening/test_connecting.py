@@ -1,0 +1,109 @@
+"""RFC 8305: several addresses, and one of them silent."""
+
+from __future__ import annotations
+
+import socket
+
+import gevent
+import gevent.socket
+import pytest
+from conftest import PATIENCE, open_files, wait_until
+
+from gowsev.opening.connecting import connect, interleaved
+
+pytestmark = pytest.mark.usefixtures("quiet_hub")
+
+
+def entry(family, host, port):
+    return family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """A function that says which addresses a name has: the resolver's part, which no test can bring about by itself."""
+
+    def resolve(*entries):
+        monkeypatch.setattr(gevent.socket, "getaddrinfo", lambda *args, **kwargs: list(entries))
+
+    return resolve
+
+
+@pytest.fixture
+def listening():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield entry(socket.AF_INET, *sock.getsockname())
+
+
+@pytest.fixture
+def silent():
+    """An address that answers nothing: its backlog is full."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        waiting = []
+        for _ in range(4):
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(sock.getsockname())
+        yield entry(socket.AF_INET, *sock.getsockname())
+        for each in waiting:
+            each.close()
+
+
+@pytest.fixture
+def refusing():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield entry(socket.AF_INET, *sock.getsockname())
+
+
+def test_families_take_turns():
+    six, four = socket.AF_INET6, socket.AF_INET
+    found = [(six, 1), (six, 2), (six, 3), (four, 1)]
+    assert interleaved(found) == [(six, 1), (four, 1), (six, 2), (six, 3)]
+
+
+def test_a_silent_address_does_not_use_up_the_time(names, silent, listening):
+    names(silent, listening)
+    before = open_files()
+    with gevent.Timeout(PATIENCE), connect("both", 1) as sock:
+        assert sock.getpeername() == listening[4]
+    wait_until(lambda: open_files() <= before)
+
+
+def test_the_next_address_is_tried_at_once_where_one_refuses(names, refusing, listening):
+    names(refusing, listening)
+    with connect("both", 1) as sock:
+        assert sock.getpeername() == listening[4]
+
+
+def test_where_all_fail_the_last_error_is_told(names, refusing):
+    names(refusing, refusing)
+    with pytest.raises(ConnectionRefusedError):
+        connect("both", 1)
+
+
+def test_one_address_is_simply_connected_to(names, listening, refusing):
+    names(listening)
+    connect("one", 1).close()
+    names(refusing)
+    with pytest.raises(ConnectionRefusedError):
+        connect("one", 1)
+
+
+@pytest.mark.parametrize("other", ["silent", "refusing"])
+def test_nothing_is_left_of_an_attempt_that_is_given_up(names, silent, other, request):
+    names(silent, request.getfixturevalue(other))
+    before = open_files()
+    with gevent.Timeout(0.4, False):
+        connect("both", 1)
+        pytest.fail("nobody answers")
+    wait_until(lambda: open_files() <= before)
+
+
+def test_who_comes_second_is_closed(names, listening):
+    names(listening, listening, listening)
+    before = open_files()
+    for _ in range(20):
+        connect("all", 1).close()
+    wait_until(lambda: open_files() <= before)
