@@ -55,7 +55,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(collections|contextlib|datetime|geventwebsocket|gevent|gunicorn|ssl|typing|websockets|wsgiref)(\..*)?",
     ),
-    (r"py:.*", r"(Any|Callable|Iterable|Iterator|Mapping|SSLContext|Self|Unpack|timedelta)"),
+    (r"py:.*", r"(Any|Callable|Iterable|Iterator|Mapping|SSLContext|Self|Unpack|WSGIServer|timedelta)"),
     (r"py:.*", r"(BaseException|Exception|OSError|RuntimeError|TypeError|ValueError|AssertionError|KeyError)"),
     (r"py:.*", r"(bool|bytearray|bytes|dict|float|int|list|memoryview|object|str|tuple|type|None|optional)"),
     (r"py:.*", r"(Args|Result|HeadersLike|MultipleValuesError|StartResponse|WSGIEnvironment)"),
@@ -88,7 +88,7 @@ INTERNAL = {
     "gowsev.Context": {"admit", "check_thread", "disown", "may_refuse", "refused", "welcome"},
     "gowsev.DialledConn": {"disown"},
     "gowsev.Timer": {"run"},
-    "gowsev.WebSocketHandler": {"MessageClass", "get_environ", "read_request"},
+    "gowsev.WebSocketHandler": {"MessageClass", "get_environ", "read_request", "read_requestline"},
 }
 INTERNAL_NAMES = set().union(*INTERNAL.values())
 
