@@ -186,7 +186,7 @@ class Audience:
                     behind.append((outbox, sent))
         except BaseException as error:
             # Ctrl-C, as a rule. Of one member it is not known whether the bytes have left; the others still get them.
-            if outbox is not None:
+            if outbox is not None:  # pragma: no branch - it may come before the first
                 behind.append((outbox, OSError(f"interrupted by {type(error).__name__} while sending")))
             behind += [(other, 0) for other, _ in members]
             raise

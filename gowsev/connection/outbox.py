@@ -79,9 +79,8 @@ class Batch:
             raise
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            gevent.get_hub().loop.run_callback(self._flush_from_hub)
+        self._scheduled = True
+        gevent.get_hub().loop.run_callback(self._flush_from_hub)
 
 
 class Outbox:

@@ -50,9 +50,6 @@ class _OnASocket:
     def getsockname(self) -> Any:
         return self.sock.getsockname()
 
-    def getpeername(self) -> Any:
-        return self.sock.getpeername()
-
     def setsockopt(self, *args: Any) -> None:
         self.sock.setsockopt(*args)
 

@@ -216,6 +216,17 @@ def test_who_is_killed_while_others_wait_takes_nothing_along(mailbox):
     assert [other.value for other in others] == ["first", "second"]
 
 
+def test_who_was_woken_for_an_event_that_somebody_else_took_goes_on_waiting(mailbox):
+    def other():
+        mailbox.put("taken")
+        assert mailbox.take() == "taken"
+        gevent.sleep(0.01)
+        mailbox.put("its own")
+
+    gevent.spawn(other)
+    assert mailbox.get(PATIENCE) == "its own"
+
+
 def test_a_poll_delivers_what_had_arrived(mailbox, socket_event):
     socket_event()
     assert mailbox.get(0) == "read"
