@@ -1,5 +1,6 @@
 """What a forked child does with what it has inherited, in programs that fork; and piece by piece, in this process."""
 
+import contextlib
 import os
 import signal
 from collections import Counter
@@ -432,18 +433,28 @@ def test_an_http_app_that_forks_goes_on(parent, loops):
     client.close()
 
 
+def open_pipes():
+    links = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the directory
+            links.add(os.readlink(f"/proc/self/fd/{name}"))
+    return {link for link in links if link.startswith("pipe:")}
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_the_pipe_for_signals_is_the_parents(replaced):
     own = os.pipe()
     os.set_blocking(own[1], False)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    files = len(os.listdir("/proc/self/fd"))
+    disown_all()  # what earlier tests have left
+    pipes = open_pipes()
     gowsev.MakeContext(Recorder()).ShutdownOnSignal()
+    assert len(open_pipes()) == len(pipes) + 1
     try:
         if replaced:
             signal.set_wakeup_fd(own[1])
         disown_all()
-        assert len(os.listdir("/proc/self/fd")) == files
+        assert open_pipes() == pipes
         assert signal.set_wakeup_fd(-1) == (own[1] if replaced else -1)
     finally:
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
