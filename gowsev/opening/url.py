@@ -12,6 +12,8 @@ from websockets.uri import WebSocketURI, parse_uri
 __all__ = ["Target", "parse_url"]
 
 _USER_INFO = re.compile(r"//[^/?#]*@")
+#: Of a URL that is wrong: its scheme, and as far as a password that is not percent-encoded may reach.
+_ALL_USER_INFO = re.compile(r"([a-z]+://)?.*@", re.DOTALL | re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -37,14 +39,20 @@ def parse_url(url: str) -> Target:
     shown = _USER_INFO.sub("//", url, count=1)
     try:
         if _UNPRINTABLE.search(url):
-            raise ValueError("a blank or control character must be percent-encoded")
+            raise InvalidURI(url, "a blank or control character must be percent-encoded")
         uri = parse_uri(url)
         # RFC 7617 section 2: "a user-id containing a colon character is invalid"
         if uri.username is not None and ":" in uri.username:
-            raise ValueError("the user name of basic authorization cannot hold a colon")
+            raise InvalidURI(url, "the user name of basic authorization cannot hold a colon")
         uri.host.encode("idna")
     except (InvalidURI, ValueError) as error:
-        why = error.msg if isinstance(error, InvalidURI) else error
+        shown = _ALL_USER_INFO.sub(r"\1", url)
+        if isinstance(error, InvalidURI):
+            why = error.msg
+        elif shown == url:
+            why = str(error)
+        else:  # whose text may hold a part of the password
+            why = "wrong host or port, or a user or password in which / ? # [ ] @ or others are not percent-encoded"
         raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {shown!r}: {why}") from None
     # RFC 6874 section 2: a zone stands behind "%25", and section 3 keeps it to ourselves.
     address, percent, zone = uri.host.partition("%")

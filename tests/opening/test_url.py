@@ -22,6 +22,13 @@ BAD = [
     ("RFC 7617 2: a colon in the user", "ws://us%3Aer:pw@host/", "colon"),
     ("a blank", "ws://host/a b", "percent-encoded"),
     ("a port", "ws://host:x/", "ort"),
+    ("a port behind a user", "ws://user:pw@host:x/", "port"),
+    ("a slash in a password", "ws://user:pw/pw@host/", "percent-encoded"),
+    ("a question mark in one", "ws://user:pw?pw@host/", "percent-encoded"),
+    ("a number sign in one", "ws://user:pw#pw@host/", "fragment"),
+    ("a bracket in one", "ws://user:pw[@host/", "percent-encoded"),
+    ("what NFKC changes in one", "ws://user:pw\u2100@host/", "percent-encoded"),
+    ("a password without a scheme", "user:pw@host/", "scheme"),
 ]
 
 
