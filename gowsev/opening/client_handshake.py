@@ -27,8 +27,8 @@ _MOST_INTERIM = 16
 #: RFC 9112 section 4: a reason phrase may be missing, and then its blank as well with some servers.
 _STATUS_LINE = re.compile(rb"HTTP/1\.(?P<minor>[01]) (?P<code>[1-5][0-9][0-9])(?: (?P<reason>[^\r\n]*))?")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-_FOLD = re.compile(rb"[ \t]*\r?\n[ \t]+")
-_FIELD = re.compile(rb"(?P<name>[-!#$%&'*+.^_`|~0-9A-Za-z]+):[ \t]*(?P<value>[^\r\n\0]*?)[ \t]*")
+# The blanks around a value are for `strip`: a pattern with two ways to read a blank takes the square of their number.
+_FIELD = re.compile(rb"(?P<name>[-!#$%&'*+.^_`|~0-9A-Za-z]+):(?P<value>[^\r\n\0]*)")
 
 
 class Refused(Exception):
@@ -47,7 +47,7 @@ def shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, st
         OSError: the connection broke.
     """
     upgrade = client.connect()
-    for name in {name for name, _ in pairs if name in upgrade.headers}:
+    for name in {name.lower() for name, _ in pairs if name in upgrade.headers}:
         del upgrade.headers[name]  # the program's own counts, such as `Host`
     for name, value in pairs:
         upgrade.headers[name] = value
@@ -74,7 +74,9 @@ def _read_response(sock: Any) -> tuple[Response, bytes]:
     """
     data = b""
     for _ in range(_MOST_INTERIM):
-        while (end := _END_OF_HEAD.search(data)) is None and len(data) <= _MAX_HEAD_BYTES:
+        searched = 0
+        while (end := _END_OF_HEAD.search(data, searched)) is None and len(data) <= _MAX_HEAD_BYTES:
+            searched = max(0, len(data) - 3)  # the end may begin in the last three bytes
             received = sock.recv(1 << 16)
             if not received:
                 cut = f"in the middle of its response, after {len(data)} bytes" if data else "without a response"
@@ -92,9 +94,7 @@ def _read_response(sock: Any) -> tuple[Response, bytes]:
 
 
 def _parse_response(head: bytes) -> Response:
-    # RFC 9112 section 5.2: "A user agent that receives an obs-fold in a response message [...] MUST replace each
-    # received obs-fold with one or more SP octets prior to interpreting the field value."
-    first, *lines = re.split(rb"\r?\n", _FOLD.sub(b" ", head))
+    first, *lines = re.split(rb"\r?\n", head)
     status = _STATUS_LINE.fullmatch(first)
     if status is None:
         raise Refused(f"the server's response is no HTTP: {first[:100]!r}")
@@ -104,9 +104,21 @@ def _parse_response(head: bytes) -> Response:
     if len(lines) > MAX_HEAD_LINES:
         raise Refused(f"the server's response has more than {MAX_HEAD_LINES} headers")
     headers = Headers()
-    for line in lines:
+    for line in _unfolded(lines):
         field = _FIELD.fullmatch(line)
         if field is None:
             raise Refused(f"the server's response has a line that is no header: {line[:100]!r}")
-        headers[field["name"].decode()] = field["value"].decode("latin-1")
+        headers[field["name"].decode()] = field["value"].strip(b" \t").decode("latin-1")
     return Response(code, (status["reason"] or b"").decode("latin-1"), headers)
+
+
+def _unfolded(lines: list[bytes]) -> list[bytes]:
+    # RFC 9112 section 5.2: "A user agent that receives an obs-fold in a response message [...] MUST replace each
+    # received obs-fold with one or more SP octets prior to interpreting the field value."
+    fields: list[bytes] = []
+    for line in lines:
+        if fields and line.startswith((b" ", b"\t")):
+            fields[-1] = fields[-1].rstrip(b" \t") + b" " + line.strip(b" \t")
+        else:
+            fields.append(line)
+    return fields

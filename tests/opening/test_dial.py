@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 
 import gevent
 import gevent.socket
@@ -335,6 +336,21 @@ def test_headers_of_the_program_replace_ours(scripted):
     (lines,) = asked
     found = {line for line in lines if line.lower().startswith(("host:", "origin:", "authorization:"))}
     assert found == {"host: example.org", "Origin: http://mine", "Authorization: Bearer x"}
+
+
+def test_a_header_that_replaces_ours_may_be_spelt_in_two_ways(scripted):
+    asked = []
+
+    def script(sock, head):
+        asked.append(head.decode().split("\r\n"))
+        sock.sendall(accepting(head))
+        answer_close(sock)
+
+    headers = [("Authorization", "Bearer x"), ("authorization", "Bearer y")]
+    gowsev.Dial(scripted(script).url.replace("//", "//user:password@"), headers=headers).Close()
+    (lines,) = asked
+    found = [line for line in lines if line.lower().startswith("authorization:")]
+    assert found == ["Authorization: Bearer x", "authorization: Bearer y"]
 
 
 @pytest.mark.parametrize(
@@ -772,6 +788,29 @@ def test_odd_responses_are_taken(scripted, answer):
         assert conn.ReadMessage() == (gowsev.BinaryMessage, b"behind")
         if "X-Folded" in conn.headers:
             assert conn.headers["X-Folded"] == "one two"
+
+
+# Each took the square of its length once, in which nothing else ran: half a minute.
+BLANKS = " " * 60_000
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lambda head: accepting(head, [f"X: a{BLANKS}b"]), id="within a value"),
+        pytest.param(lambda head: accepting(head, [f"X: {BLANKS}"]), id="behind a colon"),
+        pytest.param(lambda head: accepting(head).replace(b" Switching", BLANKS.encode()), id="in the reason"),
+    ],
+)
+def test_a_response_of_many_blanks_is_read_at_once(scripted, answer):
+    def script(sock, head):
+        sock.sendall(answer(head))
+        answer_close(sock)
+
+    url = scripted(script).url
+    began = time.process_time()
+    gowsev.Dial(url).Close()
+    assert time.process_time() - began < 10
 
 
 def test_what_came_before_a_reset_is_delivered(scripted):
