@@ -13,7 +13,7 @@ __all__ = ["Target", "parse_url"]
 
 _USER_INFO = re.compile(r"//[^/?#]*@")
 #: Of a URL that is wrong: its scheme, and as far as a password that is not percent-encoded may reach.
-_ALL_USER_INFO = re.compile(r"([a-z]+://)?.*@", re.DOTALL | re.IGNORECASE)
+_ALL_USER_INFO = re.compile(r"\A([a-z]+://)?.*@", re.DOTALL | re.IGNORECASE)
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 
 
