@@ -752,7 +752,7 @@ class Context:
 
     def _judge(self, question: _Question) -> None:
         """Ask the handler about an upgrade, unless whoever wants to know is gone."""
-        request = question.request
+        request, question.request = question.request, None
         if request is None:
             self._abandoned -= 1
             return
@@ -802,6 +802,8 @@ class Context:
             for event in self._mailbox.take_all():
                 if event[0] == CALL:
                     self._mailbox.put(event)
+                elif event[0] == REQUESTED:
+                    event[1].request = None  # the copy of whoever waits for it is not to count it as abandoned
             return
         self._shutting_down = self._finished = True
         self._mailbox.disown()
@@ -827,8 +829,8 @@ class Context:
             try:
                 response = question.answer.get() or self._full()
             finally:
-                if not question.answer.ready():
-                    question.request = None  # nobody waits any more
+                if question.request is not None:  # nobody waits any more, and the loop has not come to it
+                    question.request = None
                     self._abandoned += 1
         return response
 
@@ -838,8 +840,9 @@ class Context:
         if self._forsaken:
             return refusal(503, "The server's event loop has ended.\n")
         limit = self.options.max_connections
-        # What has ended and was not delivered yet counts too: it holds memory, as what is open does.
-        if limit is not None and len(self._connections) + self._abandoned >= limit:
+        # An end that was not delivered yet holds memory; one that was delivered may still have its socket.
+        most = max(len(self._connections), len(self._keepalive.connections))
+        if limit is not None and most + self._abandoned >= limit:
             text = "The server has as many connections as it takes: see max_connections of gowsev.Options.\n"
             return refusal(503, text, option="max_connections")
         return None
@@ -881,7 +884,7 @@ class Context:
 
 
 class _Question:
-    """A request that waits for `ConnRequested`. Whoever waits for the answer takes `request` away when it gives up."""
+    """A request that waits for `ConnRequested`. `request` is `None` once the loop took it, or nobody waits any more."""
 
     __slots__ = ("answer", "request")
 

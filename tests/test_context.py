@@ -446,6 +446,32 @@ def test_what_ended_and_was_not_delivered_counts_among_the_connections_allowed(i
     server.client()  # is let in
 
 
+def test_a_verdict_that_comes_too_late_takes_no_place_for_ever(serve):
+    class Late(Judge):
+        pause = 0.2
+
+        def ConnRequested(self, context, request):
+            gevent.sleep(self.pause)
+            return super().ConnRequested(context, request)
+
+    server = serve(Late(), max_connections=2, handshake_timeout=0.05)
+    for _ in range(3):
+        assert " 503 " in read_response(ask(server))[0]
+        wait_until(lambda: not server.context.Stats().queued_events)
+    server.handler.pause = 0
+    wait_until(lambda: ask(server).read_head().startswith(b"HTTP/1.1 101 "))
+
+
+def test_who_has_closed_and_keeps_its_socket_open_counts_among_the_connections_allowed(serve):
+    server = serve(max_connections=1, close_timeout=PATIENCE)
+    client = server.client()
+    client.send_close()
+    wait_until(lambda: server.handler.closed)
+    assert " 503 " in read_response(ask(server))[0]
+    client.close()
+    wait_until(lambda: ask(server).read_head().startswith(b"HTTP/1.1 101 "))
+
+
 def test_requests_that_were_abandoned_unjudged_count_among_them(idle):
     server = idle(Judge(), max_connections=2, handshake_timeout=0.05)
     for _ in range(2):
