@@ -18,7 +18,7 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gowsev.connection.outbox import MOST_GATHERED, MOST_JOINED, WOULD_BLOCK, Batch, Outbox
+from gowsev.connection.outbox import MOST_GATHERED, MOST_JOINED, WOULD_BLOCK, Batch, Outbox, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -185,9 +185,9 @@ class Audience:
                 if sent != size:
                     behind.append((outbox, sent))
         except BaseException as error:
-            # Ctrl-C, as a rule. Of one member it is not known whether the bytes have left; the others still get them.
+            # One member's connection has ended by it; the others still get their bytes.
             if outbox is not None:  # pragma: no branch - it may come before the first
-                behind.append((outbox, OSError(f"interrupted by {type(error).__name__} while sending")))
+                behind.append((outbox, interrupted(error)))
             behind += [(other, 0) for other, _ in members]
             raise
         finally:

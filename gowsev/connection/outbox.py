@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from gowsev.connection.groups import Audience
 
-__all__ = ["MOST_GATHERED", "MOST_JOINED", "WOULD_BLOCK", "Batch", "Outbox"]
+__all__ = ["MOST_GATHERED", "MOST_JOINED", "WOULD_BLOCK", "Batch", "Outbox", "interrupted"]
 
 #: So many short frames, or bytes where there are long ones, are offered to the kernel before more is gathered.
 MOST_GATHERED = 64
@@ -42,6 +42,14 @@ _MAX_BUFFERS = 1024
 _INT = struct.Struct("i")
 #: What a non-blocking socket raises, plain or TLS, when it would have to wait.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def interrupted(error: BaseException) -> OSError:
+    """Return the error of a connection whose `send` was interrupted, by Ctrl-C as a rule.
+
+    Whether the bytes have left is not known, and nothing may come behind half a frame.
+    """
+    return OSError(f"interrupted by {type(error).__name__} while sending")
 
 
 class Batch:
@@ -67,8 +75,14 @@ class Batch:
         """Offer to the kernel all that has been gathered: one send for each outbox."""
         gathered = self._gathered
         while gathered:
-            # Taken one by one: what interrupts one flush (Ctrl-C, no memory) leaves the others to the next.
-            gathered.popleft().flush()
+            # One by one, and taken out afterwards: what interrupts this (Ctrl-C, no memory) leaves the rest to the next
+            # flush, and whatever this outbox still holds, behind the others.
+            try:
+                gathered[0].flush()
+            except BaseException:
+                gathered.rotate(-1)
+                raise
+            gathered.popleft()
 
     def _flush_from_hub(self) -> None:
         self._scheduled = False
@@ -236,8 +250,7 @@ class Outbox:
                 self._break(error)
                 return
             except BaseException as error:
-                # Ctrl-C, as a rule. Whether the bytes have left is not known; nothing may come behind half a frame.
-                self._break(OSError(f"interrupted by {type(error).__name__} while sending"))
+                self._break(interrupted(error))
                 raise
             self._bytes_sent += sent
             if sent == len(data):
@@ -361,6 +374,9 @@ class Outbox:
             except OSError as error:
                 self._break(error)
                 return False
+            except BaseException as error:
+                self._break(interrupted(error))
+                raise
             if not sent:
                 return True
             self._bytes_sent += sent

@@ -129,6 +129,40 @@ def test_an_interrupted_flush_forgets_none_of_the_outboxes_behind(capfd):
     assert len(lost) == 1
 
 
+def test_a_flush_without_memory_is_made_up_for_by_the_next():
+    class Frames(list):
+        def __len__(self):
+            if self.scarce:
+                self.scarce = False
+                raise MemoryError
+            return super().__len__()
+
+    batch, lost = Batch(), []
+    batch.held = True
+    outboxes = [Outbox(Interrupted(), False, batch, lost.append) for _ in range(3)]
+    for outbox in outboxes:
+        outbox._sock.interrupt = False
+        outbox.append(b"frame")
+    outboxes[0].gathered = Frames(outboxes[0].gathered)
+    outboxes[0].gathered.scarce = True
+    with pytest.raises(MemoryError):
+        batch.flush()
+    batch.flush()
+    assert [outbox._sock.sent for outbox in outboxes] == [[b"frame"]] * 3
+    assert lost == []
+
+
+def test_an_interrupted_send_of_a_long_frame_ends_its_connection():
+    batch, lost = Batch(), []
+    batch.held = True
+    outbox = Outbox(Interrupted(), False, batch, lost.append)
+    outbox.append_long((bytes(LARGE),))
+    with pytest.raises(KeyboardInterrupt):
+        batch.flush()
+    assert [str(error) for error in lost] == ["interrupted by KeyboardInterrupt while sending"]
+    assert outbox.size == 0, "nothing can come behind half a frame"
+
+
 def test_an_interrupted_flush_of_the_hub_is_made_up_for(capfd):
     batch, lost = Batch(), []
     batch.held = True
