@@ -9,6 +9,7 @@ from __future__ import annotations
 import http
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -107,8 +108,9 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         return Handshake(refusal(400, "An upgrade request must not have a body.\n"))
     # RFC 9110 section 7.8: Upgrade lists protocols, of which a server takes one. The library takes a list of one.
     if len(upgrade := tokens(headers.get_all("Upgrade"))) > 1 and "websocket" in upgrade:
-        del headers["Upgrade"]
+        headers = Headers((name, value) for name, value in headers.raw_items() if name.lower() != "upgrade")
         headers["Upgrade"] = "websocket"
+        request = replace(request, headers=headers)  # the program sees what was sent
     if options.compression is None:
         # Which then does not look at them. RFC 6455 section 9.1: a header that does not conform to the grammar fails
         # the handshake.

@@ -272,6 +272,16 @@ def test_the_origin_of_an_upgrade_is_compared_with_the_target(serve, origin, sta
     assert client.read_head().split()[1] == status
 
 
+@pytest.mark.parametrize("first", [b"", b"\r\n"], ids=["at once", "by way of HTTP"])
+def test_the_program_sees_the_upgrade_header_as_it_was_sent(serve, first):
+    server = serve(Conns())
+    client = server.client(handshake=False)
+    client.send(first + client.request().replace(b"Upgrade: websocket", b"Upgrade: h2c, websocket"))
+    assert client.read_head().startswith(b"HTTP/1.1 101 ")
+    wait_until(lambda: server.handler.conns)
+    assert server.handler.conns[0].headers["Upgrade"] == "h2c, websocket"
+
+
 def test_a_view_that_reads_the_body_of_an_upgrade_finds_none_and_frames_are_kept():
     recorder = Conns()
     context = gowsev.MakeContext(recorder)
