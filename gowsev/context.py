@@ -34,6 +34,7 @@ from gowsev.errors import IdNotFound
 from gowsev.handler import check_handler, misspelt
 from gowsev.loop.patching import warn_if_half_patched
 from gowsev.loop.queue import MOST_IN_A_ROW, Empty, Mailbox
+from gowsev.loop.signals import let_signals_wake
 from gowsev.opening.address import listen, parse_port
 from gowsev.opening.adoption import adopt
 from gowsev.opening.certificate import Certificate
@@ -92,10 +93,6 @@ _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
 
 #: Every context that is still held by somebody, for a server that ends and must tell them.
 _contexts: WeakSet[Context] = WeakSet()
-
-
-#: What wakes the hub of the main thread for a signal, for as long as the process lives.
-_wakers: list[_Waker] = []
 
 
 def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
@@ -663,7 +660,7 @@ class Context:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, handle)
-        _let_signals_wake(self._hub)
+        let_signals_wake(self._hub)
 
     def _end(self, servers: tuple[WSGIServer, ...], timeout: float | None) -> None:
         """Shut down together with other servers, from the first listener to the last connection."""
@@ -900,43 +897,6 @@ def _warn_if_undriven(held: ref[Context]) -> None:
             "clients of this context wait for its loop, which was never driven: call its EventLoop, in a greenlet of "
             "its own (gevent.spawn) where a server has the main one"
         )
-
-
-def _let_signals_wake(hub: Any) -> None:
-    """Let a signal wake the hub.
-
-    Python handles one between two steps of its own. If it comes when the hub has just begun to wait, that would be
-    after the next event, and perhaps never: 2 of 60 servers that got SIGTERM in their first moment did not end.
-    """
-    if not _wakers:
-        _wakers.append(_Waker(hub))
-
-
-class _Waker:
-    """A pipe into which Python's signal handler writes, and which the hub watches."""
-
-    def __init__(self, hub: Any) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._watcher = hub.loop.io(self._reader, 1, ref=False)
-        self._watcher.start(self._drain)
-        tell_in_child(self)
-
-    def _drain(self) -> None:
-        os.read(self._reader, 1 << 10)
-
-    def disown(self) -> None:
-        """In a forked child: leave the pipe to the parent, which has the same one."""
-        _wakers.clear()
-        self._watcher.stop()
-        self._watcher.close()
-        current = signal.set_wakeup_fd(-1)
-        if current != self._writer:
-            signal.set_wakeup_fd(current)  # the program's own
-        os.close(self._reader)
-        os.close(self._writer)
 
 
 def _count(stats: Stats, connection: Connection) -> None:

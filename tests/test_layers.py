@@ -46,7 +46,7 @@ ROOMS = {
         "opening.upgrade",
         "opening.url",
     },
-    "loop": {"loop", "loop.patching", "loop.queue"},
+    "loop": {"loop", "loop.patching", "loop.queue", "loop.signals"},
     "top": {"__init__", "context", "gunicorn", "handler", "pytest_plugin", "testing"},
 }
 ROOM = {module: room for room, modules in ROOMS.items() for module in modules}
