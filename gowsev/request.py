@@ -10,10 +10,10 @@ from websockets.datastructures import Headers
 
 from gowsev.options import TOKEN
 
-__all__ = ["Headers", "Reject", "Request", "header_pairs"]
+__all__ = ["FRAMING", "Headers", "Reject", "Request", "header_pairs"]
 
-#: A response's framing, which is not the program's business.
-_OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
+#: The headers of a message's framing and of its connection, which are not the program's business.
+FRAMING = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
 # RFC 9110 section 5.5.
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -103,7 +103,7 @@ class Reject:
         self.reason: str = reason
         self.headers: tuple[tuple[str, str], ...] = header_pairs(headers)
         for name, _ in self.headers:
-            if name.lower() in _OURS:
+            if name.lower() in FRAMING:
                 raise ValueError(f"header {name} is made by the server itself")
 
     def __repr__(self) -> str:

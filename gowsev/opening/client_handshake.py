@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from websockets.exceptions import InvalidHandshake
 from websockets.http11 import Response
 
-from gowsev.opening.handshake import MAX_HEAD_LINES
+from gowsev.opening.handshake import MAX_HEAD_BYTES, MAX_HEAD_LINES
 from gowsev.request import Headers
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Refused", "shake_hands"]
 
-_MAX_HEAD_BYTES = 1 << 16
 _MOST_INTERIM = 16
 #: RFC 9112 section 4: a reason phrase may be missing, and then its blank as well with some servers.
 _STATUS_LINE = re.compile(rb"HTTP/1\.(?P<minor>[01]) (?P<code>[1-5][0-9][0-9])(?: (?P<reason>[^\r\n]*))?")
@@ -75,15 +74,15 @@ def _read_response(sock: Any) -> tuple[Response, bytes]:
     data = b""
     for _ in range(_MOST_INTERIM):
         searched = 0
-        while (end := _END_OF_HEAD.search(data, searched)) is None and len(data) <= _MAX_HEAD_BYTES:
+        while (end := _END_OF_HEAD.search(data, searched)) is None and len(data) <= MAX_HEAD_BYTES:
             searched = max(0, len(data) - 3)  # the end may begin in the last three bytes
             received = sock.recv(1 << 16)
             if not received:
                 cut = f"in the middle of its response, after {len(data)} bytes" if data else "without a response"
                 raise Refused(f"the server closed the connection {cut}")
             data += received
-        if end is None or end.start() > _MAX_HEAD_BYTES:
-            raise Refused(f"the server's response has no end within {_MAX_HEAD_BYTES} bytes")
+        if end is None or end.start() > MAX_HEAD_BYTES:
+            raise Refused(f"the server's response has no end within {MAX_HEAD_BYTES} bytes")
         response = _parse_response(data[: end.start()])
         data = data[end.end() :]
         # RFC 9110 section 15.2: "A client MUST be able to parse one or more 1xx responses received prior to a final

@@ -28,7 +28,7 @@ from gowsev.opening.connecting import connect
 from gowsev.opening.handshake import SILENT
 from gowsev.opening.url import parse_url
 from gowsev.options import Options, as_seconds, as_tokens
-from gowsev.request import Headers, Request, header_pairs
+from gowsev.request import FRAMING, Headers, Request, header_pairs
 from gowsev.wire import deflate
 from gowsev.wire.encoder import MaskingEncoder
 from gowsev.wire.frames import ABNORMAL, BINARY, TEXT, encode_close_payload
@@ -49,8 +49,6 @@ __all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "release"]
 TextMessage = TEXT
 BinaryMessage = BINARY
 
-#: What the handshake says of the request's framing and of its connection.
-_OURS = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
 _WRONG_DATA = {
     TextMessage: "data of a TextMessage must be str, or its UTF-8 as bytes, not {}",
     BinaryMessage: "data of a BinaryMessage must be bytes, bytearray or memoryview, not {}; a str goes as TextMessage",
@@ -239,7 +237,7 @@ def Dial(
     offered = as_tokens("subprotocols", subprotocols)
     pairs = header_pairs(headers or ())
     for name, _ in pairs:
-        if name.lower() in _OURS or name.lower().startswith("sec-websocket-"):
+        if name.lower() in FRAMING or name.lower().startswith("sec-websocket-"):
             raise ValueError(
                 f"header {name} is made by the handshake itself; subprotocols= and options= say what it offers"
             )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gowsev.options import Options
 
 __all__ = [
+    "MAX_HEAD_BYTES",
     "MAX_HEAD_LINES",
     "SILENT",
     "HTTPRequest",
@@ -49,7 +50,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 #: The library logs what it negotiates. That may be in gevent's hub, where nothing may log: a logging handler may wait.
 SILENT = logging.Logger("gowsev.handshake", logging.CRITICAL + 1)
 
-#: RFC 9112 leaves the limits on a request's head to the server.
+#: RFC 9112 leaves the limits on a head to whoever reads it; ours are those of requests, and of responses to `Dial`.
+MAX_HEAD_BYTES = 1 << 16
 MAX_HEAD_LINES = 100
 
 

@@ -18,7 +18,7 @@ from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 
 from gowsev.connection.sockets import poll_sockets, take_over
 from gowsev.opening.framing import absolute_form, judge_framing
-from gowsev.opening.handshake import MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
+from gowsev.opening.handshake import MAX_HEAD_BYTES, MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
 from gowsev.opening.upgrade import (
     HEADERS,
     asks_for_websocket,
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["FairFile", "Upgrader", "WebSocketHandler"]
 
 logger = logging.getLogger("gowsev")
-
-#: RFC 9112 leaves the limits on a request's head to the server. pywsgi itself bounds the request line.
-_MAX_HEAD_BYTES = 1 << 16
 
 #: After so many reads of requests from one connection, others have their turn: more than a browser's handshake takes.
 _READS_A_TURN = 32
@@ -256,7 +253,7 @@ class _BoundedHead:
 
     def __init__(self, rfile: Any) -> None:
         self._rfile = rfile
-        self._bytes = _MAX_HEAD_BYTES
+        self._bytes = MAX_HEAD_BYTES
         self._lines = MAX_HEAD_LINES
 
     def readline(self, limit: int) -> bytes:
@@ -264,7 +261,7 @@ class _BoundedHead:
         self._bytes -= len(line)
         self._lines -= 1
         if self._bytes < 0 or self._lines < 0:
-            raise ValueError(f"more than {_MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines of headers")
+            raise ValueError(f"more than {MAX_HEAD_BYTES} bytes or {MAX_HEAD_LINES} lines of headers")
         if not _HEADER_LINE.fullmatch(line):
             raise ValueError(f"no header line: {line[:100]!r}")
         return line
