@@ -269,12 +269,17 @@ def browser(tmp_path):
     opened.close()
 
 
-def open_sockets():
-    links = []
+def descriptors():
+    """What each of this process's descriptors is: a dict from its number to `socket:[...]`, `pipe:[...]` and so on."""
+    links = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the directory
-            links.append(os.readlink(f"/proc/self/fd/{name}"))
-    return {link for link in links if link.startswith("socket:")}
+            links[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return links
+
+
+def open_sockets():
+    return {link for link in descriptors().values() if link.startswith("socket:")}
 
 
 def open_files():

@@ -6,7 +6,6 @@ machine is.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
@@ -17,7 +16,7 @@ from weakref import WeakKeyDictionary
 import gevent
 import gevent.socket
 import pytest
-from conftest import PATIENCE, Recorder, greenlets, in_thread, open_files, wait_until
+from conftest import PATIENCE, Recorder, descriptors, greenlets, in_thread, open_files, wait_until
 from raw import binary
 
 import gowsev
@@ -424,13 +423,9 @@ def test_the_peer_sees_the_end_though_somebody_else_holds_the_descriptor(serve, 
 
 def descriptors_to(address):
     """Duplicates of this process's sockets that are connected to `address`."""
-    links = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the directory
-            links[name] = os.readlink(f"/proc/self/fd/{name}")
     found = []
-    for name in [name for name, link in links.items() if link.startswith("socket:")]:
-        sock = socket.socket(fileno=os.dup(int(name)))
+    for number in [number for number, link in descriptors().items() if link.startswith("socket:")]:
+        sock = socket.socket(fileno=os.dup(number))
         try:
             connected = sock.getpeername() == address
         except OSError:  # it is not connected

@@ -1,6 +1,5 @@
 """What a forked child does with what it has inherited, in programs that fork; and piece by piece, in this process."""
 
-import contextlib
 import os
 import signal
 from collections import Counter
@@ -8,7 +7,7 @@ from collections import Counter
 import gevent
 import gevent.socket
 import pytest
-from conftest import PATIENCE, Recorder, echo, listening, wait_until
+from conftest import PATIENCE, Recorder, descriptors, echo, listening, wait_until
 from gevent.pywsgi import WSGIServer
 from raw import RawClient
 
@@ -434,11 +433,7 @@ def test_an_http_app_that_forks_goes_on(parent, loops):
 
 
 def open_pipes():
-    links = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the directory
-            links.add(os.readlink(f"/proc/self/fd/{name}"))
-    return {link for link in links if link.startswith("pipe:")}
+    return {link for link in descriptors().values() if link.startswith("pipe:")}
 
 
 @pytest.mark.parametrize("replaced", [False, True])
