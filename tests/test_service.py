@@ -224,11 +224,13 @@ def test_all_workers_read_the_tokens_again(workers_of, token_file):
 def in_a_terminal(output, *command):
     """Run a command in a terminal of its own; yield the process and what closes the terminal."""
     master, slave = pty.openpty()
+
+    def begin_session():  # not start_new_session, which gevent's Popen heeds after this function, and Python's before
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     with open(output, "wb") as file:
-        process = subprocess.Popen(
-            command, stdin=slave, stdout=file, stderr=file, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
+        process = subprocess.Popen(command, stdin=slave, stdout=file, stderr=file, preexec_fn=begin_session)
     os.close(slave)
     try:
         yield process, lambda: os.close(master)
