@@ -353,6 +353,30 @@ def test_a_loop_that_nobody_has_driven_goes_on_without_the_clients_that_have_com
     loops[0].get(timeout=PATIENCE)
 
 
+def test_a_request_that_nobody_has_judged_takes_no_place_in_the_child(parent, loops):
+    class Judge(Recorder):
+        def ConnRequested(self, context, request):
+            return None
+
+    context = gowsev.MakeContext(Judge(echo), gowsev.Options(max_connections=1))
+    host, port = context.ListenAndServe("127.0.0.1:0")
+    early = RawClient(host, port, handshake=False)
+    early.send(early.request())
+    wait_until(lambda: context.Stats().queued_events == 1)
+    parent()
+    disown_all()
+    gevent.sleep(0.05)  # copies of the greenlets that waited end
+    loops.append(gevent.spawn(context.EventLoop))
+    client = RawClient(host, port)  # is let in
+    client.send_binary(b"for the child")
+    assert client.read_frame() == (frames.BINARY, b"for the child")
+    assert hears_nothing(early.sock)
+    early.close()
+    client.close()
+    context.Shutdown(1)
+    loops[0].get(timeout=PATIENCE)
+
+
 def test_a_dialled_connection_has_ended_in_the_child(loops):
     server = gowsev.MakeContext(Recorder(echo))
     host, port = server.ListenAndServe("127.0.0.1:0")
