@@ -90,9 +90,9 @@ def test_answers_come_in_the_order_of_the_commands_and_before_what_they_cause(re
             expected += [OK, OK, b"Invalid message", OK, OK, OK]
         received = [client.recv(timeout=PATIENCE) for _ in range(200 * 6)]
         answers = [message for message in received if message in (OK, b"Invalid message")]
-        bodies = [int(message) for message in received if message not in (OK, b"Invalid message")]
-        # A body may come after the unsubscription that was sent before it arrived, and so not at all; what comes, comes
-        # in order, each once, and behind the OK of its publish.
+        # A body that reaches the relay after the unsubscription is not sent. One that was published while nobody was
+        # subscribed is sent if it reaches the relay after the next subscription: 1 of 200 in 1 of some 20 runs.
+        bodies = [int(body) for body in received if body not in (OK, b"Invalid message", b"nobody")]
         assert bodies == sorted(set(bodies))
         assert answers == expected[: len(answers)]
 
