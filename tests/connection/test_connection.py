@@ -536,7 +536,9 @@ def test_a_ping_is_sent_after_the_interval_of_silence_and_not_before(idle, clock
     assert client.read_to_end() == b""
 
 
-@pytest.mark.parametrize("life", [frames.encode_frame(0x8A, b"", masked=True), binary(b"x"), b"\x82"])
+@pytest.mark.parametrize(
+    "life", [frames.encode_frame(0x8A, b"", masked=True), binary(b"x"), b"\x82"], ids=["pong", "message", "one byte"]
+)
 def test_any_byte_after_the_ping_is_life(idle, clock, life):
     """A pong, a message, or the first byte of whatever."""
     server = idle(Recorder(), ping_interval=20, ping_timeout=20)

@@ -1279,7 +1279,7 @@ def test_the_context_manager_leaves_a_connection_that_was_added_alone(serve, loo
     wait_until(lambda: loop.handler.messages == [b"still open"])
 
 
-@pytest.mark.parametrize("conn", [None, 1, "ws://localhost/", object(), socket.socket], ids=repr)
+@pytest.mark.parametrize("conn", [None, 1, "ws://localhost/", object, socket.socket], ids=repr)
 def test_a_foreign_object_cannot_be_added(loop, conn):
     with pytest.raises(TypeError, match=r"^AddConn takes "):
         loop.context.AddConn(conn)
