@@ -69,12 +69,12 @@ class Conn:
     @property
     def close_code(self) -> int | None:
         """`None` while open; then the code of the peer's close frame: 1005 if it had none, 1006 if none came."""
-        return self._connection.protocol.close_code if self._connection.closing else None
+        return self._connection.close_code
 
     @property
     def close_reason(self) -> str:
         """The reason in the peer's close frame; empty if there is none."""
-        return self._connection.protocol.close_reason
+        return self._connection.close_reason
 
     @property
     def messages_received(self) -> int:
@@ -94,9 +94,9 @@ class Conn:
     @property
     def bytes_sent(self) -> int:
         """Bytes that the kernel has taken for it since the handshake."""
-        return self._connection.outbox.bytes_sent
+        return self._connection.bytes_sent
 
     @property
     def outbox_bytes(self) -> int:
         """Bytes that wait for it here, not yet taken by the kernel."""
-        return self._connection.outbox.size
+        return self._connection.outbox_bytes

@@ -1,32 +1,16 @@
-"""`Handler`: the four callbacks of a program, each doing nothing; and what an object needs to be a handler."""
+"""`Handler`: the four callbacks of a program, each doing nothing."""
 
 from __future__ import annotations
 
-from difflib import SequenceMatcher
-from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from gowsev.loop.callbacks import does_nothing
 
 if TYPE_CHECKING:
     from gowsev.context import Context
     from gowsev.request import Reject, Request
 
-__all__ = ["Callbacks", "Handler", "check_handler", "misspelt"]
-
-_METHODS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived")
-_OPTIONAL = ("TextReceived", "ConnRequested")
-
-#: How like a callback's name another must be to be a slip of the pen: `MessageRecieved` is one with 0.93, and
-#: `ConnClose` with 0.95; `conn_rejected` is none, with 0.8 of `ConnRequested`.
-_ALIKE = 0.9
-
-
-class Callbacks(Protocol):
-    """What `MakeContext` takes, for type checkers: any object with these methods, whatever it calls its arguments."""
-
-    def ConnAccepted(self, context: Context, id: int, /) -> object: ...
-    def ConnClosed(self, context: Context, id: int, /) -> object: ...
-    def EventLoopTimeout(self, context: Context, /) -> object: ...
-    def MessageReceived(self, context: Context, id: int, message: bytes, /) -> object: ...
+__all__ = ["Handler"]
 
 
 class Handler:
@@ -46,15 +30,19 @@ class Handler:
     these names. mypy looks into annotated methods only.
     """
 
+    @does_nothing
     def ConnAccepted(self, context: Context, id: int) -> None:
         """A client has connected; the first callback with this id."""
 
+    @does_nothing
     def ConnClosed(self, context: Context, id: int) -> None:
         """A connection has ended; the last callback with this id. `context.Conn(id)` still tells of it."""
 
+    @does_nothing
     def EventLoopTimeout(self, context: Context) -> None:
         """No event came for as long as `Context.SetTimeout` says."""
 
+    @does_nothing
     def MessageReceived(self, context: Context, id: int, message: bytes) -> None:
         """A message has come."""
 
@@ -63,38 +51,3 @@ class Handler:
         # only if it defines them, and there is nothing for `super()` to call.
         def TextReceived(self, context: Context, id: int, text: str) -> None: ...
         def ConnRequested(self, context: Context, request: Request) -> Reject | None: ...
-
-
-def check_handler(handler: object) -> None:
-    """Check that an object has the callbacks of `Handler`, and that the loop can call them.
-
-    Raises:
-        TypeError: it does not; the text says what is wrong.
-    """
-    missing = [name for name in _METHODS if not callable(getattr(handler, name, None))]
-    if isinstance(handler, type) and not missing:
-        raise TypeError(f"handler must be an object, not the class {handler.__name__}: call it")
-    if missing:
-        raise TypeError(f"handler {handler!r} must have the methods {', '.join(_METHODS)}; missing: {missing}")
-    for name in _METHODS + _OPTIONAL:
-        if iscoroutinefunction(getattr(handler, name, None)):
-            raise TypeError(f"{name} must be an ordinary function, not async: the loop awaits nothing")
-
-
-def misspelt(handler: object) -> list[tuple[str, str]]:
-    """List what is probably meant as a callback, but has another name: each with the callback's own.
-
-    In a class derived from `Handler` nothing is missing then, and nothing happens either: the loop goes on calling what
-    does nothing. A method whose callback the handler has is its own affair.
-    """
-    found = []
-    for callback in _METHODS + _OPTIONAL:
-        given = getattr(handler, callback, None)
-        if getattr(given, "__func__", given) is not vars(Handler).get(callback):
-            continue
-        for name in dir(type(handler)):
-            plain = name.replace("_", "").lower()
-            likeness = SequenceMatcher(None, plain, callback.lower()).ratio()
-            if name not in _METHODS + _OPTIONAL and likeness >= _ALIKE and callable(getattr(type(handler), name)):
-                found.append((name, callback))
-    return found

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Literal, Self, TypeVarTuple, Unpack
 
-    from gowsev.handler import Callbacks
+    from gowsev.loop.callbacks import Callbacks
     from gowsev.request import Request
 
     Args = TypeVarTuple("Args")
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TIMEOUT", "Callback", "Client", "Recorder", "Server", "drive", "in_thread", "wait_until"]
 
-Wrapped = TypeVar("Wrapped", bound="Callbacks")
+Wrapped = TypeVar("Wrapped", bound="Callbacks[Context]")
 
 #: Seconds that a wait may take, unless it is told otherwise. Machines that run tests are slow at times, and a test that
 #: waits so long has failed anyway.
@@ -290,7 +290,7 @@ class Server:
 
     def __init__(
         self,
-        handler: Callbacks,
+        handler: Callbacks[Context],
         *,
         port: str | int = "127.0.0.1:0",
         certificate: tuple[str, str] | None = None,

@@ -321,6 +321,25 @@ def quiet_hub(capfd):
     assert capfd.readouterr().err == ""
 
 
+def sockets_of(server):
+    """The connections of a server whose sockets are open, those included whose `ConnClosed` was called."""
+    return server.context._loop.connections.open()
+
+
+def connection_of(server, id):
+    """A connection by its id, for what only a test does to it."""
+    return server.context._loop.connections.by_id[id]
+
+
+def sweep(server):
+    """Let the connections of a server look at the clock."""
+    server.context._loop.connections.keepalive.sweep()
+
+
+def listeners_of(server):
+    return server.context._listeners
+
+
 class IdleServer(RawClients):
     """A context whose loop runs only where a test drives it."""
 
@@ -339,7 +358,7 @@ class IdleServer(RawClients):
         while self.context.EventLoopIteration():
             pass
         assert self.context.Stats().connections == 0
-        assert not self.context._keepalive.connections
+        assert not sockets_of(self)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class RawClient:
     def send_close(self, code=1000, reason=""):
         self.send_frame(frames.CLOSE, frames.encode_close_payload(code, reason))
 
-    def _fill(self):
+    def fill(self):
         data = self.sock.recv(1 << 16)
         if not data:
             raise EOFError(f"the server closed the connection; unread: {bytes(self.buffer[:100])}")
@@ -77,11 +77,11 @@ class RawClient:
     def read_head(self):
         """Read up to the empty line that ends an HTTP head."""
         while b"\r\n\r\n" not in self.buffer:
-            self._fill()
+            self.fill()
         end = self.buffer.index(b"\r\n\r\n") + 4
-        return self._take(end)
+        return self.take(end)
 
-    def _take(self, size):
+    def take(self, size):
         taken = bytes(self.buffer[:size])
         del self.buffer[:size]
         return taken
@@ -92,11 +92,11 @@ class RawClient:
             header = frames.parse_header(self.buffer, 0, len(self.buffer))
             if header is not None and len(self.buffer) >= header.size + header.length:
                 break
-            self._fill()
+            self.fill()
         assert not header.masked
         assert header.first & 0xF0 == 0x80, "a fragment, or a reserved bit"
-        self._take(header.size)
-        return header.first & 0x0F, self._take(header.length)
+        self.take(header.size)
+        return header.first & 0x0F, self.take(header.length)
 
     def read_close(self):
         """Read frames until a close frame; return its code and reason."""
@@ -109,9 +109,9 @@ class RawClient:
         """Read until the server closes the connection, and return all of it."""
         try:
             while True:
-                self._fill()
+                self.fill()
         except (EOFError, ConnectionResetError):
-            return self._take(len(self.buffer))
+            return self.take(len(self.buffer))
 
     def reset(self):
         """Close with a TCP RST."""

@@ -15,7 +15,7 @@ import websockets.asyncio.client
 import websockets.sync.client
 import wsproto
 import wsproto.events as ws
-from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
+from conftest import PATIENCE, Recorder, echo, in_thread, listeners_of, wait_until
 
 import gowsev
 
@@ -49,7 +49,7 @@ def server(request, serve, certificate):
 
 @pytest.fixture
 def url(request, server):
-    secure = server.context._listeners[0].certificate is not None
+    secure = listeners_of(server)[0].certificate is not None
     return f"{'wss' if secure else 'ws'}://localhost:{server.port}/room?x=1"
 
 

@@ -177,8 +177,8 @@ def test_a_page_and_then_a_connection_on_the_same_socket(gunicorn):
     client = RawClient("127.0.0.1", server.port, handshake=False)
     client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + RawClient.request("/live") + EARLY)
     assert client.read_head().startswith(b"HTTP/1.1 200 OK\r\n")
-    wait_until(lambda: len(client.buffer) >= 6 or client._fill())
-    assert client._take(6) == b"a page"
+    wait_until(lambda: len(client.buffer) >= 6 or client.fill())
+    assert client.take(6) == b"a page"
     assert client.read_head().startswith(b"HTTP/1.1 101 ")
     assert client.read_frame() == (frames.BINARY, b"early")
     client.close()
@@ -377,15 +377,16 @@ def test_the_master_hears_of_a_worker_that_waits_for_its_connections(idle, worke
 
 
 def test_contexts_of_other_threads_are_told_too():
-    made, ended = [], []
+    driven, ended = [], []
 
     def elsewhere():
-        made.append(gowsev.MakeContext(gowsev.Handler()))
-        made[0].EventLoop()
+        context = gowsev.MakeContext(gowsev.Handler())
+        context.Post(driven.append)
+        context.EventLoop()
         ended.append(True)
 
     task = gevent.get_hub().threadpool.spawn(elsewhere)
-    wait_until(lambda: made and made[0]._driver is not None)
+    wait_until(lambda: driven)
     drained = shut_down_all(5)
     task.get(timeout=PATIENCE)
     assert ended == [True]

@@ -133,6 +133,9 @@ class Errors:
     def called(self, call, names, owner):
         if self.is_method(call.func, owner):
             return self.of(getattr(owner, call.func.attr), owner)
+        part = self.part_of(owner, call.func)
+        if part is not None:
+            return self.of(getattr(part, call.func.attr), part)
         function = names.get(call.func.id) if isinstance(call.func, ast.Name) else None
         if inspect.isfunction(function) and is_ours(function):
             return self.of(function, None)
@@ -140,6 +143,19 @@ class Errors:
         if inspect.isclass(function) and is_ours(function) and made_by(function) and (call.args or call.keywords):
             return self.of(made_by(function), function)
         return set()
+
+    @staticmethod
+    def part_of(owner, node):
+        """The class of `self.part` in `self.part.method`, where `__init__` makes one of ours of it."""
+        if not (owner and isinstance(node, ast.Attribute) and re.fullmatch(r"self\.\w+", ast.unparse(node.value))):
+            return None
+        names = inspect.unwrap(owner.__init__).__globals__
+        for made in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(owner.__init__)))):
+            if isinstance(made, ast.Assign) and ast.unparse(node.value) in map(ast.unparse, made.targets):
+                kind = names.get(ast.unparse(made.value.func)) if isinstance(made.value, ast.Call) else None
+                if inspect.isclass(kind) and is_ours(kind) and inspect.isfunction(getattr(kind, node.attr, None)):
+                    return kind
+        return None
 
     @staticmethod
     def is_method(node, owner):

@@ -13,7 +13,7 @@ from collections import defaultdict
 import gevent
 import gevent.event
 import pytest
-from conftest import PATIENCE, Recorder, echo, wait_until
+from conftest import PATIENCE, Recorder, echo, sockets_of, wait_until
 from raw import binary
 
 import gowsev
@@ -103,7 +103,7 @@ def test_1_everything_read_before_the_end_is_delivered_before_it(idle, end):
     wait_until(lambda: server.context.Stats().queued_events == 52)
     if end != "violation":
         client.close()
-        wait_until(lambda: not server.context._keepalive.connections)
+        wait_until(lambda: not sockets_of(server))
     for _ in range(52):
         server.context.EventLoopIteration()
     assert server.handler.of[1] == ["accepted", *sent, "closed"]
@@ -129,7 +129,7 @@ def test_1_nothing_comes_after_conn_closed_whatever_the_peer_goes_on_sending(ser
     client.send(bytes(2000) + binary(b"bad"))
     assert client.read_close()[0] == 1007
     client.close()
-    wait_until(lambda: not server.context._keepalive.connections)
+    wait_until(lambda: not sockets_of(server))
     gevent.sleep(0.02)
     assert server.handler.of[1] == ["accepted", b"good", "closed"]
 
@@ -395,7 +395,7 @@ def test_4_a_peer_that_floods_a_busy_program_costs_no_more_than_its_credit(serve
     for _ in range(20):
         other.send_binary(b"urgent")
         while not other.buffer:
-            other._fill()
+            other.fill()
         assert other.read_frame() == (BINARY, b"urgent")
     flooding.kill()
     # One receive may bring 256 KiB at once; beyond that the reader stops.
@@ -413,7 +413,7 @@ def test_4_dead_peers_are_found_and_their_memory_given_back(serve):
     assert {event[2] for event in server.handler.closed} == {1006}
     assert server.context.Stats().outbox_bytes == 0
     assert server.context.Stats().connections == 0
-    assert not server.context._keepalive.connections
+    assert not sockets_of(server)
 
 
 # -- 5: a callback that raises -----------------------------------------------------------------------------------

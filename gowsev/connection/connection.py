@@ -1,7 +1,7 @@
 """One socket after its opening handshake: its reader, its protocol, its outbox, and a close that is bounded in time.
 
 The *reader* is a callback of gevent's hub: a watcher that stays started calls it whenever the socket has something.
-It receives once, lets the protocol turn bytes into messages, and puts those into the mailbox; it never blocks and
+It receives once, lets the protocol turn bytes into messages, and puts those into a queue; it never blocks and
 calls nothing of the program's. It needs no greenlet of its own, which saves two switches a message and 7 KB a
 connection (measured: echo with one message in flight costs 8.2 us so, 10.2 us with a greenlet for each reader).
 
@@ -24,29 +24,33 @@ from __future__ import annotations
 import math
 import socket
 import time
-import typing
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import gevent
 
 from gowsev.connection.credit import Credit
-from gowsev.connection.outbox import WOULD_BLOCK, Batch, Outbox
+from gowsev.connection.events import CLOSED
+from gowsev.connection.outbox import WOULD_BLOCK, Outbox
 from gowsev.connection.sockets import close_socket
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
-from gowsev.wire.encoder import LARGE, Encoder
-from gowsev.wire.frames import BINARY, CLOSE, TRY_AGAIN_LATER
-from gowsev.wire.protocol import DONE, OPEN, Protocol
+from gowsev.wire.encoder import LARGE
+from gowsev.wire.frames import TRY_AGAIN_LATER
+from gowsev.wire.protocol import DONE, OPEN
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gowsev.connection.events import Sink
+    from gowsev.connection.gathering import Batch, Shared
     from gowsev.connection.keepalive import Keepalive
     from gowsev.options import Options
     from gowsev.request import Request
+    from gowsev.stats import Stats
+    from gowsev.wire.encoder import Encoder
+    from gowsev.wire.protocol import Protocol
 
-__all__ = ["CLOSED", "Connection", "Sink"]
-
-#: The kind of a connection's last event; that of a message is its opcode.
-CLOSED: Final = CLOSE
+__all__ = ["Connection"]
 
 #: One receive takes at most so many bytes. A larger buffer, made anew each time, costs page faults.
 _SCRATCH_BYTES = 1 << 18
@@ -54,14 +58,6 @@ _SCRATCH_BYTES = 1 << 18
 _scratches: WeakKeyDictionary[Any, bytearray] = WeakKeyDictionary()
 
 _READ: Final = 1
-
-
-class Sink(typing.Protocol):
-    """Where a connection's events go: the loop's queue, or a dialled connection's own."""
-
-    def put(self, event: tuple[int, Any, Any], /) -> None:
-        """Add an event; never blocks."""
-        ...
 
 
 class Connection:
@@ -77,28 +73,28 @@ class Connection:
     __slots__ = (
         "_closing_deadline",
         "_control_chunks",
+        "_credit",
+        "_keepalive",
+        "_last_heard",
         "_options",
+        "_outbox",
         "_pinged_at",
         "_progress",
+        "_protocol",
         "_receive",
         "_recv_into",
         "_reported",
         "_scratch",
         "_shut",
+        "_sink",
         "_sock",
         "_watcher",
         "bytes_received",
         "closing",
-        "credit",
         "encoder",
         "end",
         "id",
-        "keepalive",
-        "last_heard",
-        "mailbox",
         "messages_received",
-        "outbox",
-        "protocol",
         "refused_writes",
         "request",
         "subprotocol",
@@ -115,7 +111,7 @@ class Connection:
         protocol: Protocol,
         encoder: Encoder,
         options: Options,
-        mailbox: Sink,
+        sink: Sink,
         batch: Batch,
         keepalive: Keepalive,
     ) -> None:
@@ -123,19 +119,19 @@ class Connection:
         self.request = request
         self.subprotocol = subprotocol
         self.tls = tls
-        self.protocol = protocol
+        self._protocol = protocol
         self.encoder = encoder
-        self.mailbox = mailbox
-        self.keepalive = keepalive
-        self.outbox = Outbox(sock, tls, batch, self._lost, options.outbox_bytes)
-        self.credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
+        self._sink = sink
+        self._keepalive = keepalive
+        self._outbox = Outbox(sock, tls, batch, self._lost, options.outbox_bytes)
+        self._credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
         self.messages_received = self.bytes_received = self.refused_writes = 0
-        self._control_chunks = 0  # of `outbox.frames`: those that are no message
+        self._control_chunks = 0  # of the outbox's frames: those that are no message
         self.closing = False
         """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
         self.end = ""
         """What ended the connection, where that was not an ordinary close; for the log."""
-        self.last_heard = keepalive.now
+        self._last_heard = keepalive.now
         self._options = options
         self._sock = sock
         self._receive = protocol.receive
@@ -157,52 +153,99 @@ class Connection:
 
     def start(self, leftover: bytes = b"") -> None:
         """Begin to read. `leftover` is what came behind the handshake and was read with it."""
-        self.keepalive.add(self)
+        self._keepalive.add(self)
         self._watcher.start(self._readable)
         if leftover:
             self._received(leftover, len(leftover))
         if self.tls:
             self._read_pending()
 
-    def move(self, mailbox: Sink, batch: Batch, keepalive: Keepalive) -> None:
-        """Let another mailbox have what will be read, and another clock watch over it."""
-        self.mailbox = mailbox
-        self.outbox.batch = batch
-        if self in self.keepalive.connections:
+    def move(self, sink: Sink, batch: Batch, keepalive: Keepalive) -> None:
+        """Put what will be read into another queue, and let another clock watch over it."""
+        self._sink = sink
+        self._outbox.move(batch)
+        if self in self._keepalive.connections:
             keepalive.add(self)
-            self.keepalive.remove(self)
-        self.keepalive = keepalive
+            self._keepalive.remove(self)
+        self._keepalive = keepalive
 
-    # -- writing -------------------------------------------------------------------------------------------------
+    def delivered(self, size: int) -> None:
+        """Take note that the program has one message more, of `size` bytes: its reader may go on."""
+        self._credit.refund(size)
 
-    def write(self, opcode: int, payload: bytes) -> GowsevError | None:
-        """Take one message to send; never blocks. Returns why it was refused, or `None`."""
-        if self.closing:
-            return ConnClosing(self.id)
-        outbox = self.outbox
-        if len(outbox.gathered) >= outbox.most and outbox.full:
-            return self._refuse()
-        if len(payload) < LARGE:
-            encoder = self.encoder
-            # `encode` would return it too; not to call it makes a publish loop an eighth cheaper.
-            known = payload is (encoder.binary if opcode == BINARY else encoder.text)
-            outbox.append(encoder.frame if known else encoder.encode(opcode, payload))
-        else:
-            outbox.append_long(self.encoder.encode_large(opcode, payload))
-        return None
-
-    @property
-    def messages_sent(self) -> int:
-        """The messages that writes have taken."""
-        return self.outbox.frames - self._control_chunks
+    # -- what is known of it -------------------------------------------------------------------------------------
 
     @property
     def gone(self) -> bool:
         """Whether the socket is closed; what was read before may still wait for the loop."""
         return self._watcher is None
 
+    @property
+    def close_code(self) -> int | None:
+        """`None` while open; then the code of the peer's close frame: 1005 if it had none, 1006 if none came."""
+        return self._protocol.close_code if self.closing else None
+
+    @property
+    def close_reason(self) -> str:
+        """The reason in the peer's close frame."""
+        return self._protocol.close_reason
+
+    @property
+    def messages_sent(self) -> int:
+        """The messages that writes have taken."""
+        return self._outbox.frames - self._control_chunks
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes that the kernel has taken."""
+        return self._outbox.bytes_sent
+
+    @property
+    def outbox_bytes(self) -> int:
+        """The bytes that wait here, not yet taken by the kernel."""
+        return self._outbox.size
+
+    def count(self, stats: Stats) -> None:
+        """Add its counters."""
+        stats.messages_received += self.messages_received
+        stats.messages_sent += self.messages_sent
+        stats.bytes_received += self.bytes_received
+        stats.bytes_sent += self.bytes_sent
+        stats.refused_writes += self.refused_writes
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def write(self, opcode: int, payload: bytes) -> GowsevError | None:
+        """Send one message; never blocks. Returns why it was refused, or `None`."""
+        if self.closing:
+            return ConnClosing(self.id)
+        outbox = self._outbox
+        if not outbox.has_room():
+            return self._refuse()
+        if len(payload) < LARGE:
+            outbox.append(self.encoder.encode(opcode, payload))
+        else:
+            outbox.append_long(self.encoder.encode_large(opcode, payload))
+        return None
+
+    def wait_sent(self) -> bool:
+        """Block the calling greenlet until nothing waits any more; return whether all of it was sent."""
+        self._outbox.wait()
+        return not self._outbox.discarded
+
+    def share(self, shared: Shared, encoder: Encoder) -> tuple[Outbox, Callable[[bytes], int]] | None:
+        """Gather with others from now on, if that can be: see `Outbox.share`."""
+        if self.closing or self.encoder is not encoder:
+            return None
+        send = self._outbox.share(shared)
+        return None if send is None else (self._outbox, send)
+
+    def stop_sharing(self) -> None:
+        """Gather alone again."""
+        self._outbox.leave()
+
     def _refuse(self) -> GowsevError:
-        error = OutboxFull(self.id, self.outbox.size, self.outbox.limit)
+        error = OutboxFull(self.id, self._outbox.size, self._options.outbox_bytes or 0)
         self.refused_writes += 1
         if self._options.slow_consumer == "close":
             self.end = str(error)
@@ -219,7 +262,7 @@ class Connection:
         """
         if self._watcher is None:
             return
-        self.protocol.close(code, reason)
+        self._protocol.close(code, reason)
         self._answer()
         self._begin_closing()
         if timeout is not None:
@@ -227,20 +270,20 @@ class Connection:
 
     def _answer(self) -> None:
         """Send what the protocol has to say by itself."""
-        protocol = self.protocol
+        protocol = self._protocol
         output = protocol.output
         if output:
             chunk = bytes(output)
             output.clear()
             if self._watcher is None:
                 return
-            if protocol.state == OPEN and self.outbox.congested:
+            if protocol.state == OPEN and self._outbox.congested:
                 # 5.5.3: only the newest ping must be answered, so that a peer that pings and never reads cannot
                 # make us hold more.
-                self.outbox.late = protocol.pong
+                self._outbox.late = protocol.pong
             else:
                 self._control_chunks += 1
-                self.outbox.append(chunk)
+                self._outbox.append(chunk)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -276,19 +319,19 @@ class Connection:
             self._readable()
 
     def _received(self, data: bytes | bytearray, size: int) -> None:
-        self.last_heard = self.keepalive.now
+        self._last_heard = self._keepalive.now
         self.bytes_received += size
         messages = self._receive(data, size)
         if messages:
-            put = self.mailbox.put
+            put = self._sink.put
             total = 0
             for opcode, payload in messages:
                 put((opcode, self, payload))
                 total += len(payload)
             self.messages_received += len(messages)
-            self.credit.spend(len(messages), total)
-        protocol = self.protocol
-        if protocol.settled and not self.credit.exhausted:
+            self._credit.spend(len(messages), total)
+        protocol = self._protocol
+        if protocol.settled and not self._credit.exhausted:
             return
         if protocol.output:
             self._answer()
@@ -297,21 +340,21 @@ class Connection:
                 self.end = str(protocol.failure)
             self._begin_closing()
             self._report()
-        if self.credit.exhausted or protocol.more:
+        if self._credit.exhausted or protocol.more:
             if self._watcher is not None:
                 self._watcher.stop()
-            if not self.credit.exhausted:
+            if not self._credit.exhausted:
                 # The rest of what has been received, once others have had their turn.
                 gevent.get_hub().loop.run_callback(self._resume)
 
     def _resume(self) -> None:
         """Go on after a pause: with the rest of what has been received, then with what has come since, or the end."""
-        if self.credit.exhausted:
+        if self._credit.exhausted:
             return
-        self.last_heard = self.keepalive.now
-        if self.protocol.more:
+        self._last_heard = self._keepalive.now
+        if self._protocol.more:
             self._received(b"", 0)
-            if self.credit.exhausted or self.protocol.more:
+            if self._credit.exhausted or self._protocol.more:
                 return
         if self._watcher is None:
             self._report()
@@ -328,15 +371,15 @@ class Connection:
             self.closing = True
             if self._options.close_timeout is not None:
                 self._closing_deadline = time.monotonic() + self._options.close_timeout
-            self.outbox.late = b""
-            self.outbox.drained = self._half_close
-            self.outbox.flush()  # nothing that is worth waiting for comes behind it
-        if not self.outbox.size:
+            self._outbox.late = b""
+            self._outbox.drained = self._half_close
+            self._outbox.flush()  # nothing that is worth waiting for comes behind it
+        if not self._outbox.size:
             self._half_close()
 
     def _half_close(self) -> None:
         """Say that nothing more will come, once nothing more will."""
-        if self.protocol.state != DONE or self._shut or self._watcher is None:
+        if self._protocol.state != DONE or self._shut or self._watcher is None:
             return
         self._shut = True
         try:
@@ -352,13 +395,13 @@ class Connection:
             self.abort("")
 
     def _report(self) -> None:
-        """Put the last event of this connection, once all its messages are in the mailbox."""
-        if not self._reported and not self.protocol.more:
+        """Put the last event of this connection, once all its messages are in the queue."""
+        if not self._reported and not self._protocol.more:
             self._reported = True
-            self.mailbox.put((CLOSED, self, None))
-            if self.credit.exhausted:
+            self._sink.put((CLOSED, self, None))
+            if self._credit.exhausted:
                 # From now on what comes is thrown away, so it may come.
-                self.credit.exhausted = False
+                self._credit.exhausted = False
                 self._resume()
 
     def _lost(self, error: OSError) -> None:
@@ -374,13 +417,13 @@ class Connection:
         self.closing = True
         if not self._reported:
             self.end = self.end or why
-        if self.protocol.more and not self.credit.exhausted:
+        if self._protocol.more and not self._credit.exhausted:
             gevent.get_hub().loop.run_callback(self._resume)  # which reports, when the rest has been taken
         self._report()
-        self.outbox.flush()
-        self.outbox.close()
+        self._outbox.flush()
+        self._outbox.close()
         close_socket(self._sock)
-        self.keepalive.remove(self)
+        self._keepalive.remove(self)
 
     def disown(self) -> None:
         """In a forked child: let go of the socket, which is the parent's; no event follows."""
@@ -389,8 +432,8 @@ class Connection:
         self._watcher = None
         self.closing = self._reported = True
         self.end = "it belongs to the process that this one was forked from"
-        self.credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
-        self.outbox.close()
+        self._credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
+        self._outbox.close()
         self._sock.close()  # a plain close, which the peer does not see while the parent has the socket
 
     def check(self, now: float) -> None:
@@ -399,23 +442,23 @@ class Connection:
         if self.closing:
             if now >= self._closing_deadline:
                 self.abort("no close frame came in time")
-        elif options.ping_interval is None or self.credit.exhausted:
+        elif options.ping_interval is None or self._credit.exhausted:
             return
-        elif self.outbox.congested and (progress := self.outbox.progress()) != self._progress:
+        elif self._outbox.congested and (progress := self._outbox.progress()) != self._progress:
             # Far behind, but reading: that is life too, and a ping would not get through.
             self._progress = progress
-            self.last_heard = now
+            self._last_heard = now
             self._pinged_at = None
         elif self._pinged_at is None:
-            if now - self.last_heard >= options.ping_interval:
+            if now - self._last_heard >= options.ping_interval:
                 self._pinged_at = now
-                if not self.outbox.congested:
-                    self.protocol.ping()
+                if not self._outbox.congested:
+                    self._protocol.ping()
                     self._answer()
-        elif self.last_heard >= self._pinged_at:
+        elif self._last_heard >= self._pinged_at:
             self._pinged_at = None
         elif options.ping_timeout is not None and now - self._pinged_at >= options.ping_timeout:
             # The hub itself may have been busy for so long: what has come meanwhile counts.
             self._readable_again()
-            if self.last_heard < self._pinged_at:
-                self.abort(f"silent for {now - self.last_heard:.1f} s, a ping included")
+            if self._last_heard < self._pinged_at:
+                self.abort(f"silent for {now - self._last_heard:.1f} s, a ping included")

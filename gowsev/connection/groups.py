@@ -1,15 +1,15 @@
-"""Audiences: connections that are broadcast to again and again, and share one list of what gathers for them.
+"""Groups: connections that are broadcast to again and again, and gather the same frames together.
 
 Most broadcasts go to the very ids that the last one went to. Once that has been seen a few times, their connections
-become an *audience*: a further broadcast puts its frame into one list instead of one for each, and a flush joins the
-frames once and offers the result to each socket in turn.
+become a *group*: a further broadcast adds its frame once instead of once for each, and a flush joins the frames once
+and offers the result to each socket in turn.
 
-A connection that is sent anything of its own, that falls behind or ends, leaves: it takes along what has gathered for
-all, and goes on by itself. It may come back when nothing gathers.
+A connection that is sent anything of its own, that falls behind or ends, leaves: it takes along what has been gathered
+for all, and goes on by itself. It may come back when nothing is gathered.
 
-Invariants: what a connection is sent, and in which order, is the same as without audiences. It is in one at most, and
-gathers nothing of its own there. An audience that has lost more than half of its ids dissolves, so that all audiences
-together hold no more than two ids for each connection.
+Invariants: what a connection is sent, and in which order, is the same as without groups. It is in one at most. A group
+that has lost more than half of its ids dissolves, so that all groups together hold no more than two ids for each
+connection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gowsev.connection.outbox import MOST_GATHERED, MOST_JOINED, WOULD_BLOCK, Batch, Outbox, interrupted
+from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Shared
+from gowsev.connection.outbox import WOULD_BLOCK, Outbox, interrupted
+from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,22 +28,22 @@ if TYPE_CHECKING:
     from gowsev.connection.connection import Connection
     from gowsev.wire.encoder import Encoder
 
-__all__ = ["Audience", "Audiences"]
+__all__ = ["Group", "Groups"]
 
-#: At which broadcast to the same ids they become an audience. That costs as much as it saves in two more.
+#: The broadcast to the same ids at which they become a group. To make one costs as much as it saves in two more.
 _WORTH_IT = 8
-#: After so many more it is tried again, where it was not worth it.
+#: Try again after this many more broadcasts, where a group was not worth it.
 _PAUSE = 64
 #: What it costs when a member leaves and comes back, as a multiple of what a flush saves for one.
 _COST_OF_LEAVING = 4
-#: Fewer ids never do.
+#: The size of the smallest group.
 _FEWEST = 4
-#: So many tuples of ids that may become one are remembered, each as a number.
+#: How many tuples of ids that may become a group are remembered, each as a number.
 _MOST_SEEN = 4096
 
 
-class Audiences:
-    """The audiences of one context.
+class Groups:
+    """The broadcasts of one context.
 
     Args:
         connections: those of the context, by id.
@@ -51,17 +53,33 @@ class Audiences:
     def __init__(self, connections: Mapping[int, Connection], batch: Batch) -> None:
         self._connections = connections
         self._batch = batch
-        self._known: dict[tuple[int, ...], Audience] = {}
+        self._known: dict[tuple[int, ...], Group] = {}
         self._seen: dict[int, int] = {}  # how often, by the hash of the ids
 
-    def find(self, ids: tuple[int, ...]) -> Audience | None:
-        """Return the audience of a broadcast, if its ids are one by now."""
-        audience = self._known.get(ids)
-        if audience is None:
+    def broadcast(self, ids: tuple[int, ...], opcode: int, payload: bytes) -> list[int]:
+        """Send a message to connections; return the ids that could not take it. Never blocks."""
+        alone = ids
+        if self._batch.held and len(payload) < LARGE:
+            group = self._find(ids)
+            if group is not None:
+                group.write(opcode, payload)
+                alone = tuple(group.others)
+        refused = []
+        connections = self._connections
+        for id in alone:
+            connection = connections.get(id)
+            if connection is None or connection.write(opcode, payload) is not None:
+                refused.append(id)
+        return refused
+
+    def _find(self, ids: tuple[int, ...]) -> Group | None:
+        """Return the group of a broadcast, if its ids are one by now."""
+        group = self._known.get(ids)
+        if group is None:
             return self._make(ids) if len(ids) >= _FEWEST and self._are_worth_it(ids) else None
-        if audience.others and not audience.gathered:
-            audience.admit(self._connections)
-        return audience
+        if group.others and not group.gathers:
+            group.admit(self._connections)
+        return group
 
     def _are_worth_it(self, ids: tuple[int, ...]) -> bool:
         times = self._seen.get(hash(ids), 0) + 1
@@ -77,30 +95,30 @@ class Audiences:
         del self._known[ids]
         self._note(ids, -_PAUSE)
 
-    def _make(self, ids: tuple[int, ...]) -> Audience | None:
-        """Make an audience, if at least half of the ids can be in it."""
+    def _make(self, ids: tuple[int, ...]) -> Group | None:
+        """Make a group, if at least half of the ids can be in it."""
         self._batch.flush()  # who gathers anything cannot come
         connections = [connection for id in ids if (connection := self._connections.get(id))]
         if not connections:
             self._note(ids, -_PAUSE)
             return None
         for connection in connections:
-            connection.outbox.leave()  # an audience of ids that may never be broadcast to again
+            connection.stop_sharing()  # with ids that may never be broadcast to again
         [(encoder, _count)] = Counter(connection.encoder for connection in connections).most_common(1)
-        self._known[ids] = audience = Audience(ids, encoder, self._batch, partial(self._dissolved, ids))
-        audience.admit(self._connections)
-        if audience.worth_it:
-            return audience
-        audience.dissolve()
+        self._known[ids] = group = Group(ids, encoder, self._batch, partial(self._dissolved, ids))
+        group.admit(self._connections)
+        if group.worth_it:
+            return group
+        group.dissolve()
         return None
 
 
-class Audience:
+class Group:
     """Some connections that gather the same frames.
 
     Args:
         ids: theirs, and of others that broadcasts go to as well.
-        encoder: whoever has another is not in it.
+        encoder: a connection with another one is not in it.
         batch: where they gather.
         dissolved: called when it has dissolved.
     """
@@ -109,67 +127,70 @@ class Audience:
         "_batch",
         "_bytes",
         "_dissolved",
+        "_encoder",
+        "_ids",
         "_most_saved",
         "_saved",
         "_sends",
-        "bytes_sent",
-        "encoder",
-        "frames_sent",
-        "gathered",
+        "_shared",
         "others",
     )
 
     def __init__(self, ids: tuple[int, ...], encoder: Encoder, batch: Batch, dissolved: Callable[[], object]) -> None:
         self._batch = batch
         self._dissolved = dissolved
+        self._encoder = encoder
+        self._shared = Shared(self._left)
         self._sends: dict[Outbox, Callable[[bytes], int]] = {}
+        self._ids: dict[Outbox, int] = {}
         self._bytes = 0  # that gather
         self._saved = self._most_saved = _COST_OF_LEAVING * len(ids)
-        self.encoder = encoder
-        self.gathered: list[bytes] = []
-        """What leaves with the next flush, to each of the members, whose own `gathered` it is."""
         self.others: list[int] = list(ids)
         """The ids that have no part in this, for now or for ever."""
-        self.bytes_sent = self.frames_sent = 0
-        """Counters that each member adds to its own."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether frames wait for the next flush."""
+        return bool(self._shared.frames)
 
     def admit(self, connections: Mapping[int, Connection]) -> None:
         """Let all who can be in it come; nothing may gather meanwhile."""
         others = []
         for id in self.others:
             connection = connections.get(id)
-            if connection is None or connection.closing or connection.encoder is not self.encoder:
-                others.append(id)
-                continue
-            send = connection.outbox.join(self, id)
-            if send is None:
+            shared = None if connection is None else connection.share(self._shared, self._encoder)
+            if shared is None:
                 others.append(id)
             else:
-                self._sends[connection.outbox] = send
+                outbox, send = shared
+                self._sends[outbox] = send
+                self._ids[outbox] = id
         self.others = others
 
-    def append(self, frame: bytes) -> None:
-        """Add a short frame for every member; in a callback only."""
-        gathered = self.gathered
-        if len(gathered) == MOST_GATHERED or self._bytes + len(frame) > MOST_JOINED:
+    def write(self, opcode: int, payload: bytes) -> None:
+        """Send a short message to every member; in a callback only."""
+        frame = self._encoder.encode(opcode, payload)
+        frames = self._shared.frames
+        if len(frames) == MOST_GATHERED or self._bytes + len(frame) > MOST_JOINED:
             self.flush()
-        if not gathered:
+        if not frames:
             self._batch.add(self)
-        gathered.append(frame)
+        frames.append(frame)
         self._bytes += len(frame)
 
     def flush(self) -> None:
         """Offer what has been gathered to the kernel, for each member."""
-        gathered = self.gathered
-        if not gathered:
+        shared = self._shared
+        frames = shared.frames
+        if not frames:
             return
-        data = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
         size = len(data)
-        self.frames_sent += len(gathered)
-        self.bytes_sent += size
+        shared.frames_sent += len(frames)
+        shared.bytes_sent += size
         self._bytes = 0
         self._saved = min(self._saved + len(self._sends), self._most_saved)
-        gathered.clear()
+        frames.clear()
         behind: list[tuple[Outbox, int | OSError]] = []
         members = iter(self._sends.items())
         outbox: Outbox | None = None
@@ -199,10 +220,10 @@ class Audience:
         """Whether at least half of the ids are in it, and what it saves makes up for those who leave."""
         return len(self._sends) >= len(self.others) and self._saved >= 0
 
-    def forget(self, outbox: Outbox, id: int) -> None:
+    def _left(self, outbox: Outbox) -> None:
         """Take note that a member has left."""
         self._sends.pop(outbox, None)
-        self.others.append(id)
+        self.others.append(self._ids.pop(outbox))
         self._saved -= _COST_OF_LEAVING
         if self._sends and not self.worth_it:
             self.dissolve()

@@ -56,7 +56,7 @@ class Keepalive:
             self.now = time.monotonic()
             # Not `ref`: the timer alone must not keep the hub of a program alive.
             self._timer = gevent.get_hub().loop.timer(self._tick, self._tick, ref=False)
-            self._timer.start(self._sweep)
+            self._timer.start(self.sweep)
 
     def remove(self, connection: _Checked) -> None:
         """Stop calling it; a connection that is not here is no error."""
@@ -78,7 +78,8 @@ class Keepalive:
             connection.disown()
         self.connections.clear()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Let each look at the clock; called every tick."""
         self.now = now = time.monotonic()
         for connection in tuple(self.connections):
             connection.check(now)

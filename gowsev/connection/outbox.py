@@ -4,10 +4,13 @@ Frames are gathered and leave together: while `Batch.held`, which the loop sets 
 outbox, and one flush for everything follows; else it is flushed at once. What the kernel does not take waits, and is
 sent by a *writer*, a greenlet that exists only for as long as its peer is that far behind.
 
-An outbox may share what it gathers with others (see `groups`), until it is given anything of its own.
+An outbox may share what it gathers with others (`Shared`), until it is given anything of its own.
 
-Invariants: bytes leave in the order in which they were appended, each once. What is in `gathered` leaves with the next
-flush of the batch, and nothing is in it while a writer is at work. Nothing here blocks but the writer.
+    gathering   `_gathered` holds what leaves with the next flush, and nothing waits
+    sharing     `_gathered` is that of the others; the first frame of its own ends this
+    behind      `writer` is at work; what is appended waits behind the rest, and `_gathered` is empty
+
+Invariants: bytes leave in the order in which they were appended, each once. Nothing here blocks but the writer.
 """
 
 from __future__ import annotations
@@ -17,25 +20,20 @@ import ssl
 import struct
 import sys
 import termios
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Shared
 from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gowsev.connection.groups import Audience
+__all__ = ["WOULD_BLOCK", "Outbox", "interrupted"]
 
-__all__ = ["MOST_GATHERED", "MOST_JOINED", "WOULD_BLOCK", "Batch", "Outbox", "interrupted"]
-
-#: So many short frames, or bytes where there are long ones, are offered to the kernel before more is gathered.
-MOST_GATHERED = 64
+#: Flush after this many bytes of long frames.
 _EAGER = 1 << 18
-#: Up to so many bytes are joined into one buffer; beyond, `sendmsg` saves the copy. TLS is offered no more at once.
-MOST_JOINED = 1 << 16
 #: POSIX guarantees 16; Linux, the BSDs and macOS take 1,024 buffers in one `sendmsg`.
 _MAX_BUFFERS = 1024
 
@@ -52,51 +50,6 @@ def interrupted(error: BaseException) -> OSError:
     return OSError(f"interrupted by {type(error).__name__} while sending")
 
 
-class Batch:
-    """The outboxes, and audiences, that have gathered something since the last flush."""
-
-    __slots__ = ("_gathered", "_scheduled", "held")
-
-    def __init__(self) -> None:
-        self.held = False
-        """While true, appending does not flush."""
-        self._gathered: deque[Outbox | Audience] = deque()
-        self._scheduled = False
-
-    def add(self, outbox: Outbox | Audience) -> None:
-        """Note that `outbox`, or an audience, has begun to gather."""
-        self._gathered.append(outbox)
-        # Whatever the loop's greenlet does next, the hub runs this before it waits for anything: a callback that
-        # blocks, or a loop that has nothing left to do, holds no message back.
-        if not self._scheduled:
-            self._schedule()
-
-    def flush(self) -> None:
-        """Offer to the kernel all that has been gathered: one send for each outbox."""
-        gathered = self._gathered
-        while gathered:
-            # One by one, and taken out afterwards: what interrupts this (Ctrl-C, no memory) leaves the rest to the next
-            # flush, and whatever this outbox still holds, behind the others.
-            try:
-                gathered[0].flush()
-            except BaseException:
-                gathered.rotate(-1)
-                raise
-            gathered.popleft()
-
-    def _flush_from_hub(self) -> None:
-        self._scheduled = False
-        try:
-            self.flush()
-        except BaseException:
-            self._schedule()
-            raise
-
-    def _schedule(self) -> None:
-        self._scheduled = True
-        gevent.get_hub().loop.run_callback(self._flush_from_hub)
-
-
 class Outbox:
     """The outgoing bytes of one connection.
 
@@ -109,24 +62,23 @@ class Outbox:
     """
 
     __slots__ = (
+        "_batch",
         "_bytes_sent",
         "_frames",
-        "_known_as",
+        "_gathered",
+        "_limit",
         "_long",
         "_lost",
+        "_room",
+        "_shared",
         "_sock",
         "_tls",
         "_waiting",
         "_waiting_bytes",
-        "audience",
-        "batch",
+        "_writer",
         "discarded",
         "drained",
-        "gathered",
         "late",
-        "limit",
-        "most",
-        "writer",
     )
 
     def __init__(
@@ -135,25 +87,20 @@ class Outbox:
         self._sock = sock
         self._tls = tls
         self._lost = lost
-        self.limit = sys.maxsize if limit is None else limit
-        self.batch = batch
-        self.audience: Audience | None = None
-        """Where it gathers together with others: `gathered` is theirs too then, and `most` 0."""
-        self._known_as = 0  # to the audience: the connection's id
-        self.drained: Callable[[], None] | None = None
-        """Called each time a flush leaves nothing behind."""
-        self.gathered: list[bytes] = []
-        """What leaves with the next flush. While it holds something, and less than `most`, a further short frame may
-        simply be put there; while it holds nothing, if the batch is held, which is to be told of it."""
-        self._long = 0  # the bytes of long frames in `gathered`
+        self._limit = sys.maxsize if limit is None else limit
+        self._batch = batch
+        self._shared: Shared | None = None
+        self._gathered: list[bytes] = []
+        self._long = 0  # the bytes of long frames in `_gathered`
         self._waiting: list[bytes | memoryview] = []  # what the kernel did not take, and what came after it
         self._waiting_bytes = 0
-        self._frames = 0  # that have left `gathered`, or never were there
-        self.writer: Any
-        """The greenlet at work while the peer is behind."""
-        self.most: int
+        self._frames = 0  # that have left `_gathered`, or never were there
+        self._writer: Any
+        self._room: int  # short frames that `_gathered` may hold, as far as this outbox alone decides
         self._give_to(None)
         self._bytes_sent = 0
+        self.drained: Callable[[], None] | None = None
+        """Called each time a flush leaves nothing behind."""
         self.discarded = False
         """Whether `close` threw away bytes that had been appended."""
         self.late = b""
@@ -162,72 +109,75 @@ class Outbox:
     @property
     def size(self) -> int:
         """The bytes appended and not yet taken by the kernel."""
-        return self._waiting_bytes + sum(map(len, self.gathered))
+        return self._waiting_bytes + sum(map(len, self._gathered))
 
     @property
     def frames(self) -> int:
         """The frames appended since the beginning."""
-        shared = self.audience.frames_sent if self.audience is not None else 0
-        return self._frames + shared + len(self.gathered)
+        shared = self._shared.frames_sent if self._shared is not None else 0
+        return self._frames + shared + len(self._gathered)
 
     @property
     def bytes_sent(self) -> int:
         """The bytes that the kernel has taken since the beginning."""
-        return self._bytes_sent + (self.audience.bytes_sent if self.audience is not None else 0)
+        return self._bytes_sent + (self._shared.bytes_sent if self._shared is not None else 0)
 
     @property
     def congested(self) -> bool:
         """Whether the kernel has refused bytes that still wait."""
-        return self.writer is not None
+        return self._writer is not None
 
-    @property
-    def full(self) -> bool:
-        """Whether more than `limit` waits for the peer, though all was offered to the kernel that it may take."""
-        if self.size > self.limit:
-            self.flush()
-        return self.size > self.limit
+    def has_room(self) -> bool:
+        """Tell whether at most `limit` waits for the peer, once the kernel was offered what it may take."""
+        if len(self._gathered) < self._room or self.size <= self._limit:
+            return True
+        self.flush()
+        return self.size <= self._limit
 
     def append(self, frame: bytes) -> None:
         """Add a short frame; it leaves at the end of the callback that is running, or at once where none is."""
-        if self.audience is not None:
+        gathered = self._gathered
+        if len(gathered) < self._room:
+            gathered.append(frame)
+            if len(gathered) == 1:
+                self._batch.add(self)
+        elif self._writer is not None:
+            self._wait((frame,), len(frame))
+        elif self._shared is not None:
             self.leave()
-        if self.writer is not None:
-            self._waiting.append(frame)
-            self._waiting_bytes += len(frame)
-            self._frames += 1
-            return
-        gathered = self.gathered
-        gathered.append(frame)
-        count = len(gathered)
-        if not self.batch.held or count >= MOST_GATHERED:
+            self.append(frame)
+        else:
+            gathered.append(frame)
             self.flush()
-        elif count == 1:
-            self.batch.add(self)
 
     def append_long(self, chunks: tuple[bytes, ...]) -> None:
         """Add a frame of any length, in chunks that are not copied."""
-        size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
-        if self.audience is not None:
-            self.leave()
-        if self.writer is not None:
-            self._waiting += chunks
-            self._waiting_bytes += size
-            self._frames += 1
+        size = sum(map(len, chunks))
+        if self._writer is not None:
+            self._wait(chunks, size)
             return
-        first = not self.gathered
-        self.gathered += chunks
+        self.leave()
+        self._gathered += chunks
         self._long += size
         self._frames -= len(chunks) - 1
-        if not self.batch.held or self._long > _EAGER:
+        if self._long > _EAGER:
             self.flush()
-        elif first:
-            self.batch.add(self)
+        elif len(self._gathered) == len(chunks):
+            self._batch.add(self)
+
+    def _wait(self, chunks: tuple[bytes, ...], size: int) -> None:
+        self._waiting += chunks
+        self._waiting_bytes += size
+        self._frames += 1
+
+    def move(self, batch: Batch) -> None:
+        """Gather with another batch from now on."""
+        self._batch = batch
 
     def flush(self) -> None:
         """Offer what has been gathered to the kernel."""
-        if self.audience is not None:
-            self.leave()
-        gathered = self.gathered
+        self.leave()
+        gathered = self._gathered
         if not gathered:
             return
         self._frames += len(gathered)
@@ -260,7 +210,7 @@ class Outbox:
         self._keep(data, sent)
 
     def _keep(self, data: bytes, sent: int) -> None:
-        """Let wait what the kernel has not taken of `data`, of which so many bytes were sent."""
+        """Let wait what the kernel has not taken of `data`, of which `sent` bytes have left."""
         self._waiting_bytes = len(data) - sent
         self._waiting = [memoryview(data)[sent:]]
         self._offer_or_wait()
@@ -270,53 +220,48 @@ class Outbox:
             self._give_to(gevent.spawn(self._write_rest))
 
     def _give_to(self, writer: Any) -> None:
-        self.writer = writer
-        self.most = 0 if writer else min(MOST_GATHERED, self.limit // LARGE)
+        self._writer = writer
+        self._room = 0 if writer else min(MOST_GATHERED, self._limit // LARGE)
 
-    # -- in an audience ------------------------------------------------------------------------------------------
+    # -- sharing -------------------------------------------------------------------------------------------------
 
-    def join(self, audience: Audience, id: int) -> Callable[[bytes], int] | None:
-        """Gather with others from now on.
-
-        Args:
-            audience: theirs, which gathers nothing yet.
-            id: what it is told when this outbox leaves.
+    def share(self, shared: Shared) -> Callable[[bytes], int] | None:
+        """Gather with others from now on; `shared` holds nothing yet.
 
         Returns:
-            The function that sends; `None` if something of its own gathers or waits here, if it is in an audience, or
-            if its limit is less than what an audience may gather.
+            The function that sends; `None` if something of its own gathers or waits here, if it shares already, or if
+            its limit is less than what others may gather.
         """
-        if not self.most or self.gathered or self.limit < MOST_JOINED:
+        if not self._room or self._gathered or self._limit < MOST_JOINED:
             return None
-        self.audience = audience
-        self._known_as = id
-        self.gathered = audience.gathered
-        self.most = 0
-        self._frames -= audience.frames_sent
-        self._bytes_sent -= audience.bytes_sent
+        self._shared = shared
+        self._gathered = shared.frames
+        self._room = 0
+        self._frames -= shared.frames_sent
+        self._bytes_sent -= shared.bytes_sent
         send: Callable[[bytes], int] = self._sock.send
         return send
 
     def leave(self) -> None:
-        """Gather alone again, beginning with what gathers for the audience."""
-        audience = self.audience
-        if audience is None:
+        """Gather alone again, beginning with what the others gather too."""
+        shared = self._shared
+        if shared is None:
             return
-        self.audience = None
-        self.gathered = [*audience.gathered]
+        self._shared = None
+        self._gathered = [*shared.frames]
         self._give_to(None)
-        self._frames += audience.frames_sent
-        self._bytes_sent += audience.bytes_sent
-        if self.gathered:
-            self.batch.add(self)
-        audience.forget(self, self._known_as)
+        self._frames += shared.frames_sent
+        self._bytes_sent += shared.bytes_sent
+        if self._gathered:
+            self._batch.add(self)
+        shared.left(self)
 
     def fall_behind(self, data: bytes, sent: int | OSError) -> None:
-        """Leave the audience, which could not send its `data` here.
+        """Leave the others: not all of their `data` could be sent here.
 
         Args:
-            data: what it has counted as sent.
-            sent: so many bytes of that were, or why they were not.
+            data: what `Shared` has counted as sent.
+            sent: the number of bytes of it that were, or why they were not.
         """
         self.leave()
         self._bytes_sent -= len(data)
@@ -342,19 +287,19 @@ class Outbox:
 
     def wait(self) -> None:
         """Block the calling greenlet until nothing waits any more: it is sent, or thrown away."""
-        while self.writer is not None:
-            self.writer.join()
+        while self._writer is not None:
+            self._writer.join()
 
     def close(self) -> None:
         """Forget what waits, and end the writer."""
         self.leave()
         self.discarded = self.size > 0
-        self._frames += len(self.gathered)
-        self.gathered.clear()
+        self._frames += len(self._gathered)
+        self._gathered.clear()
         self._waiting = []
         self._waiting_bytes = 0
         self.late = b""
-        writer = self.writer
+        writer = self._writer
         self._give_to(None)
         if writer is not None:
             writer.kill(block=False)
@@ -426,9 +371,9 @@ class Outbox:
         try:
             while True:
                 gevent.get_hub().wait(watcher)
-                if self.writer is not gevent.getcurrent() or not self._offer():
+                if self._writer is not gevent.getcurrent() or not self._offer():
                     break
         finally:
             watcher.close()
-            if self.writer is gevent.getcurrent():
+            if self._writer is gevent.getcurrent():
                 self._give_to(None)

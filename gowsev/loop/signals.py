@@ -1,20 +1,57 @@
-"""A signal wakes the hub: what Python's handlers of signals need besides, where gevent waits."""
+"""SIGTERM and Ctrl-C as an orderly end: handlers of signals, and what they need besides, where gevent waits."""
 
 from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import gevent
 
 from gowsev.connection.fork import tell_in_child
 
-__all__ = ["let_signals_wake"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["end_on_signal"]
 
 #: What wakes the hub of the main thread, for as long as the process lives.
 _wakers: list[_Waker] = []
 
 
-def let_signals_wake(hub: Any) -> None:
+def end_on_signal(end: Callable[[], object], ended: Callable[[], bool]) -> None:
+    """Let SIGTERM and SIGINT call `end` in a greenlet, once; a second SIGINT does what it did before.
+
+    Handlers that the program had for these signals are called as well, and alone once `ended()` is true.
+
+    Raises:
+        ValueError: this is not the main thread, the only one that Python lets handle signals.
+    """
+    hub = gevent.get_hub()
+    before: dict[int, Any] = {}
+    process = os.getpid()
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        # Not gevent's `signal_handler`: that one waits for the hub, which a callback that hangs never lets run.
+        nonlocal asked
+        forked = os.getpid() != process  # which has no loop, and may be one that is to be terminated
+        if forked or ended() or (asked and number == signal.SIGINT):
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+            return
+        if not asked:
+            asked = True
+            hub.loop.run_callback_threadsafe(gevent.spawn, end)
+        if callable(before[number]) and before[number] is not signal.default_int_handler:
+            before[number](number, frame)  # such as that of another context
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, handle)
+    _let_signals_wake(hub)
+
+
+def _let_signals_wake(hub: Any) -> None:
     """Let a signal wake the hub.
 
     Python handles one between two steps of its own. If it comes when the hub has just begun to wait, that would be

@@ -16,10 +16,11 @@ from gevent.queue import SimpleQueue
 from websockets.client import ClientProtocol
 
 from gowsev.conn import Conn
-from gowsev.connection.connection import CLOSED, Connection
+from gowsev.connection.connection import Connection
+from gowsev.connection.events import CLOSED
 from gowsev.connection.fork import tell_in_child, telling_in_child
+from gowsev.connection.gathering import Batch
 from gowsev.connection.keepalive import Keepalive
-from gowsev.connection.outbox import Batch
 from gowsev.connection.sockets import take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnectionClosed, DialError
@@ -112,7 +113,7 @@ class DialledConn(Conn):
             self._check_mine("ReadMessage")  # it may have been added to a context meanwhile
             raise self._closed()
         kind, _, payload = event
-        self._connection.credit.refund(len(payload))
+        self._connection.delivered(len(payload))
         return (TextMessage, payload.decode()) if kind == TEXT else (BinaryMessage, payload)
 
     def WriteMessage(self, type: int, data: bytes | bytearray | memoryview | str) -> None:
@@ -138,11 +139,10 @@ class DialledConn(Conn):
                 payload.decode()  # 5.6: "text data encoded as UTF-8"; UnicodeDecodeError is a ValueError
         else:
             raise TypeError(_WRONG_DATA[type].format(data.__class__.__name__))
-        outbox = self._connection.outbox
-        outbox.wait()  # another greenlet's message comes first
-        error = self._connection.write(type, payload)
-        outbox.wait()
-        if error is not None or outbox.discarded:
+        connection = self._connection
+        connection.wait_sent()  # another greenlet's message comes first
+        error = connection.write(type, payload)
+        if not connection.wait_sent() or error is not None:
             raise self._closed() from error
 
     def Close(self, code: int = 1000, reason: str = "") -> None:
@@ -183,9 +183,9 @@ class DialledConn(Conn):
             self.Close()
 
     def _closed(self) -> ConnectionClosed:
-        protocol = self._connection.protocol
-        code = protocol.close_code
-        return ConnectionClosed(code, self._connection.end if code == ABNORMAL else protocol.close_reason)
+        connection = self._connection
+        code = connection.close_code or ABNORMAL
+        return ConnectionClosed(code, connection.end if code == ABNORMAL else connection.close_reason)
 
     def _check_mine(self, method: str) -> None:
         if self._owned:
@@ -324,7 +324,7 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
         protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
         encoder=MaskingEncoder(codec),
         options=options,
-        mailbox=inbox,
+        sink=inbox,
         batch=Batch(),
         keepalive=Keepalive(options, ended.set),
     )

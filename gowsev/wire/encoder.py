@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from gowsev.wire import frames
 from gowsev.wire.frames import BINARY, FIN, RSV1, TEXT
@@ -21,47 +21,38 @@ _SHORT_HEADERS = {
 #: frame with it.
 LARGE: Final = 16384
 
-#: No payload.
-_NOTHING = object()
-
 
 class Encoder:
     """Encodes messages into frames for the peers of a server.
 
-    It keeps the last frame and what it was made of: who is given the same `bytes` object again finds the frame there,
-    so that a message published to many is encoded once. One encoder therefore serves all the connections whose frames
-    are alike. Where it compresses, equal bytes will do, and `encode` itself looks: to compare them costs next to
-    nothing beside compressing them again.
+    It keeps the last frame and what it was made of: for the same `bytes` object it returns the same frame, so that a
+    message published to many is encoded once. One encoder therefore serves all the connections whose frames are alike.
+    Where it compresses, equal bytes will do: to compare them costs next to nothing beside compressing them again.
     """
 
-    __slots__ = ("_deflate", "binary", "frame", "text")
+    __slots__ = ("_deflate", "_frame", "_opcode", "_payload")
 
     def __init__(self, deflate: Deflate | None = None) -> None:
         self._deflate = deflate
-        self.binary: Any = _NOTHING
-        """The payload of `frame`, if it is a binary message's; who finds its own there need not call `encode`."""
-        self.text: Any = _NOTHING
-        """The same, if it is a text's."""
-        self.frame: bytes = b""
+        self._opcode = 0
+        self._payload = b""
+        self._frame = b""
 
     def encode(self, opcode: int, payload: bytes) -> bytes:
         """Return the frame of a message."""
-        if self._deflate is None:
+        if payload is self._payload and opcode == self._opcode:
+            return self._frame
+        deflate = self._deflate
+        if deflate is None:
             size = len(payload)
             frame = (_SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)) + payload
+        elif deflate.takeover:
+            return _compressed(deflate, opcode, payload, masked=False)
+        elif payload == self._payload and opcode == self._opcode:
+            return self._frame
         else:
-            if payload == (self.binary if opcode == BINARY else self.text):
-                return self.frame
-            frame = _compressed(self._deflate, opcode, payload, masked=False)
-            if self._deflate.takeover:
-                return frame
-        self.frame = frame
-        if opcode == BINARY:
-            self.binary = payload
-            self.text = _NOTHING
-        else:
-            self.text = payload
-            self.binary = _NOTHING
+            frame = _compressed(deflate, opcode, payload, masked=False)
+        self._opcode, self._payload, self._frame = opcode, payload, frame
         return frame
 
     def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:

@@ -16,18 +16,29 @@ from weakref import WeakKeyDictionary
 import gevent
 import gevent.socket
 import pytest
-from conftest import PATIENCE, Recorder, descriptors, greenlets, in_thread, open_files, wait_until
+from conftest import (
+    PATIENCE,
+    Recorder,
+    connection_of,
+    descriptors,
+    greenlets,
+    in_thread,
+    open_files,
+    sockets_of,
+    sweep,
+    wait_until,
+)
 from raw import binary
 
 import gowsev
 from gowsev.connection import connection as connection_module
 from gowsev.connection import keepalive as keepalive_module
 from gowsev.connection.connection import Connection
+from gowsev.connection.gathering import Batch
 from gowsev.connection.keepalive import Keepalive
-from gowsev.connection.outbox import Batch
 from gowsev.connection.sockets import take_over
 from gowsev.errors import ConnClosing, OutboxFull
-from gowsev.loop.queue import Mailbox
+from gowsev.loop.queue import EventQueue
 from gowsev.wire import frames, protocol
 from gowsev.wire.encoder import Encoder
 from gowsev.wire.frames import BINARY, CLOSE, PING, PONG
@@ -61,7 +72,7 @@ def ended(serve):
         for client in server.clients:
             client.close()
         wait_until(lambda server=server: server.context.Stats().connections == 0)
-        wait_until(lambda server=server: not server.context._keepalive.connections)
+        wait_until(lambda server=server: not sockets_of(server))
         assert server.context.Stats().outbox_bytes == 0
 
 
@@ -176,7 +187,7 @@ def test_nothing_is_delivered_after_a_violation_inside_a_frame(ended):
     assert client.read_close()[0] == 1007
     client.send(frame[300:] + binary(b"more"))
     client.close()
-    wait_until(lambda: not server.context._keepalive.connections)
+    wait_until(lambda: not sockets_of(server))
     wait_until(lambda: server.handler.closed)
     assert server.handler.messages == []
 
@@ -239,7 +250,7 @@ def test_a_peer_that_answers_but_keeps_its_socket_open_is_cut_off_later(transpor
     client = server.client()
     client.send_close()
     wait_until(lambda: server.handler.closed)
-    wait_until(lambda: not server.context._keepalive.connections)
+    wait_until(lambda: not sockets_of(server))
     assert client.read_frame() == (CLOSE, b"\x03\xe8")
     assert client.read_to_end() == b""
 
@@ -456,7 +467,7 @@ def test_the_end_of_a_connection_whose_socket_is_gone_is_said_once(idle):
     wait_until(lambda: server.context.Stats().queued_events == 2)
     server.context.Close(1)
     assert isinstance(server.context.Write(1, b"x"), ConnClosing)
-    connection = server.context._connections[1]
+    connection = connection_of(server, 1)
     connection.abort("once more")
     server.context.EventLoopIteration()
     server.context.EventLoopIteration()
@@ -479,7 +490,7 @@ class Clock:
     def advance(self, seconds, *servers):
         self.now += seconds
         for server in servers:
-            server.context._keepalive._sweep()
+            sweep(server)
 
 
 @pytest.fixture
@@ -645,9 +656,9 @@ def test_the_end_of_closing_comes_at_its_deadline_and_not_before(idle, clock):
     client = server.client()
     server.context.Close(1)
     clock.advance(4.9, server)
-    assert server.context._keepalive.connections
+    assert sockets_of(server)
     clock.advance(0.1, server)
-    assert not server.context._keepalive.connections
+    assert not sockets_of(server)
     assert client.read_close() == (1000, "")
     assert client.read_to_end() == b""
 
@@ -761,7 +772,7 @@ def test_a_violation_behind_messages_that_use_up_the_credit(idle):
     assert client.read_close()[0] == 1002
     client.send(bytes(4 << 20))
     client.close()
-    wait_until(lambda: not server.context._keepalive.connections)
+    wait_until(lambda: not sockets_of(server))
     for _ in range(4):
         server.context.EventLoopIteration()
     assert server.handler.events == [
@@ -918,7 +929,7 @@ def test_tls_ends_while_decrypted_bytes_wait_to_be_read(ended, certificate, clie
     client = server.client(tls=client_tls)
     client.send(binary(b"good") + VIOLATION + bytes(5000))
     assert client.read_close()[0] == 1002
-    wait_until(lambda: not server.context._keepalive.connections)
+    wait_until(lambda: not sockets_of(server))
     assert server.handler.messages == [b"good"]
 
 
@@ -927,7 +938,7 @@ def test_a_tls_connection_ends_just_before_it_would_have_read_more(ended, certif
     monkeypatch.setattr(connection_module, "_scratches", WeakKeyDictionary())
     server = ended(Recorder(), certificate=certificate)
     client = server.client(tls=client_tls)
-    connection = server.context._connections[accepted(server)]
+    connection = connection_of(server, accepted(server))
     client.send(binary(*[b"x"] * 1000))
     while not connection.bytes_received:
         gevent.sleep(0)
@@ -953,7 +964,7 @@ class Bench:
     """A connection without a context, and the other end of its socket."""
 
     def __init__(self, **options):
-        self.mailbox, self.batch = Mailbox(), Batch()
+        self.queue, self.batch = EventQueue(), Batch()
         self.options = gowsev.Options(**options)
         self.keepalive = Keepalive(self.options, lambda: None)
         sock, self.peer = gevent.socket.socketpair()
@@ -966,14 +977,14 @@ class Bench:
             protocol=Protocol(),
             encoder=Encoder(),
             options=self.options,
-            mailbox=self.mailbox,
+            sink=self.queue,
             batch=self.batch,
             keepalive=self.keepalive,
         )
 
     def close(self):
         self.connection.abort("the test is over")
-        self.mailbox.close()
+        self.queue.close()
         self.peer.close()
 
 
@@ -1013,12 +1024,12 @@ def test_what_is_left_of_a_receive_when_the_socket_ends_comes_before_the_end_and
     rig = bench(inbox_messages=None)
     rig.connection.start(binary(*[b"x"] * 1000) + VIOLATION)
     rig.connection.abort("it is gone")
-    wait_until(lambda: len(rig.mailbox) == 1001)
-    kinds = [rig.mailbox.get(0)[0] for _ in range(1001)]
+    wait_until(lambda: len(rig.queue) == 1001)
+    kinds = [rig.queue.wait(0)[0] for _ in range(1001)]
     assert kinds == [BINARY] * 1000 + [CLOSE]
     assert rig.peer.recv(100) == b""
     gevent.sleep(0.01)
-    assert len(rig.mailbox) == 0
+    assert len(rig.queue) == 0
 
 
 def test_what_is_left_of_a_receive_waits_for_credit_even_when_the_socket_has_ended(bench):
@@ -1026,13 +1037,13 @@ def test_what_is_left_of_a_receive_waits_for_credit_even_when_the_socket_has_end
     rig.connection.start(binary(*[b"x"] * 1000))
     rig.connection.abort("it is gone")
     gevent.sleep(0.01)
-    assert len(rig.mailbox) == 512
+    assert len(rig.queue) == 512
     kinds = []
     while CLOSE not in kinds:
-        kinds.append(rig.mailbox.get(PATIENCE)[0])
+        kinds.append(rig.queue.wait(PATIENCE)[0])
         if kinds[-1] == BINARY:
-            rig.connection.credit.refund(1)
-        assert rig.connection.credit.messages <= 512
+            rig.connection.delivered(1)
+        assert len(rig.queue) <= 512
     assert kinds == [BINARY] * 1000 + [CLOSE]
 
 
@@ -1056,7 +1067,7 @@ def test_an_error_of_our_own_in_the_reader_ends_its_connection_and_is_shown(benc
     rig.connection._receive = receive
     rig.connection.start()
     rig.peer.sendall(binary(b"x"))
-    assert rig.mailbox.get(PATIENCE) == (CLOSE, rig.connection, None)
+    assert rig.queue.wait(PATIENCE) == (CLOSE, rig.connection, None)
     assert rig.connection.end == "MemoryError in the reader: no room"
     assert rig.peer.recv(100) == b""
     assert "MemoryError: no room" in capfd.readouterr().err
@@ -1082,11 +1093,8 @@ def test_a_dialled_connection_brings_what_it_has_read_along(ended):
     for number in range(3):
         dialled.WriteMessage(gowsev.BinaryMessage, b"%d" % number)
     wait_until(lambda: dialled.messages_received == 3)
-    its_own = dialled._connection.keepalive
-    assert len(its_own.connections) == 1
     id = mine.context.AddConn(dialled)
-    assert not its_own.connections, "one clock is enough"
-    assert len(mine.context._keepalive.connections) == 1
+    assert len(sockets_of(mine)) == 1
     wait_until(lambda: len(mine.handler.messages) == 3)
     mine.context.Write(id, b"3")
     wait_until(lambda: len(mine.handler.messages) == 4)
@@ -1101,7 +1109,7 @@ def test_a_dialled_connection_that_has_ended_already_tells_so(ended):
     server.context.Write(accepted_id(server), b"last")
     server.context.Close(1, 4000)
     wait_until(lambda: dialled.close_code == 4000 and server.context.Stats().connections == 0)
-    wait_until(lambda: not dialled._connection.keepalive.connections)
+    wait_until(lambda: dialled._connection.gone)
     id = mine.context.AddConn(dialled)
     wait_until(lambda: mine.handler.closed)
     assert mine.handler.events == [("message", id, b"last"), ("closed", id, 4000, "")]
@@ -1126,6 +1134,6 @@ def test_what_a_slow_tls_peer_has_taken_of_a_long_message_is_known_before_all_of
     assert conn.outbox_bytes > 0
     before = conn.bytes_sent
     assert 0 < before < len(message)
-    client._fill()
-    wait_until(lambda: client._fill() or conn.bytes_sent > before)
+    client.fill()
+    wait_until(lambda: client.fill() or conn.bytes_sent > before)
     assert client.read_frame() == (BINARY, message)

@@ -4,7 +4,6 @@ import errno
 import random
 import socket
 import zlib
-from types import SimpleNamespace
 from unittest import mock
 
 import gevent
@@ -14,16 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import frame
 
-from gowsev.connection import groups as audience_module
-from gowsev.connection.groups import Audiences
-from gowsev.connection.outbox import MOST_GATHERED, MOST_JOINED, Batch, Outbox
+import gowsev
+from gowsev.connection import groups as groups_module
+from gowsev.connection.connection import Connection
+from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch
+from gowsev.connection.groups import Groups
+from gowsev.connection.keepalive import Keepalive
 from gowsev.wire.deflate import Deflate
 from gowsev.wire.encoder import LARGE, Encoder
 from gowsev.wire.frames import BINARY
+from gowsev.wire.protocol import Protocol
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 
-#: Which broadcast to the same ids is the first to an audience.
+#: Which broadcast to the same ids is the first to a group.
 WORTH_IT = 8
 #: How many more it takes where that was not worth it.
 PAUSE = 64
@@ -40,6 +43,14 @@ class Socket:
 
     def fileno(self):
         return self.ours.fileno()
+
+    family = socket.AF_UNIX
+
+    def recv_into(self, buffer):
+        raise BlockingIOError
+
+    def shutdown(self, how):
+        pass
 
     def send(self, data):
         if self.error is not None:
@@ -60,67 +71,89 @@ class Socket:
 
 
 class Room:
-    """Some connections of a context, as far as audiences look at them, and a broadcast like the context's."""
+    """Some connections of a context, and its broadcasts."""
 
     def __init__(self, size=6, limit=1 << 22):
         self.batch = Batch()
         self.batch.held = True
         self.encoder = Encoder()
-        self.lost = []
-        self.connections = {id: self.connect(self.encoder, limit) for id in range(1, size + 1)}
+        self.sockets = {}
+        self.events = []
+        self.options = gowsev.Options(outbox_bytes=limit, ping_interval=None)
+        self.keepalive = Keepalive(self.options, lambda: None)
+        self.connections = {}
+        for id in range(1, size + 1):
+            self.connect(id, self.encoder)
         self.ids = tuple(self.connections)
-        self.audiences = Audiences(self.connections, self.batch)
+        self.groups = Groups(self.connections, self.batch)
 
-    def connect(self, encoder, limit=1 << 22):
-        outbox = Outbox(Socket(), False, self.batch, self.lost.append, limit)
-        return SimpleNamespace(outbox=outbox, encoder=encoder, closing=False)
+    def put(self, event):
+        self.events.append(event)
+
+    def connect(self, id, encoder):
+        self.sockets[id] = Socket()
+        self.connections[id] = connection = Connection(
+            self.sockets[id],
+            request=gowsev.Request("/", "", gowsev.Headers(), ("", 0), ("", 0), False),
+            subprotocol=None,
+            tls=False,
+            protocol=Protocol(),
+            encoder=encoder,
+            options=self.options,
+            sink=self,
+            batch=self.batch,
+            keepalive=self.keepalive,
+        )
+        connection.id = id
 
     def reconnect(self, id, encoder):
-        self.socket(id).close()
-        self.connections[id] = self.connect(encoder)
+        self.connections[id].abort("another comes")
+        self.connect(id, encoder)
+
+    @property
+    def lost(self):
+        """Why connections have ended."""
+        return [connection.end for _, connection, _ in self.events]
+
+    @property
+    def known(self):
+        """The ids of each group."""
+        return list(self.groups._known)
+
+    def forget_what_was_seen(self):
+        self.groups._seen.clear()
 
     def outbox(self, id):
-        return self.connections[id].outbox
+        return self.connections[id]._outbox
+
+    def shares(self, id):
+        return id in self.connections and self.outbox(id)._shared is not None
 
     def sends(self, id):
-        return self.socket(id).sends
-
-    def socket(self, id):
-        return self.outbox(id)._sock
+        return self.sockets[id].sends
 
     def write(self, id, payload):
-        connection = self.connections[id]
-        if len(payload) < LARGE:
-            connection.outbox.append(connection.encoder.encode(BINARY, payload))
-        else:
-            connection.outbox.append_long(connection.encoder.encode_large(BINARY, payload))
+        assert self.connections[id].write(BINARY, payload) is None
 
     def broadcast(self, payload, ids=None):
         """Send to all of `ids`; return how many of them were spared a write of their own."""
         ids = self.ids if ids is None else ids
-        others = ids
-        audience = self.audiences.find(ids)
-        if audience is not None:
-            audience.append(audience.encoder.encode(BINARY, payload))
-            others = tuple(audience.others)
-        for id in others:
-            if id in self.connections and not self.connections[id].closing:
-                self.write(id, payload)
-        return len(ids) - len(others)
+        open_ = [id for id in ids if id in self.connections and not self.connections[id].closing]
+        assert sorted(self.groups.broadcast(ids, BINARY, payload)) == sorted(id for id in ids if id not in open_)
+        return sum(map(self.shares, ids))
 
-    def gather_an_audience(self, ids=None):
+    def gather_a_group(self, ids=None):
         """Broadcast until the ids are one; forget what was sent."""
         for _ in range(WORTH_IT):
             spared = self.broadcast(b"warm-up", ids)
         self.batch.flush()
-        for connection in self.connections.values():
-            connection.outbox._sock.sends.clear()
+        for sock in self.sockets.values():
+            sock.sends.clear()
         return spared
 
     def close(self):
         for connection in self.connections.values():
-            connection.outbox.close()
-            connection.outbox._sock.close()
+            connection.abort("the test is over")
 
 
 @pytest.fixture
@@ -148,7 +181,7 @@ def encoded(*payloads):
 # -- becoming one ------------------------------------------------------------------------------------------------
 
 
-def test_ids_that_are_broadcast_to_again_and_again_become_an_audience(room):
+def test_ids_that_are_broadcast_to_again_and_again_become_a_group(room):
     assert [room.broadcast(b"%d" % number) for number in range(10)] == [0] * 7 + [6] * 3
     room.batch.flush()
     for id in room.ids:
@@ -156,7 +189,7 @@ def test_ids_that_are_broadcast_to_again_and_again_become_an_audience(room):
 
 
 def test_what_gathers_leaves_in_one_send_for_each_member(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     for _ in range(3):
         for payload in (b"one", b"two", b"three"):
             assert room.broadcast(payload) == 6
@@ -173,25 +206,24 @@ def test_what_gathers_leaves_in_one_send_for_each_member(room):
 def test_counters_go_on_whoever_comes_or_leaves(room):
     frame_size = len(encoded(b"warm-up"))
     for count in range(1, 4):
-        room.gather_an_audience()
+        room.gather_a_group()
         assert room.broadcast(b"warm-up") == 6
         room.batch.flush()
         number = count * (WORTH_IT + 2) - 1
         for outbox in map(room.outbox, room.ids):
-            assert outbox.most == 0, "it takes part"
             assert (outbox.frames, outbox.bytes_sent) == (number, number * frame_size)
         room.write(1, b"warm-up")
         for id in room.ids[1:]:
             room.outbox(id).leave()
             room.write(id, b"warm-up")
         room.batch.flush()
-        room.audiences._seen.clear()
+        room.forget_what_was_seen()
         for outbox in map(room.outbox, room.ids):
             assert (outbox.frames, outbox.bytes_sent) == (number + 1, (number + 1) * frame_size)
 
 
 def test_counters_go_on_for_one_who_comes_back(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.write(2, b"warm-up")
     room.batch.flush()
     for number in range(3):
@@ -201,7 +233,7 @@ def test_counters_go_on_for_one_who_comes_back(room):
         assert room.outbox(2).bytes_sent == (WORTH_IT + 2 + number) * len(encoded(b"warm-up"))
 
 
-def test_a_few_ids_are_no_audience(room):
+def test_a_few_ids_are_no_group(room):
     for _ in range(2 * WORTH_IT):
         assert room.broadcast(b"x", room.ids[:3]) == 0
     assert [room.broadcast(b"x", room.ids[:4]) for _ in range(WORTH_IT)] == [0] * 7 + [4]
@@ -211,7 +243,7 @@ def test_several_at_a_time(rooms):
     room = rooms(8)
     blue, red = room.ids[:4], room.ids[4:]
     for ids in (blue, red):
-        room.gather_an_audience(ids)
+        room.gather_a_group(ids)
     assert [room.broadcast(b"blue", blue), room.broadcast(b"red", red), room.broadcast(b"blue", blue)] == [4, 4, 4]
     room.batch.flush()
     assert all(room.sends(id) == [encoded(b"blue", b"blue")] for id in blue)
@@ -219,7 +251,7 @@ def test_several_at_a_time(rooms):
 
 
 def test_whoever_belongs_to_one_that_may_be_over_comes_along_to_the_next(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"old")
     assert [room.broadcast(b"new", room.ids[:5]) for _ in range(WORTH_IT)] == [0] * 7 + [5]
     assert room.broadcast(b"old") == 0, "most have left it"
@@ -230,11 +262,11 @@ def test_whoever_belongs_to_one_that_may_be_over_comes_along_to_the_next(room):
 
 
 def test_only_so_many_are_remembered_that_may_become_one(room, monkeypatch):
-    monkeypatch.setattr(audience_module, "_MOST_SEEN", 2)
+    monkeypatch.setattr(groups_module, "_MOST_SEEN", 2)
     five, four, last = room.ids[:5], room.ids[:4], room.ids[1:]
     for ids in (five, four, last) * 2 * WORTH_IT:
         assert room.broadcast(b"x", ids) == 0, "three are too many"
-    room.audiences._seen.clear()
+    room.forget_what_was_seen()
     for ids in (five, four) * (WORTH_IT - 1):
         room.broadcast(b"x", ids)
     assert room.broadcast(b"x", five) == 5, "two are not"
@@ -244,17 +276,17 @@ def test_who_is_gone_closing_or_encoded_otherwise_cannot_belong_to_one(room):
     ids = (*room.ids, 99)
     room.connections[2].closing = True
     room.reconnect(3, Encoder(Deflate()))
-    assert room.gather_an_audience(ids) == 4
+    assert room.gather_a_group(ids) == 4
     assert room.broadcast(b"one", ids) == 4
     room.batch.flush()
     assert [room.sends(id) for id in room.ids] == [[encoded(b"one")], [], *[[encoded(b"one")]] * 4]
 
 
-def test_those_that_are_encoded_alike_are_the_audience_whichever_are_more(room):
+def test_those_that_are_encoded_alike_are_the_group_whichever_are_more(room):
     deflate = Encoder(Deflate())
     for id in (2, 3, 5, 6):
         room.reconnect(id, deflate)
-    assert room.gather_an_audience() == 4
+    assert room.gather_a_group() == 4
     document = b"one and one and one and one and one and one and one"
     assert room.broadcast(document) == 4
     room.batch.flush()
@@ -268,7 +300,7 @@ def test_those_that_are_encoded_alike_are_the_audience_whichever_are_more(room):
 @pytest.mark.parametrize("ids", [(1, 2, 90, 91, 92), (90, 91, 92, 93)], ids=["too many", "all"])
 def test_there_is_none_where_too_many_are_gone(room, ids):
     assert [room.broadcast(b"x", ids) for _ in range(2 * WORTH_IT)] == [0] * 2 * WORTH_IT
-    assert not room.audiences._known
+    assert not room.known
     room.batch.flush()
     if 1 in ids:
         assert b"".join(room.sends(1)) == encoded(b"x") * 2 * WORTH_IT
@@ -279,7 +311,7 @@ def test_where_all_are_gone_it_is_tried_again_but_not_soon(room):
     for _ in range(WORTH_IT):
         room.broadcast(b"x", ids)
     for id in ids:
-        room.connections[id] = room.connect(room.encoder)
+        room.connect(id, room.encoder)
     spared = [room.broadcast(b"x", ids) for _ in range(PAUSE + WORTH_IT)]
     assert spared == [0] * (PAUSE + WORTH_IT - 1) + [4]
 
@@ -287,12 +319,12 @@ def test_where_all_are_gone_it_is_tried_again_but_not_soon(room):
 @pytest.mark.parametrize(("limit", "spared"), [(MOST_JOINED - 1, 0), (MOST_JOINED, 6)])
 def test_it_never_gathers_more_than_may_wait_for_a_member(rooms, limit, spared):
     room = rooms(limit=limit)
-    assert room.gather_an_audience() == spared
+    assert room.gather_a_group() == spared
 
 
 @pytest.mark.parametrize("size", [1, 1000, LARGE - 1])
 def test_it_is_flushed_when_much_has_gathered(room, size):
-    room.gather_an_audience()
+    room.gather_a_group()
     payloads = [random.randbytes(size) for _ in range(2 * MOST_GATHERED + 1)]
     for payload in payloads:
         assert room.broadcast(payload) == 6
@@ -306,7 +338,7 @@ def test_it_is_flushed_when_much_has_gathered(room, size):
 
 
 def test_so_many_bytes_gather_but_no_more(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     payload = bytes(2048 - 4)  # the header
     count = MOST_JOINED // 2048
     for _ in range(3):
@@ -330,7 +362,7 @@ def test_an_id_that_is_named_twice_is_sent_to_twice(room):
 
 
 def test_the_hub_flushes_it_too(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     gevent.sleep(0)
     room.broadcast(b"x")
     assert not any(map(room.sends, room.ids))
@@ -343,7 +375,7 @@ def test_the_hub_flushes_it_too(room):
 
 @pytest.mark.parametrize("payload", [b"own", random.randbytes(LARGE)], ids=["short", "long"])
 def test_who_is_sent_anything_of_its_own_leaves_with_what_has_gathered(room, payload):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"one")
     room.write(2, payload)
     assert room.broadcast(b"two") == 5
@@ -356,7 +388,7 @@ def test_who_is_sent_anything_of_its_own_leaves_with_what_has_gathered(room, pay
 
 
 def test_who_gathers_something_comes_back_when_that_has_left(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.write(2, b"own")
     assert room.broadcast(b"one") == 5, "its own is still here"
     assert room.broadcast(b"two") == 5
@@ -366,7 +398,7 @@ def test_who_gathers_something_comes_back_when_that_has_left(room):
 
 
 def test_nobody_comes_back_while_something_gathers_that_it_has_been_sent(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"one")
     room.write(2, b"own")
     room.outbox(2).flush()
@@ -377,7 +409,7 @@ def test_nobody_comes_back_while_something_gathers_that_it_has_been_sent(room):
 
 
 def test_a_flush_of_one_alone_takes_along_what_has_gathered(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"one")
     room.outbox(2).flush()
     assert room.sends(2) == [encoded(b"one")]
@@ -387,24 +419,24 @@ def test_a_flush_of_one_alone_takes_along_what_has_gathered(room):
 
 
 def test_what_is_written_outside_of_callbacks_follows_what_has_gathered(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"one")
     room.batch.held = False
     room.write(2, b"own")
-    assert room.sends(2) == [encoded(b"one", b"own")]
+    assert b"".join(room.sends(2)) == encoded(b"one", b"own")
     room.batch.flush()
-    assert room.sends(2) == [encoded(b"one", b"own")]
+    assert b"".join(room.sends(2)) == encoded(b"one", b"own")
     assert room.sends(1) == [encoded(b"one")]
 
 
 @pytest.mark.parametrize("interrupted", [1, 3, 6])
 def test_an_interrupted_flush_forgets_nobody(room, interrupted):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"news")
-    room.socket(interrupted).error = KeyboardInterrupt()
+    room.sockets[interrupted].error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         room.batch.flush()
-    assert [str(error) for error in room.lost] == ["interrupted by KeyboardInterrupt while sending"]
+    assert room.lost == ["OSError: interrupted by KeyboardInterrupt while sending"]
     others = set(room.ids) - {interrupted}
     wait_until(lambda: all(room.sends(id) for id in others))
     assert all(b"".join(room.sends(id)) == frame(0x82, b"news", key=None) for id in others)
@@ -412,22 +444,21 @@ def test_an_interrupted_flush_forgets_nobody(room, interrupted):
 
 
 def test_who_leaves_takes_nothing_where_nothing_has_gathered(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.outbox(2).leave()
     room.outbox(2).leave()
-    assert room.outbox(2).gathered == []
-    assert not room.batch._gathered
+    assert room.outbox(2).size == 0
     assert room.broadcast(b"one") == 6
 
 
 def test_it_dissolves_when_more_than_half_have_left(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"one")
     for id in (1, 2, 3):
         room.write(id, b"own")
-    assert list(room.audiences._known) == [room.ids], "half are there"
+    assert room.known == [room.ids], "half are there"
     room.write(4, b"own")
-    assert not room.audiences._known
+    assert not room.known
     room.batch.flush()
     for id in room.ids:
         own = [b"own"] if id <= 4 else []
@@ -439,21 +470,21 @@ def test_it_dissolves_when_more_than_half_have_left(room):
 @pytest.mark.parametrize(("leaving", "worth_it"), [(2, True), (3, False)])
 def test_it_dissolves_when_those_who_leave_cost_more_than_it_saves(rooms, leaving, worth_it):
     room = rooms(8)  # one in four may leave for each flush
-    room.gather_an_audience()
+    room.gather_a_group()
     for _ in range(100):
         room.broadcast(b"all")
         room.batch.flush()
         for id in range(1, leaving + 1):
             room.write(id, b"own")
         room.batch.flush()
-    assert bool(room.audiences._known) == worth_it
+    assert bool(room.known) == worth_it
     assert b"".join(room.sends(1)) == encoded(b"all", b"own") * 100
     assert b"".join(room.sends(8)) == encoded(b"all") * 100
 
 
 def test_it_may_cost_something_at_times_if_it_has_saved_enough_before(rooms):
     room = rooms(8)
-    room.gather_an_audience()
+    room.gather_a_group()
     for _ in range(3):
         for _ in range(40):
             room.broadcast(b"all")
@@ -468,18 +499,18 @@ def test_it_may_cost_something_at_times_if_it_has_saved_enough_before(rooms):
             room.write(id, b"own")
         room.batch.flush()
         room.broadcast(b"all")
-    assert not room.audiences._known, "but not any number of times"
+    assert not room.known, "but not any number of times"
 
 
-def test_audiences_hold_no_connection_that_has_ended(room):
-    room.gather_an_audience()
+def test_groups_hold_no_connection_that_has_ended(room):
+    room.gather_a_group()
     room.broadcast(b"x")
     for id in room.ids:
-        room.outbox(id).close()
-        assert room.outbox(id).discarded
-    assert not room.audiences._known
+        room.connections[id].abort("it has ended")
+        assert room.sends(id) == [encoded(b"x")]
+    assert not room.known
     room.batch.flush()
-    assert not any(map(room.sends, room.ids))
+    assert all(len(room.sends(id)) == 1 for id in room.ids)
 
 
 # -- members that cannot keep up ---------------------------------------------------------------------------------
@@ -487,17 +518,17 @@ def test_audiences_hold_no_connection_that_has_ended(room):
 
 @pytest.mark.parametrize("room_left", [0, 1, 7, 12])
 def test_who_falls_behind_leaves_and_is_sent_the_rest_by_its_writer(room, room_left):
-    room.gather_an_audience()
+    room.gather_a_group()
     room.broadcast(b"one")
     room.broadcast(b"two and three")
-    room.socket(2).room = room_left
+    room.sockets[2].room = room_left
     sent = room.outbox(2).bytes_sent
     room.batch.flush()
     assert [room.sends(id) for id in (1, 3)] == [[encoded(b"one", b"two and three")]] * 2
     assert room.outbox(2).congested
     assert (room.outbox(2).size, room.outbox(2).bytes_sent - sent) == (5 + 15 - room_left, room_left)
     assert room.broadcast(b"four") == 5
-    room.socket(2).room = 1 << 30
+    room.sockets[2].room = 1 << 30
     wait_until(lambda: not room.outbox(2).congested)
     assert b"".join(room.sends(2)) == encoded(b"one", b"two and three", b"four")
     assert room.outbox(2).bytes_sent - sent == len(encoded(b"one", b"two and three", b"four"))
@@ -506,28 +537,28 @@ def test_who_falls_behind_leaves_and_is_sent_the_rest_by_its_writer(room, room_l
 
 
 def test_a_broken_socket_is_found_and_the_others_get_theirs(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     sent = room.outbox(2).bytes_sent
-    room.socket(2).error = ConnectionResetError("gone")
+    room.sockets[2].error = ConnectionResetError("gone")
     room.broadcast(b"one")
     room.batch.flush()
-    assert [str(error) for error in room.lost] == ["gone"]
-    assert (room.outbox(2).bytes_sent, room.outbox(2).size, room.outbox(2).audience) == (sent, 0, None)
+    assert room.lost == ["ConnectionResetError: gone"]
+    assert (room.outbox(2).bytes_sent, room.outbox(2).size, room.shares(2)) == (sent, 0, False)
     assert [room.sends(id) for id in (1, 3, 4, 5, 6)] == [[encoded(b"one")]] * 5
 
 
 def test_when_too_many_fall_behind_in_the_middle_nothing_is_lost(room):
-    room.gather_an_audience()
+    room.gather_a_group()
     for id in (1, 2, 3, 4):
-        room.socket(id).room = 0
+        room.sockets[id].room = 0
     payloads = [random.randbytes(1000) for _ in range(MOST_GATHERED + 2)]
     for payload in payloads:
         room.broadcast(payload)  # which flushes in between, and then is none any more
-    assert not room.audiences._known
+    assert not room.known
     room.batch.flush()
     for id in (1, 2, 3, 4):
         assert room.outbox(id).congested
-        room.socket(id).room = 1 << 30
+        room.sockets[id].room = 1 << 30
     wait_until(lambda: not any(room.outbox(id).congested for id in room.ids))
     for id in room.ids:
         assert b"".join(room.sends(id)) == encoded(*payloads)
@@ -548,9 +579,9 @@ STEPS = st.one_of(
 )
 
 
-@mock.patch.multiple(audience_module, _WORTH_IT=2, _PAUSE=3)  # so that they come and go
+@mock.patch.multiple(groups_module, _WORTH_IT=2, _PAUSE=3)  # so that they come and go
 @given(st.lists(STEPS, max_size=80))
-def test_each_is_sent_the_same_as_without_audiences(steps):
+def test_each_is_sent_the_same_as_without_groups(steps):
     room = Room()
     expected = {id: [] for id in room.ids}
     number = 0
@@ -559,30 +590,27 @@ def test_each_is_sent_the_same_as_without_audiences(steps):
             number += 1
             payload = number.to_bytes(2) * value
             to = subject if step == "broadcast" else (subject,)
-            if value >= LARGE or step == "write":
-                for id in to:  # as the context does it
-                    if id in room.connections and not room.connections[id].closing:
-                        room.write(id, payload)
-            else:
+            if step == "broadcast":
                 room.broadcast(payload, to)
+            elif not room.connections[subject].closing:
+                room.write(subject, payload)
             for id in to:
                 if id in expected and not room.connections[id].closing:
                     expected[id].append(payload)
         elif step == "flush":
             room.batch.flush()
         elif step == "room":
-            room.socket(subject).room = value
+            room.sockets[subject].room = value
         elif step == "relief":
-            room.socket(subject).room = 1 << 30
+            room.sockets[subject].room = 1 << 30
         elif not room.connections[subject].closing:
-            room.socket(subject).room = 1 << 30
+            room.sockets[subject].room = 1 << 30
             room.outbox(subject).flush()
-            room.outbox(subject).wait()
-            room.connections[subject].closing = True
-            room.outbox(subject).close()
+            room.connections[subject].wait_sent()
+            room.connections[subject].abort("it has ended")
     room.batch.flush()
     for id in room.ids:
-        room.socket(id).room = 1 << 30
+        room.sockets[id].room = 1 << 30
     wait_until(lambda: not any(room.outbox(id).congested for id in room.ids))
     room.batch.flush()
     for id, payloads in expected.items():
@@ -590,8 +618,6 @@ def test_each_is_sent_the_same_as_without_audiences(steps):
         assert b"".join(room.sends(id)) == sent
         assert (room.outbox(id).bytes_sent, room.outbox(id).size) == (len(sent), 0)
         assert room.outbox(id).frames == len(payloads)
-    members = [outbox for outbox in map(room.outbox, room.ids) if outbox.audience is not None]
-    known = room.audiences._known
-    assert sum(len(audience._sends) for audience in known.values()) == len(members)
-    assert sum(map(len, known)) <= 2 * len(members)
+    members = sum(map(room.shares, room.ids))
+    assert sum(map(len, room.known)) <= 2 * members
     room.close()

@@ -8,10 +8,11 @@ import gevent
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, in_thread, wait_until
+from conftest import PATIENCE, greenlets, in_thread, wait_until
 
 from gowsev.connection import outbox as outbox_module
-from gowsev.connection.outbox import Batch, Outbox
+from gowsev.connection.gathering import Batch
+from gowsev.connection.outbox import Outbox
 from gowsev.connection.sockets import poll_sockets
 from gowsev.connection.tls import TLSSocket
 from gowsev.wire.encoder import LARGE
@@ -116,8 +117,8 @@ class Interrupted:
 def test_an_interrupted_flush_forgets_none_of_the_outboxes_behind(capfd):
     batch, lost = Batch(), []
     batch.held = True
-    outboxes = [Outbox(Interrupted(), False, batch, lost.append) for _ in range(3)]
-    sockets = [outbox._sock for outbox in outboxes]
+    sockets = [Interrupted() for _ in range(3)]
+    outboxes = [Outbox(sock, False, batch, lost.append) for sock in sockets]
     sockets[1].interrupt = sockets[2].interrupt = False
     for outbox in outboxes:
         outbox.append(b"frame")
@@ -130,26 +131,25 @@ def test_an_interrupted_flush_forgets_none_of_the_outboxes_behind(capfd):
 
 
 def test_a_flush_without_memory_is_made_up_for_by_the_next():
-    class Frames(list):
-        def __len__(self):
+    class Gatherer:
+        def __init__(self, scarce):
+            self.scarce, self.flushes = scarce, 0
+
+        def flush(self):
             if self.scarce:
                 self.scarce = False
                 raise MemoryError
-            return super().__len__()
+            self.flushes += 1
 
-    batch, lost = Batch(), []
+    batch = Batch()
     batch.held = True
-    outboxes = [Outbox(Interrupted(), False, batch, lost.append) for _ in range(3)]
-    for outbox in outboxes:
-        outbox._sock.interrupt = False
-        outbox.append(b"frame")
-    outboxes[0].gathered = Frames(outboxes[0].gathered)
-    outboxes[0].gathered.scarce = True
+    gatherers = [Gatherer(scarce) for scarce in (True, False, False)]
+    for gatherer in gatherers:
+        batch.add(gatherer)
     with pytest.raises(MemoryError):
         batch.flush()
     batch.flush()
-    assert [outbox._sock.sent for outbox in outboxes] == [[b"frame"]] * 3
-    assert lost == []
+    assert [gatherer.flushes for gatherer in gatherers] == [1, 1, 1]
 
 
 def test_an_interrupted_send_of_a_long_frame_ends_its_connection():
@@ -166,8 +166,9 @@ def test_an_interrupted_send_of_a_long_frame_ends_its_connection():
 def test_an_interrupted_flush_of_the_hub_is_made_up_for(capfd):
     batch, lost = Batch(), []
     batch.held = True
-    outboxes = [Outbox(Interrupted(), False, batch, lost.append) for _ in range(2)]
-    last = outboxes[1]._sock
+    sockets = [Interrupted() for _ in range(2)]
+    outboxes = [Outbox(sock, False, batch, lost.append) for sock in sockets]
+    last = sockets[1]
     last.interrupt = False
     for outbox in outboxes:
         outbox.append(b"frame")
@@ -210,7 +211,7 @@ def test_a_batch_flushes_every_outbox_that_gathered_once():
     batch = Batch()
     batch.held = True
     for rig in rigs:
-        rig.outbox.batch = batch
+        rig.outbox.move(batch)
         rig.outbox.append(b"a")
         rig.outbox.append(b"b")
     batch.flush()
@@ -253,21 +254,20 @@ def test_more_bytes_than_are_worth_gathering_are_offered_at_once_even_while_held
 
 def test_more_frames_than_are_worth_gathering_are_offered_at_once_even_while_held(packets):
     packets.batch.held = True
-    for number in range(63):
+    for number in range(64):
         packets.outbox.append(bytes([number]))
     assert packets.read() == b""
     packets.outbox.append(b"?")
-    assert packets.theirs.recv(100) == bytes(range(63)) + b"?"
+    assert packets.theirs.recv(100) == bytes(range(64)) + b"?"
     packets.outbox.append(b"next")
     packets.batch.flush()
     assert packets.theirs.recv(100) == b"next"
 
 
-def test_a_short_frame_may_be_put_behind_gathered_ones_without_a_call(packets):
+def test_what_is_gathered_is_counted_before_it_leaves(packets):
     packets.batch.held = True
     packets.outbox.append(b"one")
-    assert 0 < len(packets.outbox.gathered) < packets.outbox.most
-    packets.outbox.gathered.append(b"two")
+    packets.outbox.append(b"two")
     assert (packets.outbox.size, packets.outbox.frames) == (6, 2)
     packets.batch.flush()
     assert packets.theirs.recv(100) == b"onetwo"
@@ -277,9 +277,15 @@ def test_a_short_frame_may_be_put_behind_gathered_ones_without_a_call(packets):
 @pytest.mark.parametrize(
     ("limit", "most"), [(None, 64), (64 * LARGE - 1, 63), (2 * LARGE, 2), (2 * LARGE - 1, 1), (LARGE - 1, 0)]
 )
-def test_what_may_be_put_without_a_call_is_never_more_than_the_limit(limit, most):
-    rig = Rig(limit=limit)
-    assert rig.outbox.most == most
+def test_no_more_short_frames_are_gathered_than_the_limit_has_room_for(limit, most):
+    rig = Rig(socket.SOCK_SEQPACKET, limit=limit)
+    rig.batch.held = True
+    for _ in range(most):
+        assert rig.outbox.has_room()
+        rig.outbox.append(b"x")
+    assert rig.read() == b""
+    rig.outbox.append(b"x")
+    assert rig.theirs.recv(100) == b"x" * (most + 1)
     rig.close()
 
 
@@ -288,8 +294,9 @@ def test_nothing_is_gathered_while_a_writer_is_at_work(rig):
     rig.batch.held = True
     rig.outbox.append(b"behind")
     rig.outbox.append_long((b"further", b"behind"))
-    assert rig.outbox.gathered == []
-    assert rig.outbox.most == 0
+    size = rig.outbox.size
+    rig.batch.flush()
+    assert rig.outbox.size == size, "it waits behind the rest"
 
 
 def test_frames_are_counted_however_they_came_and_wherever_they_are(rig):
@@ -312,15 +319,15 @@ def test_frames_are_counted_however_they_came_and_wherever_they_are(rig):
 def test_it_is_full_when_more_than_the_limit_waits_that_the_kernel_does_not_take():
     rig = Rig(limit=1000)
     rig.batch.held = True
-    rig.outbox.append(bytes(2000))
-    assert not rig.outbox.full, "the kernel takes it"
+    rig.outbox.append_long((bytes(2000),))
+    assert rig.outbox.has_room(), "the kernel takes it"
     assert rig.read() == bytes(2000)
     rig.batch.held = False
     rig.congest()
     while rig.outbox.size <= 1000:
-        assert not rig.outbox.full
+        assert rig.outbox.has_room()
         rig.outbox.append(bytes(100))
-    assert rig.outbox.full
+    assert not rig.outbox.has_room()
     rig.close()
 
 
@@ -420,11 +427,12 @@ def test_a_peer_in_another_thread_gets_everything(rig):
 
 
 def test_a_writer_exists_only_while_there_is_congestion(rig):
+    before = greenlets()
     for _ in range(3):
         data = rig.congest()
-        writer = rig.outbox.writer
+        assert greenlets() == before + 1
         assert rig.read_until(len(data)) == data
-        wait_until(lambda writer=writer: writer.dead)
+        wait_until(lambda: greenlets() == before)
         assert not rig.outbox.congested
         rig.outbox.append(b"at once")
         assert rig.read() == b"at once"
@@ -549,16 +557,15 @@ def test_the_late_chunk_is_sent_last_and_only_its_newest_value(rig):
 
 
 def test_closing_forgets_what_waits_and_ends_the_writer(rig):
+    before = greenlets()
     data = rig.congest()
-    writer = rig.outbox.writer
     gevent.sleep(0)  # the writer has begun to wait
     rig.outbox.late = b"late"
     taken = len(data) - rig.outbox.size
     rig.outbox.close()
     assert rig.outbox.size == 0
     assert not rig.outbox.congested
-    writer.join(PATIENCE)
-    assert writer.dead
+    wait_until(lambda: greenlets() == before)
     assert rig.read() == data[:taken]
     gevent.sleep(0.01)
     assert rig.read() == b""
@@ -566,11 +573,10 @@ def test_closing_forgets_what_waits_and_ends_the_writer(rig):
 
 
 def test_closing_before_the_writer_has_begun_ends_it_too(rig):
+    before = greenlets()
     rig.congest()
-    writer = rig.outbox.writer
     rig.outbox.close()
-    writer.join(PATIENCE)
-    assert writer.dead
+    wait_until(lambda: greenlets() == before)
 
 
 def test_a_writer_that_is_being_ended_does_not_disturb_its_successor(rig):
@@ -600,14 +606,13 @@ def test_a_broken_socket_is_reported_once_and_nothing_waits_any_more(rig, chunks
 
 
 def test_a_socket_that_breaks_while_congested_is_reported_once(rig):
+    before = greenlets()
     rig.congest()
-    writer = rig.outbox.writer
     gevent.sleep(0)
     rig.outbox.late = b"late"
     rig.theirs.close()
     wait_until(lambda: rig.errors)
-    writer.join(PATIENCE)
-    assert writer.dead
+    wait_until(lambda: greenlets() == before)
     assert len(rig.errors) == 1
     assert isinstance(rig.errors[0], OSError)
     assert (rig.outbox.size, rig.outbox.congested, rig.outbox.late) == (0, False, b"")
@@ -621,11 +626,11 @@ def test_whoever_is_told_of_the_loss_may_close_the_outbox_and_the_socket(rig):
         rig.ours.close()
 
     rig.outbox = Outbox(rig.ours, False, rig.batch, lost)
+    before = greenlets()
     rig.congest()
-    writer = rig.outbox.writer
     rig.theirs.close()
     wait_until(lambda: rig.errors)
-    writer.join(PATIENCE)
+    wait_until(lambda: greenlets() == before)
     gevent.sleep(0.01)
     assert len(rig.errors) == 1
 

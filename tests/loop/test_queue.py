@@ -9,28 +9,28 @@ import pytest
 from conftest import PATIENCE, in_real_thread, wait_until
 from gevent import monkey
 
-from gowsev.loop import queue as mailbox_module
-from gowsev.loop.queue import Empty, Mailbox
+from gowsev.loop import queue as queue_module
+from gowsev.loop.queue import Empty, EventQueue
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 
 
 @pytest.fixture
-def mailbox():
-    made = Mailbox()
+def queue():
+    made = EventQueue()
     yield made
     made.close()
 
 
 @pytest.fixture
-def socket_event(mailbox):
-    """A function that makes a socket readable whose watcher puts "read" into the mailbox, once."""
+def socket_event(queue):
+    """A function that makes a socket readable whose watcher puts "read" into the queue, once."""
     ours, theirs = socket.socketpair()
     watcher = gevent.get_hub().loop.io(ours.fileno(), 1)
 
     def readable():
         ours.recv(100)
-        mailbox.put("read")
+        queue.put("read")
 
     watcher.start(readable)
     yield lambda: theirs.send(b"x")
@@ -40,228 +40,241 @@ def socket_event(mailbox):
     theirs.close()
 
 
-def test_events_come_out_in_the_order_in_which_they_were_put(mailbox):
+def test_events_come_out_in_the_order_in_which_they_were_put(queue):
     for event in range(10):
-        mailbox.put(event)
-    assert len(mailbox) == 10
-    assert [mailbox.get(None) for _ in range(10)] == list(range(10))
-    assert len(mailbox) == 0
+        queue.put(event)
+    assert len(queue) == 10
+    assert [queue.wait(None) for _ in range(10)] == list(range(10))
+    assert len(queue) == 0
 
 
-def test_posted_events_come_out_in_the_order_in_which_they_were_posted(mailbox):
+def test_posted_events_come_out_in_the_order_in_which_they_were_posted(queue):
     for event in range(10):
-        mailbox.post(event)
-    assert len(mailbox) == 10
-    assert [mailbox.get(None) for _ in range(10)] == list(range(10))
-    assert len(mailbox) == 0
+        queue.post(event)
+    assert len(queue) == 10
+    assert [queue.wait(None) for _ in range(10)] == list(range(10))
+    assert len(queue) == 0
 
 
-def test_an_event_that_is_there_can_be_taken_without_waiting(mailbox):
-    mailbox.put("first")
-    mailbox.put("second")
-    assert [mailbox.take(), mailbox.take()] == ["first", "second"]
+def test_an_event_that_is_there_can_be_taken_without_waiting(queue):
+    queue.put("first")
+    queue.put("second")
+    assert [queue.get_nowait(), queue.get_nowait()] == ["first", "second"]
     with pytest.raises(Empty):
-        mailbox.take()
+        queue.get_nowait()
 
 
-def test_nothing_within_the_timeout_is_none(mailbox):
-    assert mailbox.get(0.01) is None
-    assert mailbox.get(0) is None
+def test_nothing_within_the_timeout_is_none(queue):
+    assert queue.wait(0.01) is None
+    assert queue.wait(0) is None
 
 
-def test_what_is_put_after_a_wait_in_vain_is_there(mailbox):
-    assert mailbox.get(0.01) is None
-    mailbox.put("event")
-    assert mailbox.take() == "event"
+def test_what_is_put_after_a_wait_in_vain_is_there(queue):
+    assert queue.wait(0.01) is None
+    queue.put("event")
+    assert queue.get_nowait() == "event"
 
 
 @pytest.mark.parametrize("timeout", [None, 1, PATIENCE])
-def test_waiting_blocks_only_its_own_greenlet_until_an_event_is_put(mailbox, timeout):
-    gevent.spawn(lambda: mailbox.put("event"))
-    assert mailbox.get(timeout) == "event"
+def test_waiting_blocks_only_its_own_greenlet_until_an_event_is_put(queue, timeout):
+    gevent.spawn(lambda: queue.put("event"))
+    assert queue.wait(timeout) == "event"
 
 
-def test_a_timeout_counts_from_the_call(mailbox):
+def test_a_timeout_counts_from_the_call(queue):
     """Not from when the hub looked at the clock last, however long the greenlet has computed since."""
     # Woken by a watcher, as after a read or a sleep: then gevent by itself would not look at the clock again.
     gevent.get_hub().wait(gevent.get_hub().loop.timer(0))
     time.sleep(0.2)
     before = time.monotonic()
-    assert mailbox.get(0.1) is None
+    assert queue.wait(0.1) is None
     assert time.monotonic() - before >= 0.09
 
 
-def time_is_over(mailbox):
-    """Do what the timer of the one that waits does."""
-    gevent.get_hub().loop.run_callback(mailbox._waiters[0].switch, True)
-
-
-def test_an_event_that_comes_with_the_timeout_comes_first(mailbox):
-    def both():
-        time_is_over(mailbox)
-        mailbox.put("event")
-
-    gevent.get_hub().loop.run_callback(both)
-    assert mailbox.get(PATIENCE) == "event"
-    gevent.spawn(lambda: mailbox.put("later"))
-    assert mailbox.get(PATIENCE) == "later", "and there was no timeout then"
-
-
-def test_an_event_that_comes_in_the_round_of_the_timeout_comes_first(mailbox):
+def test_an_event_that_comes_in_the_round_of_the_timeout_comes_first(queue):
     hub = gevent.get_hub()
     timer = hub.loop.timer(0.02)
-    timer.start(lambda: mailbox.put("event"))
+    timer.start(lambda: queue.put("event"))
     sleep = monkey.get_original("time", "sleep")
     hub.loop.run_callback(sleep, 0.1)  # so that both are due, the one of the wait first
-    assert mailbox.get(0.01) == "event"
+    assert queue.wait(0.01) == "event"
     timer.close()
 
 
-def test_a_timeout_that_comes_behind_an_event_is_not_kept_for_the_next_wait(mailbox):
-    def both():
-        late = mailbox._waiters[0].switch
-        mailbox.put("event")
-        gevent.get_hub().loop.run_callback(late, True)  # as the timer does, where both are due in one round of the hub
-
-    gevent.get_hub().loop.run_callback(both)
-    assert mailbox.get(PATIENCE) == "event"
-    gevent.spawn(lambda: mailbox.put("later"))
-    assert mailbox.get(PATIENCE) == "later"
+def hub_sleeps(seconds=0.1):
+    """Let the next round of the hub find all due that is due within some time."""
+    gevent.get_hub().loop.run_callback(monkey.get_original("time", "sleep"), seconds)
 
 
-def test_a_timeout_of_a_wait_that_was_broken_off_is_not_kept_for_the_next_one(mailbox):
-    waiting = gevent.getcurrent()
-
-    def both():
-        time_is_over(mailbox)
-        waiting.throw(gevent.Timeout())  # as the timer of a `gevent.Timeout` does
-
-    gevent.get_hub().loop.run_callback(both)
-    with pytest.raises(gevent.Timeout):
-        mailbox.get(PATIENCE)
-    gevent.spawn(lambda: mailbox.put("later"))
-    assert mailbox.get(PATIENCE) == "later"
+def test_a_timeout_that_comes_behind_an_event_is_not_kept_for_the_next_wait(queue):
+    for _ in range(3):
+        timer = gevent.get_hub().loop.timer(0.02)
+        timer.start(lambda: queue.put("event"))
+        hub_sleeps()
+        assert queue.wait(0.01) == "event"
+        gevent.spawn(lambda: queue.put("later"))
+        assert queue.wait(PATIENCE) == "later"
+        timer.close()
 
 
-def test_all_that_is_put_while_one_waits_is_there_when_it_goes_on(mailbox):
-    gevent.spawn(lambda: [mailbox.put(event) for event in range(3)])
-    assert [mailbox.get(None), mailbox.take(), mailbox.take()] == [0, 1, 2]
+def test_a_timeout_of_a_wait_that_was_broken_off_is_not_kept_for_the_next_one(queue):
+    for first, second in ((0.01, 0.02), (0.02, 0.01)):
+        with gevent.Timeout(first, False):
+            hub_sleeps()
+            assert queue.wait(second) is None
+        gevent.spawn(lambda: queue.put("later"))
+        assert queue.wait(PATIENCE) == "later"
 
 
-def test_who_has_read_put_while_somebody_waited_may_go_on_with_it(mailbox):
-    def reader():
-        put = mailbox.put
-        for event in range(3):
-            put(event)
+def test_a_timeout_that_was_there_when_the_wait_was_broken_off_is_taken_away(queue):
+    waiting = gevent.spawn(queue.wait, 0.01)
+    gevent.sleep(0)  # it waits
 
-    gevent.spawn(reader)
-    assert [mailbox.get(None), mailbox.take(), mailbox.take()] == [0, 1, 2]
+    def throw():
+        if len(queue):  # the token is there, and the one that waits has not been woken
+            waiting.throw(gevent.GreenletExit())
+        elif not waiting.ready():
+            gevent.get_hub().loop.run_callback(throw)
+
+    throw()
+    waiting.join(PATIENCE)
+    assert len(queue) == 0
+    gevent.spawn(lambda: queue.put("later"))
+    assert queue.wait(PATIENCE) == "later"
+
+
+def test_an_event_that_comes_with_the_token_of_the_timeout_comes_first(queue):
+    def put():
+        if len(queue):  # the token is there, and the one that waits has not been woken
+            queue.put("event")
+        else:
+            gevent.get_hub().loop.run_callback(put)
+
+    gevent.get_hub().loop.run_callback(put)
+    assert queue.wait(0.01) == "event"
+    assert len(queue) == 0
+
+
+def test_the_timeouts_of_several_that_wait_are_their_own(queue):
+    patient, hasty = gevent.spawn(queue.wait, None), gevent.spawn(queue.wait, 0.01)
+    hasty.join(PATIENCE)
+    assert hasty.successful()
+    assert hasty.value is None
+    assert not patient.ready()
+    queue.put("event")
+    patient.join(PATIENCE)
+    assert patient.value == "event"
+
+
+def test_all_that_is_put_while_one_waits_is_there_when_it_goes_on(queue):
+    gevent.spawn(lambda: [queue.put(event) for event in range(3)])
+    assert [queue.wait(None), queue.get_nowait(), queue.get_nowait()] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_each_of_several_that_wait_gets_an_event(mailbox, count):
-    waiting = [gevent.spawn(mailbox.get, None) for _ in range(count)]
-    wait_until(lambda: len(mailbox._waiters) == count)
+def test_each_of_several_that_wait_gets_an_event(queue, count):
+    waiting = [gevent.spawn(queue.wait, None) for _ in range(count)]
+    gevent.sleep(0)  # they wait
     for event in range(count):
-        mailbox.put(event)
+        queue.put(event)
     gevent.joinall(waiting, PATIENCE)
     assert [greenlet.value for greenlet in waiting] == list(range(count))
 
 
-def test_who_waits_behind_another_waits_on_until_there_is_an_event_for_it(mailbox):
-    first, second = (gevent.spawn(mailbox.get, None) for _ in range(2))
-    wait_until(lambda: len(mailbox._waiters) == 2)
-    mailbox.put("first")
+def test_who_waits_behind_another_waits_on_until_there_is_an_event_for_it(queue):
+    first, second = (gevent.spawn(queue.wait, None) for _ in range(2))
+    gevent.sleep(0)  # they wait
+    queue.put("first")
     first.join(PATIENCE)
     assert first.value == "first"
-    assert mailbox.get(0.01) is None
+    assert queue.wait(0.01) is None
     assert not second.ready()
-    mailbox.put("second")
+    queue.put("second")
     second.join(PATIENCE)
     assert second.value == "second"
 
 
-def test_who_finds_its_event_taken_by_somebody_else_waits_on(mailbox):
-    waiting = gevent.spawn(mailbox.get, None)
-    wait_until(lambda: mailbox._waiters)
-    mailbox.put("first")
-    assert mailbox.get(None) == "first", "it is there, and the other has not come yet"
-    gevent.spawn(lambda: mailbox.put("second"))
+def test_who_finds_its_event_taken_by_somebody_else_waits_on(queue):
+    waiting = gevent.spawn(queue.wait, None)
+    gevent.sleep(0)  # they wait
+    queue.put("first")
+    assert queue.wait(None) == "first", "it is there, and the other has not come yet"
+    gevent.spawn(lambda: queue.put("second"))
     waiting.join(PATIENCE)
     assert waiting.value == "second"
 
 
-def test_an_event_is_not_lost_with_the_one_that_was_woken_for_it(mailbox):
-    woken, other = (gevent.spawn(mailbox.get, None) for _ in range(2))
-    wait_until(lambda: len(mailbox._waiters) == 2)
+def test_an_event_is_not_lost_with_the_one_that_was_woken_for_it(queue):
+    woken, other = (gevent.spawn(queue.wait, None) for _ in range(2))
+    gevent.sleep(0)  # they wait
 
     def both():
-        mailbox.put("event")
+        queue.put("event")
         woken.throw(gevent.GreenletExit())  # before it has run
 
     gevent.get_hub().loop.run_callback(both)
     other.join(PATIENCE)
     assert other.value == "event"
-    mailbox.put("next")
-    assert mailbox.get(None) == "next"
+    queue.put("next")
+    assert queue.wait(None) == "next"
 
 
-def test_who_is_killed_while_others_wait_takes_nothing_along(mailbox):
-    killed, *others = (gevent.spawn(mailbox.get, None) for _ in range(3))
-    wait_until(lambda: len(mailbox._waiters) == 3)
+def test_who_is_killed_while_others_wait_takes_nothing_along(queue):
+    killed, *others = (gevent.spawn(queue.wait, None) for _ in range(3))
+    gevent.sleep(0)  # they wait
     killed.kill()
     for event in ("first", "second"):
-        mailbox.put(event)
+        queue.put(event)
     gevent.joinall(others, PATIENCE)
     assert [other.value for other in others] == ["first", "second"]
 
 
-def test_who_was_woken_for_an_event_that_somebody_else_took_goes_on_waiting(mailbox):
+def test_who_was_woken_for_an_event_that_somebody_else_took_goes_on_waiting(queue):
     def other():
-        mailbox.put("taken")
-        assert mailbox.take() == "taken"
+        queue.put("taken")
+        assert queue.get_nowait() == "taken"
         gevent.sleep(0.01)
-        mailbox.put("its own")
+        queue.put("its own")
 
     gevent.spawn(other)
-    assert mailbox.get(PATIENCE) == "its own"
+    assert queue.wait(PATIENCE) == "its own"
 
 
-def test_a_poll_delivers_what_had_arrived(mailbox, socket_event):
+def test_a_poll_delivers_what_had_arrived(queue, socket_event):
     socket_event()
-    assert mailbox.get(0) == "read"
+    assert queue.wait(0) == "read"
 
 
-def test_a_poll_delivers_what_was_posted_while_it_looked(mailbox):
-    assert mailbox.get(0) is None
-    gevent.get_hub().loop.run_callback(mailbox.post, "posted")
-    assert mailbox.get(0) == "posted"
+def test_a_poll_delivers_what_was_posted_while_it_looked(queue):
+    assert queue.wait(0) is None
+    gevent.get_hub().loop.run_callback(queue.post, "posted")
+    assert queue.wait(0) == "posted"
 
 
-def test_events_without_end_do_not_keep_sockets_from_being_looked_at(mailbox, socket_event, monkeypatch):
-    monkeypatch.setattr(mailbox_module, "MOST_IN_A_ROW", 4)
+def test_events_without_end_do_not_keep_sockets_from_being_looked_at(queue, socket_event, monkeypatch):
+    monkeypatch.setattr(queue_module, "MOST_IN_A_ROW", 4)
     socket_event()
-    mailbox.put("more")
+    queue.put("more")
 
     def get():
         # One for each that is taken: the queue is never empty.
-        mailbox.put("more")
-        return mailbox.get(None)
+        queue.put("more")
+        return queue.wait(None)
 
     seen = [get() for _ in range(20)]
     assert "read" in seen
     assert seen.count("more") == 19
 
 
-def test_after_so_many_events_in_a_row_the_sockets_are_looked_at(mailbox, socket_event, monkeypatch):
-    monkeypatch.setattr(mailbox_module, "MOST_IN_A_ROW", 4)
+def test_after_so_many_events_in_a_row_the_sockets_are_looked_at(queue, socket_event, monkeypatch):
+    monkeypatch.setattr(queue_module, "MOST_IN_A_ROW", 4)
     socket_event()
     looked_after = []
     for taken in range(15):
-        mailbox.put("more")
-        before = len(mailbox)
-        mailbox.get(None)
-        if len(mailbox) == before:  # one was taken, and "read" has come
+        queue.put("more")
+        before = len(queue)
+        queue.wait(None)
+        if len(queue) == before:  # one was taken, and "read" has come
             looked_after.append(taken)
             socket_event()
     assert looked_after == [4, 9, 14]
@@ -270,87 +283,87 @@ def test_after_so_many_events_in_a_row_the_sockets_are_looked_at(mailbox, socket
 # -- other threads -----------------------------------------------------------------------------------------------
 
 
-def test_a_post_from_a_pool_thread_ends_a_wait_for_ever(mailbox):
-    gevent.spawn(in_real_thread, mailbox.post, "posted")
-    assert mailbox.get(None) == "posted"
+def test_a_post_from_a_pool_thread_ends_a_wait_for_ever(queue):
+    gevent.spawn(in_real_thread, queue.post, "posted")
+    assert queue.wait(None) == "posted"
 
 
-def test_a_post_from_a_plain_thread_ends_a_wait_for_ever(mailbox):
-    thread = threading.Thread(target=mailbox.post, args=("posted",), daemon=True)
+def test_a_post_from_a_plain_thread_ends_a_wait_for_ever(queue):
+    thread = threading.Thread(target=queue.post, args=("posted",), daemon=True)
     gevent.spawn(thread.start)
-    assert mailbox.get(None) == "posted"
+    assert queue.wait(None) == "posted"
     thread.join()
 
 
-def test_what_was_posted_before_the_first_wait_is_there(mailbox):
-    thread = threading.Thread(target=mailbox.post, args=("posted",), daemon=True)
+def test_what_was_posted_before_the_first_wait_is_there(queue):
+    thread = threading.Thread(target=queue.post, args=("posted",), daemon=True)
     thread.start()
     thread.join()
-    assert mailbox.get(0) == "posted"
+    assert queue.wait(0) == "posted"
 
 
-def test_posts_of_several_threads_under_load_all_come_each_thread_s_in_order(mailbox):
+def test_posts_of_several_threads_under_load_all_come_each_thread_s_in_order(queue):
     count = 3000
 
     def post(name):
         for number in range(count):
-            mailbox.post((name, number))
+            queue.post((name, number))
 
     threads = [threading.Thread(target=post, args=(name,), daemon=True) for name in range(4)]
     for thread in threads:
         thread.start()
-    received = [mailbox.get(PATIENCE) for _ in range(count * len(threads))]
+    received = [queue.wait(PATIENCE) for _ in range(count * len(threads))]
     assert None not in received, "a posted event was left behind"
     for name in range(len(threads)):
         assert [number for who, number in received if who == name] == list(range(count))
-    assert mailbox.get(0) is None
+    assert queue.wait(0) is None
     for thread in threads:
         thread.join()
 
 
-def test_each_single_post_is_seen_by_a_consumer_that_waits_for_ever(mailbox):
+def test_each_single_post_is_seen_by_a_consumer_that_waits_for_ever(queue):
     """One at a time, so that each finds the consumer about to wait, waiting, or just woken."""
     count = 500
     taken = threading.Semaphore(0)
 
     def post():
         for number in range(count):
-            mailbox.post(number)
+            queue.post(number)
             taken.acquire()
 
     thread = threading.Thread(target=post, daemon=True)
     thread.start()
     with gevent.Timeout(PATIENCE):
         for number in range(count):
-            assert mailbox.get(None) == number
+            assert queue.wait(None) == number
             taken.release()
     thread.join()
 
 
 def test_a_wait_for_ever_in_a_thread_with_nothing_else_is_no_deadlock():
     """Its hub has no other watcher, and would raise `LoopExit` in a greenlet that nothing could wake."""
-    mailboxes, result = [], []
+    queues, result = [], []
 
     def run():
-        mailboxes.append(Mailbox())
-        result.append(mailboxes[0].get(None))
-        mailboxes[0].close()
+        queues.append(EventQueue())
+        result.append(queues[0].wait(None))
+        queues[0].close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    wait_until(lambda: mailboxes and mailboxes[0]._async is not None)
-    mailboxes[0].post("posted")
+    wait_until(lambda: queues)
+    queues[0].post("posted")
     wait_until(lambda: result)
     assert result == ["posted"]
     thread.join()
 
 
-def test_a_mailbox_does_not_keep_a_program_s_hub_from_ending():
+def test_a_queue_does_not_keep_a_program_s_hub_from_ending():
     def run():
-        mailbox = Mailbox()
-        mailbox.get(0.001)  # from here on it listens for posts
+        queue = EventQueue()
+        queue.wait(0.001)  # from here on it listens for posts
         ended = gevent.wait(timeout=PATIENCE)
-        mailbox.close()
+        queue.close()
         return ended
 
     assert in_real_thread(run) is True
@@ -362,11 +375,10 @@ def test_a_mailbox_does_not_keep_a_program_s_hub_from_ending():
 # -- closing -----------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_mailbox_still_takes_and_gives_but_posts_wake_nobody(mailbox):
-    assert mailbox.get(0) is None
-    mailbox.close()
-    mailbox.close()
-    assert mailbox._async is None
-    mailbox.post("posted")
-    mailbox.put("put")
-    assert sorted([mailbox.get(0), mailbox.get(0)]) == ["posted", "put"]
+def test_a_closed_queue_still_takes_and_gives_but_posts_wake_nobody(queue):
+    assert queue.wait(0) is None
+    queue.close()
+    queue.close()
+    queue.post("posted")
+    queue.put("put")
+    assert sorted([queue.wait(0), queue.wait(0)]) == ["posted", "put"]

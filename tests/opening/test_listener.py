@@ -22,7 +22,7 @@ import gevent.os
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, greenlets, open_sockets, wait_until
+from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, greenlets, listeners_of, open_sockets, wait_until
 from gevent.event import Event
 from raw import RawClient
 
@@ -66,8 +66,8 @@ def read_response(client):
     head = client.read_head()
     length = int(re.search(rb"\r\ncontent-length: *([0-9]+)\r\n", head, re.IGNORECASE)[1])
     while len(client.buffer) < length:
-        client._fill()
-    return head, client._take(length)
+        client.fill()
+    return head, client.take(length)
 
 
 def pages(environ, start_response):
@@ -257,7 +257,7 @@ def test_a_client_that_does_not_read_its_page_is_given_up(serve):
     server = serve(http_app=large, handshake_timeout=SHORT)
     client = server.client(handshake=False)
     client.send(get())
-    (listener,) = server.context._listeners
+    (listener,) = listeners_of(server)
     wait_until(lambda: listener.pending)
     wait_until(lambda: not listener.pending)
     assert echoes(server.client())
@@ -827,7 +827,7 @@ def test_both_ways_lead_to_the_same(serve, request_, options, late):
     # A verdict takes time: with one to ask for, every client takes the long way.
     for handler, expected in ((Conns(), []), (Judge(), ["long"])):
         server = serve(handler, **options)
-        (listener,) = server.context._listeners
+        (listener,) = listeners_of(server)
         taken = ways(listener)
         client = server.client(handshake=False)
         if late:
@@ -860,7 +860,7 @@ def test_both_ways_lead_to_the_same(serve, request_, options, late):
 )
 def test_what_is_out_of_the_ordinary_takes_the_long_way(serve, request_):
     server = serve()
-    taken = ways(server.context._listeners[0])
+    taken = ways(listeners_of(server)[0])
     client = server.client(handshake=False)
     client.send(request_)
     client.read_head()
@@ -869,7 +869,7 @@ def test_what_is_out_of_the_ordinary_takes_the_long_way(serve, request_):
 
 def test_a_request_in_pieces_takes_the_long_way(serve):
     server = serve()
-    taken = ways(server.context._listeners[0])
+    taken = ways(listeners_of(server)[0])
     client = server.client(handshake=False)
     request = upgrade()
     client.send(request[:20])
@@ -883,7 +883,7 @@ def test_a_request_in_pieces_takes_the_long_way(serve):
 @pytest.mark.parametrize("late", [False, True])
 def test_a_client_that_goes_without_a_word(serve, end, late):
     server = serve()
-    (listener,) = server.context._listeners
+    (listener,) = listeners_of(server)
     client = server.client(handshake=False)
     if late:
         wait_until(lambda: listener.pending == 1)
@@ -912,7 +912,7 @@ def test_a_client_that_goes_just_after_its_upgrade(serve, monkeypatch):
 
 def test_a_socket_that_only_seems_to_be_readable_is_waited_for_again(serve):
     server = serve()
-    (listener,) = server.context._listeners
+    (listener,) = listeners_of(server)
     client = server.client(handshake=False)
     wait_until(lambda: listener.pending == 1)
     (arrival,) = listener.arrivals
@@ -925,7 +925,7 @@ def test_a_socket_that_only_seems_to_be_readable_is_waited_for_again(serve):
 @pytest.mark.parametrize("late", [False, True])
 def test_a_mistake_of_ours_costs_its_client_only(serve, late, monkeypatch, capfd):
     server = serve()
-    (listener,) = server.context._listeners
+    (listener,) = listeners_of(server)
     client = server.client(handshake=False)
     if late:
         wait_until(lambda: listener.arrivals)
@@ -945,7 +945,7 @@ def test_a_mistake_of_ours_costs_its_client_only(serve, late, monkeypatch, capfd
 
 def test_a_shutdown_lets_go_of_clients_that_have_said_nothing(serve):
     server = serve()
-    (listener,) = server.context._listeners
+    (listener,) = listeners_of(server)
     client = server.client(handshake=False)
     wait_until(lambda: listener.arrivals)
     server.context.Shutdown(5)
@@ -955,7 +955,7 @@ def test_a_shutdown_lets_go_of_clients_that_have_said_nothing(serve):
 
 def test_others_have_their_turn_while_many_connect(serve):
     server = serve()
-    server.context._listeners[0].max_accept = 1
+    listeners_of(server)[0].max_accept = 1
     clients = [server.client(handshake=False) for _ in range(5)]
     for client in clients:
         client.send(upgrade())
@@ -996,11 +996,11 @@ def test_accepting_goes_on_after_a_lack_of_file_descriptors(serve, caplog, monke
 def test_a_listening_socket_that_breaks_ends_its_listener(serve, capfd):
     server = serve()
     _, other = server.context.ListenAndServe("127.0.0.1:0")
-    with socket.socket(fileno=os.dup(server.context._listeners[0].socket.fileno())) as same:
+    with socket.socket(fileno=os.dup(listeners_of(server)[0].socket.fileno())) as same:
         same.shutdown(socket.SHUT_RDWR)  # which Linux answers with EINVAL at the next accept
     errors = []
     wait_until(lambda: errors.append(capfd.readouterr().err) or "Invalid argument" in "".join(errors))
-    wait_until(lambda: server.context._listeners[0].closed)
+    wait_until(lambda: listeners_of(server)[0].closed)
     capfd.readouterr()
     with pytest.raises(ConnectionRefusedError):
         server.client()
@@ -1024,7 +1024,7 @@ def test_a_shutdown_lets_go_of_clients_that_are_at_a_request(serve, certificate,
     server = serve(certificate=certificate if tls else None)
     client = server.client(handshake=False, tls=client_tls if shakes_hands else None)
     client.send(data)
-    (listener,) = server.context._listeners
+    (listener,) = listeners_of(server)
     wait_until(lambda: listener.pending)
     server.context.Shutdown(5)
     server.loop.join(PATIENCE)

@@ -26,6 +26,7 @@ from geventwebsocket.logging import create_logger
 from raw import RawClient, binary
 
 import gowsev
+from gowsev.loop.loop import Loop
 from gowsev.wire import frames
 
 HANDLERS = {"pywsgi": WSGIHandler, "gowsev": gowsev.WebSocketHandler, "gevent-websocket": GeventWebSocketHandler}
@@ -179,7 +180,7 @@ def test_pages_are_served_beside_and_may_come_first(beside, app, handler):
     client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     head = client.read_head()
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-    wait_until(lambda: client.buffer or client._fill())
+    wait_until(lambda: client.buffer or client.fill())
     assert b"a page" in client.buffer
     client.buffer.clear()
     client.send(upgrade() + EARLY)
@@ -563,7 +564,7 @@ def test_a_listener_refuses_too_when_the_loop_has_been_killed(idle, caplog):
 
 @pytest.mark.parametrize("recorder", [Recorder, Judge])
 def test_a_loop_that_nobody_has_driven_is_said_once_when_clients_wait_for_it(beside, caplog, monkeypatch, recorder):
-    monkeypatch.setattr("gowsev.context._UNDRIVEN", 0.01)
+    monkeypatch.setattr("gowsev.loop.loop._UNDRIVEN", 0.01)
     server = beside(in_flask, "gowsev", recorder(), loop=False)
     for _ in range(2):
         server.client(path="/live", handshake=False).send(upgrade())
@@ -576,7 +577,7 @@ def test_a_loop_that_nobody_has_driven_is_said_once_when_clients_wait_for_it(bes
 
 @pytest.mark.parametrize("meanwhile", ["EventLoopIteration", "Shutdown"])
 def test_a_loop_that_is_driven_in_time_or_shut_down_is_no_fault(idle, caplog, monkeypatch, meanwhile):
-    monkeypatch.setattr("gowsev.context._UNDRIVEN", 0.01)
+    monkeypatch.setattr("gowsev.loop.loop._UNDRIVEN", 0.01)
     server = idle()
     server.client()
     getattr(server.context, meanwhile)()
@@ -584,20 +585,20 @@ def test_a_loop_that_is_driven_in_time_or_shut_down_is_no_fault(idle, caplog, mo
     assert not caplog.records
 
 
-def test_a_context_that_is_gone_is_no_fault(caplog, monkeypatch):
-    monkeypatch.setattr("gowsev.context._UNDRIVEN", 0.01)
-    context = gowsev.MakeContext(Recorder(echo))
-    context._watch_for_a_driver()
-    del context
+def test_a_loop_that_is_gone_is_no_fault(caplog, monkeypatch):
+    monkeypatch.setattr("gowsev.loop.loop._UNDRIVEN", 0.01)
+    loop = Loop(gowsev.Options(), lambda: None)
+    loop.expect_driver()
+    del loop
     gc.collect()
     gevent.sleep(0.05)  # time in which nothing may be said
     assert not caplog.records
 
 
 def test_a_program_that_ends_does_not_wait_to_say_that_its_loop_was_not_driven(monkeypatch):
-    monkeypatch.setattr("gowsev.context._UNDRIVEN", 3600)
-    context = gowsev.MakeContext(Recorder(echo))
-    context._watch_for_a_driver()
+    monkeypatch.setattr("gowsev.loop.loop._UNDRIVEN", 3600)
+    loop = Loop(gowsev.Options(), lambda: None)
+    loop.expect_driver()
     assert gevent.wait(timeout=PATIENCE), "it would be waited for"
 
 

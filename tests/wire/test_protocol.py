@@ -947,16 +947,12 @@ def test_encoder(size):
 def test_encoder_keeps_the_last_frame_and_what_it_was_made_of():
     encoder = Encoder()
     payload = bytes([1, 2, 3])
-    assert payload not in (encoder.binary, encoder.text)
-    assert None not in (encoder.binary, encoder.text), "which a program might give by mistake"
     frame = encoder.encode(BINARY, payload)
-    assert encoder.binary is payload
-    assert encoder.text not in (payload, None), "under another opcode it is another frame"
-    assert encoder.frame is frame
+    assert encoder.encode(BINARY, payload) is frame
+    assert encoder.encode(TEXT, payload) != frame, "under another opcode it is another frame"
     frame = encoder.encode(TEXT, payload)
-    assert encoder.text is payload
-    assert encoder.binary not in (payload, None)
-    assert encoder.frame is frame
+    assert encoder.encode(TEXT, payload) is frame
+    assert encoder.encode(TEXT, bytes([1, 2, 4])) != frame
 
 
 def test_encoder_compresses_equal_bytes_once():

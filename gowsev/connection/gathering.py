@@ -1,0 +1,95 @@
+"""What is gathered for a peer, or for several, and leaves with the next flush: frames, and counters of what has left.
+
+`Batch` is the list of those who have gathered something since the last flush. `Shared` is what several outboxes gather
+together: the same frames for each of them. Neither knows who its users are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gevent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Shared"]
+
+#: Flush after this many short frames.
+MOST_GATHERED = 64
+#: Join up to this many bytes into one buffer; beyond, `sendmsg` saves the copy. TLS is offered no more at once.
+MOST_JOINED = 1 << 16
+
+
+class Gatherer(Protocol):
+    """What gathers frames: an outbox, or a group of them."""
+
+    def flush(self) -> None:
+        """Offer to the kernel what has been gathered."""
+        ...
+
+
+class Batch:
+    """The gatherers that hold something since the last flush."""
+
+    __slots__ = ("_gatherers", "_scheduled", "held")
+
+    def __init__(self) -> None:
+        self.held = False
+        """Whether what is gathered waits for the next flush: while the loop works."""
+        self._gatherers: deque[Gatherer] = deque()
+        self._scheduled = False
+
+    def add(self, gatherer: Gatherer) -> None:
+        """Note that a gatherer holds something; flush at once unless `held`."""
+        if not self.held:
+            gatherer.flush()
+            return
+        self._gatherers.append(gatherer)
+        # Whatever the loop's greenlet does next, the hub runs this before it waits for anything: a callback that
+        # blocks, or a loop that has nothing left to do, holds no message back.
+        if not self._scheduled:
+            self._schedule()
+
+    def flush(self) -> None:
+        """Offer to the kernel all that has been gathered: one send for each peer."""
+        gatherers = self._gatherers
+        while gatherers:
+            # One by one, and taken out afterwards: what interrupts this (Ctrl-C, no memory) leaves the rest to the next
+            # flush, and what this one still holds, behind the others.
+            try:
+                gatherers[0].flush()
+            except BaseException:
+                gatherers.rotate(-1)
+                raise
+            gatherers.popleft()
+
+    def _flush_from_hub(self) -> None:
+        self._scheduled = False
+        try:
+            self.flush()
+        except BaseException:
+            self._schedule()
+            raise
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        gevent.get_hub().loop.run_callback(self._flush_from_hub)
+
+
+class Shared:
+    """What several outboxes gather together.
+
+    Args:
+        left: called with an outbox that has ceased to share this.
+    """
+
+    __slots__ = ("bytes_sent", "frames", "frames_sent", "left")
+
+    def __init__(self, left: Callable[[Any], object]) -> None:
+        self.left = left
+        self.frames: list[bytes] = []
+        """What leaves with the next flush, to each of them."""
+        self.frames_sent = self.bytes_sent = 0
+        """What has left, to each of them."""

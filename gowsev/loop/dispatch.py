@@ -1,0 +1,93 @@
+"""From an event to a callback: what is called for each kind, and what follows where it raises."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import gevent
+
+from gowsev.connection.events import ACCEPTED, CALL, CLOSED, REQUESTED
+from gowsev.opening.upgrade import shown
+from gowsev.wire.frames import BINARY, INTERNAL_ERROR
+
+if TYPE_CHECKING:
+    from gowsev.connection.connection import Connection
+    from gowsev.connection.events import Event
+    from gowsev.loop.callbacks import Callbacks
+    from gowsev.loop.loop import Loop
+
+__all__ = ["Dispatch"]
+
+logger = logging.getLogger("gowsev")
+
+Context = TypeVar("Context")
+
+#: These always leave the loop.
+_LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
+
+
+class Dispatch(Generic[Context]):
+    """Calls a handler.
+
+    Args:
+        context: what each callback gets first.
+        handler: the program's.
+        loop: the loop that takes the events; a connection whose `ConnClosed` has returned is forgotten there.
+        raise_errors: raise what a callback raises, instead of logging it and closing its connection with 1011.
+    """
+
+    def __init__(self, context: Context, handler: Callbacks[Context], loop: Loop, raise_errors: bool) -> None:
+        self._context = context
+        self._handler = handler
+        self._text_received: Any = getattr(handler, "TextReceived", None)
+        self._conn_requested: Any = getattr(handler, "ConnRequested", None)
+        self._connections = loop.connections
+        self._loop = loop
+        self._raise_errors = raise_errors
+
+    @property
+    def asks(self) -> bool:
+        """Whether the program decides about upgrades."""
+        return self._conn_requested is not None
+
+    def handle(self, event: Event) -> None:
+        """Call what one event asks for."""
+        kind, subject, payload = event
+        try:
+            if kind <= BINARY:
+                subject.delivered(len(payload))
+                if kind == BINARY or self._text_received is None:
+                    self._handler.MessageReceived(self._context, subject.id, payload)
+                else:
+                    self._text_received(self._context, subject.id, payload.decode())
+            elif kind == ACCEPTED:
+                logger.debug("connection %d: %s asked for %r", subject.id, subject.request.peer, subject.request.path)
+                self._handler.ConnAccepted(self._context, subject.id)
+            elif kind == CLOSED:
+                self._closed(subject)
+            elif kind == CALL:
+                subject(self._context, *payload)
+            elif kind == REQUESTED:
+                subject.decide(lambda request: self._conn_requested(self._context, request))
+            elif not self._loop.stopping:  # TIMEOUT
+                self._handler.EventLoopTimeout(self._context)
+        except _LEAVING:
+            raise
+        except BaseException:
+            self._connections.stats.callback_errors += 1
+            if self._raise_errors:
+                raise
+            connection: Connection | None = subject if kind <= BINARY or kind == ACCEPTED else None
+            logger.exception("a callback raised%s", f"; closing connection {connection.id}" if connection else "")
+            if connection is not None:
+                connection.close(INTERNAL_ERROR, "internal error")
+
+    def _closed(self, connection: Connection) -> None:
+        if connection.end:
+            logger.info("connection %d from %s: %s", connection.id, shown(connection.request.peer), connection.end)
+        try:
+            self._handler.ConnClosed(self._context, connection.id)
+        finally:
+            self._connections.forget(connection)
+            self._loop.finish_if_drained()

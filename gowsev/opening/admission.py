@@ -1,0 +1,148 @@
+"""Which upgrades a context takes: its limits and its program's `ConnRequested`, and what becomes of a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gevent.event import AsyncResult
+
+from gowsev.connection.events import ACCEPTED, REQUESTED
+from gowsev.opening.handshake import Handshake, Response, refusal
+from gowsev.request import Reject, Request
+from gowsev.wire.frames import GOING_AWAY
+
+if TYPE_CHECKING:
+    from gowsev.connection.connections import Connections
+    from gowsev.connection.events import Event, Sink
+    from gowsev.options import Options
+
+__all__ = ["Admission", "Question"]
+
+
+class Driver(Protocol):
+    """The loop, as far as one must know it who lets connections in."""
+
+    def check_thread(self) -> None: ...
+    def expect_driver(self) -> None: ...
+
+    @property
+    def refuses(self) -> str: ...
+
+    @property
+    def stopping(self) -> bool: ...
+
+
+class Admission:
+    """The context as the listeners and `ServeHTTP` see it: an `upgrade.Host`.
+
+    Args:
+        options: the context's.
+        connections: where those that are let in go.
+        sink: where their first events go, and the questions to the program.
+        driver: the loop that takes these events.
+        asks: whether the program wants to be asked, having a `ConnRequested`.
+    """
+
+    def __init__(self, options: Options, connections: Connections, sink: Sink, driver: Driver, asks: bool) -> None:
+        self.options = options
+        self._connections = connections
+        self._sink = sink
+        self._driver = driver
+        self._asks = asks
+        self._abandoned = 0  # questions that wait for the loop, and for whose answer nobody waits any more
+
+    def check_thread(self) -> None:
+        """Check that this is the context's thread.
+
+        Raises:
+            RuntimeError: it is another.
+        """
+        self._driver.check_thread()
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether `admit` has to be asked: it may return something, or block."""
+        return self._asks or self._full() is not None
+
+    def admit(self, request: Request) -> Response | None:
+        """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
+        response = self._full()
+        if response is None and self._asks:
+            self._driver.expect_driver()
+            question = Question(request)
+            self._sink.put((REQUESTED, question, None))
+            try:
+                response = question.answer.get() or self._full()
+            finally:
+                if not question.taken:
+                    self._abandoned += 1
+                    question.abandoned = self._let_go
+        return response
+
+    def _let_go(self) -> None:
+        self._abandoned -= 1
+
+    def _full(self) -> Response | None:
+        if self._driver.refuses:
+            return refusal(503, f"{self._driver.refuses}\n")
+        limit = self.options.max_connections
+        if limit is not None and len(self._connections) + self._abandoned >= limit:
+            text = "The server has as many connections as it takes: see max_connections of gowsev.Options.\n"
+            return refusal(503, text, option="max_connections")
+        return None
+
+    def refused(self) -> None:
+        """Count a refused upgrade."""
+        self._connections.stats.rejected += 1
+
+    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+        """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
+        connection = self._connections.make(
+            sock, request=request, subprotocol=handshake.subprotocol, tls=tls, deflate=handshake.deflate
+        )
+        self._connections.stats.accepted += 1
+        self._driver.expect_driver()
+        self._sink.put((ACCEPTED, connection, None))
+        connection.start(leftover)
+        if self._driver.stopping:
+            connection.close(GOING_AWAY, "shutting down")
+
+    def disown(self, events: list[Event]) -> None:
+        """In a forked child: the questions among these events are answered by the parent."""
+        self._abandoned = 0
+        for kind, subject, _ in events:
+            if kind == REQUESTED:
+                subject.taken = True  # the copy of the greenlet that waits for it does not count it as abandoned
+
+
+class Question:
+    """A request that waits for the program's decision; the subject of a `REQUESTED` event."""
+
+    __slots__ = ("_request", "abandoned", "answer", "taken")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.answer: AsyncResult[Response | None] = AsyncResult()
+        self.taken = False
+        """Whether the loop has come to it."""
+        self.abandoned: Any = None
+        """Called instead, where nobody waits for the answer any more."""
+
+    def decide(self, ask: Any) -> None:
+        """Let `ask(request)` decide, unless nobody wants to know any more; called by the loop.
+
+        Raises:
+            TypeError: it returns neither `None` nor a `Reject`.
+        """
+        self.taken = True
+        if self.abandoned is not None:
+            self.abandoned()
+            return
+        response: Response | None = refusal(500, "The server failed to decide.\n")
+        try:
+            verdict = ask(self._request)
+            if verdict is not None and not isinstance(verdict, Reject):
+                raise TypeError(f"ConnRequested must return None or a Reject, not {verdict!r}")
+            response = refusal(verdict.status, verdict.reason, verdict.headers) if verdict else None
+        finally:
+            self.answer.set(response)
