@@ -249,6 +249,28 @@ def page(request, tmp_path):
 
 
 @pytest.fixture
+def scripted():
+    """A factory of listeners: `scripted(script)`; `script` may be bytes, sent before the connection is closed."""
+    from scripted_server import Scripted
+
+    listeners = []
+
+    def start(script):
+        if isinstance(script, bytes):
+            data = script
+
+            def script(sock, head):
+                sock.sendall(data)
+
+        listeners.append(Scripted(script))
+        return listeners[-1]
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.fixture
 def redis_server(tmp_path):
     """A real Redis."""
     from redis_server import RedisServer
