@@ -91,11 +91,10 @@ def test_a_refusal_whose_body_is_not_to_be_had_still_has_its_status(scripted, an
     assert caught.value.status == 404
 
 
-def test_a_body_that_comes_late_is_waited_for(scripted):
+def test_a_refusal_does_not_wait_for_its_body(scripted):
     def script(sock, head):
         sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\n")
-        gevent.sleep(0.01)
-        sock.sendall(b"gone")
+        until_the_end(sock)  # its body never comes
 
     with pytest.raises(gowsev.DialError) as caught:
         gowsev.Dial(scripted(script).url)
@@ -181,6 +180,31 @@ def test_an_answer_that_is_no_handshake_is_an_error(scripted, answer):
     assert caught.value.status is None
     assert len(str(caught.value)) < 1000
     wait_until(lambda: all(greenlet.dead for greenlet in listener.greenlets[1:]))  # the socket was closed
+
+
+TERMINAL = b"\x1b[2J\x9b2J"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda head: b"HTTP/1.1 403 " + TERMINAL + b"\r\n\r\n",
+        lambda head: b"HTTP/1.1 403 \x9b2J\r\n\r\n",
+        lambda head: accepting(head).replace(b"Accept: ", b"Accept: " + TERMINAL),
+        lambda head: accepting(head).replace(b"Upgrade: websocket", b"Upgrade: " + TERMINAL),
+        lambda head: accepting(head).replace(b"Upgrade: websocket", b"Upgrade: \x9b2J"),
+        lambda head: TERMINAL + accepting(head),
+    ],
+    ids=["reason", "reason in latin-1", "key", "upgrade", "upgrade in latin-1", "status line"],
+)
+def test_an_error_shows_nothing_of_the_peer_unescaped(scripted, answer):
+    def script(sock, head):
+        sock.sendall(answer(head))
+
+    with pytest.raises(gowsev.DialError) as caught:
+        gowsev.Dial(scripted(script).url)
+    assert str(caught.value).isprintable()
+    assert "2J" in str(caught.value)
 
 
 @pytest.mark.parametrize(
