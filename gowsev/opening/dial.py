@@ -25,6 +25,7 @@ from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnectionClosed, DialError
 from gowsev.opening.client_handshake import Refused, shake_hands
 from gowsev.opening.connecting import connect
+from gowsev.opening.framing import judge_framing
 from gowsev.opening.handshake import SILENT
 from gowsev.opening.url import parse_url
 from gowsev.options import Options, as_seconds, as_tokens
@@ -219,7 +220,7 @@ def Dial(
     Args:
         url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
         timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for as long as it takes.
-        headers: more headers for the request. `Host`, `Origin` and `Authorization` replace ours.
+        headers: more headers for the request. `Host` (one at most), `Origin` and `Authorization` replace ours.
         origin: the request's `Origin`.
         subprotocols: those offered, in order of preference.
         ssl_context: for `wss://`; by default one that checks the certificate against the system's authorities.
@@ -241,6 +242,8 @@ def Dial(
             raise ValueError(
                 f"header {name} is made by the handshake itself; subprotocols= and options= say what it offers"
             )
+    if hosts := [pair for pair in pairs if pair[0].lower() == "host"]:
+        judge_framing("HTTP/1.1", hosts)  # RFC 9112 section 3.2: a server refuses two, and one that is none
     if origin is not None:
         header_pairs([("Origin", origin)])
     _checked("ssl_context", ssl_context, ssl.SSLContext)

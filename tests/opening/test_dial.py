@@ -266,6 +266,23 @@ def test_a_url_of_another_type_is_a_type_error(url):
         gowsev.Dial(url)
 
 
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [
+        (["one.example", "two.example"], "one Host header, not 2"),
+        (["same.example", "same.example"], "one Host header, not 2"),
+        (["one.example,two.example"], "Host header is no host: 'one.example,two.example'"),
+        (["a b"], "Host header is no host: 'a b'"),
+    ],
+)
+def test_a_host_that_no_server_takes_is_a_value_error_and_nothing_is_sent(scripted, hosts, text):
+    listener = scripted(accepting)
+    names = ["Host", "host"]
+    with pytest.raises(ValueError, match=text):
+        gowsev.Dial(listener.url, headers=[*zip(names, hosts, strict=False)])
+    assert listener.heads == []
+
+
 @pytest.mark.parametrize("path", ["a room", "a\x00room", "a\x7froom", "room\r\nX-Injected:1"])
 def test_a_url_with_what_may_not_stand_in_a_request_line_is_a_value_error(scripted, path):
     listener = scripted(lambda sock, head: sock.sendall(accepting(head)))
