@@ -304,6 +304,17 @@ def open_sockets():
     return {link for link in descriptors().values() if link.startswith("socket:")}
 
 
+@contextlib.contextmanager
+def held_sockets():
+    """Hold a copy of each socket of this process, as a process does that was forked without Python's knowledge."""
+    copies = [os.dup(descriptor) for descriptor, link in descriptors().items() if link.startswith("socket:")]
+    try:
+        yield
+    finally:
+        for copy in copies:
+            os.close(copy)
+
+
 def open_files():
     return len(os.listdir("/proc/self/fd"))
 

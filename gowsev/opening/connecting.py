@@ -13,8 +13,6 @@ import gevent
 import gevent.socket
 from gevent.queue import Empty, SimpleQueue
 
-from gowsev.connection.sockets import close_socket
-
 __all__ = ["connect", "interleaved"]
 
 #: RFC 8305 section 8: "Connection Attempt Delay [...] Recommended to be 250 milliseconds by default."
@@ -87,7 +85,7 @@ class _Outcomes:
         while not self._queue.empty():  # pragma: no cover - two that connect in the same round of the hub
             late = self._queue.get()
             if not isinstance(late, OSError):
-                close_socket(late)
+                late.close()  # no more than that: in a forked child, it is the parent's
 
 
 def _attempt(address: Any, outcomes: _Outcomes) -> None:

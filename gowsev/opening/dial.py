@@ -20,7 +20,7 @@ from gowsev.connection.connection import CLOSED, Connection
 from gowsev.connection.fork import tell_in_child, telling_in_child
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.outbox import Batch
-from gowsev.connection.sockets import take_over
+from gowsev.connection.sockets import close_socket, take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnectionClosed, DialError
 from gowsev.opening.client_handshake import Refused, shake_hands
@@ -255,10 +255,11 @@ def Dial(
         logger=SILENT,
     )
     sock: Any = None
+    dialling = _Dialling()
     step = "connecting"
     limit = gevent.Timeout(seconds)
     try:
-        with limit, telling_in_child(_Dialling()):
+        with limit, telling_in_child(dialling):
             sock = connect(host, uri.port)
             addresses = sock.getpeername()[:2], sock.getsockname()[:2]  # now: a reset would take them away
             if uri.secure:
@@ -269,18 +270,18 @@ def Dial(
             headers, leftover = shake_hands(sock, client, pairs)
             request = _describe(addresses, uri, headers)
     except gevent.Timeout as expired:
-        _close(sock)
+        dialling.close(sock)
         if expired is not limit:
             raise
         raise DialError(f"dial {shown}: timed out after {seconds} s {step}") from None
     except Refused as refused:
-        _close(sock)
+        dialling.close(sock)
         raise DialError(f"dial {shown}: {refused}", refused.status) from refused.__cause__
     except OSError as error:
-        _close(sock)
+        dialling.close(sock)
         raise DialError(f"dial {shown}: {error} ({step})") from error
     except BaseException:
-        _close(sock)
+        dialling.close(sock)
         raise
     return _connect(sock, client, request, leftover, options)
 
@@ -291,9 +292,20 @@ class _Dialling:
     def __init__(self) -> None:
         self._greenlet = gevent.getcurrent()
         self._hub = gevent.get_hub()
+        self._disowned = False
+
+    def close(self, sock: Any) -> None:
+        """Close the socket of a `Dial` that has failed, if there is one yet."""
+        if sock is None:
+            return
+        if self._disowned:
+            sock.close()
+        else:
+            close_socket(sock)
 
     def disown(self) -> None:
         """In a forked child: let the copy of the greenlet fail before it uses the socket, which is the parent's."""
+        self._disowned = True
         error = ConnectionAbortedError("the process was forked meanwhile, and only the parent goes on with it")
         self._hub.loop.run_callback(self._greenlet.throw, error)
 
@@ -333,8 +345,3 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
     )
     connection.start(leftover)
     return DialledConn(connection, inbox, ended)
-
-
-def _close(sock: Any) -> None:
-    if sock is not None:
-        sock.close()

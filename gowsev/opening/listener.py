@@ -21,6 +21,7 @@ from gevent.pywsgi import WSGIServer
 from websockets.exceptions import WebSocketException
 
 from gowsev.connection.fork import close_descriptor
+from gowsev.connection.sockets import close_socket
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
@@ -121,7 +122,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         """
         head = sock.recv(_MOST_PEEKED, socket.MSG_PEEK)
         if not head:  # it has nothing to say
-            sock.close()
+            close_socket(sock)
             return True
         size = head.find(b"\r\n\r\n") + 4
         request = parse_request(head[:size]) if size > 3 else None
@@ -149,7 +150,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         """
         sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
         # However it ends, even before it has begun. A socket that was handed over is an empty shell by then.
-        self.pool.spawn(self.handle, sock, address, accepted).rawlink(lambda _greenlet: sock.close())
+        self.pool.spawn(self.handle, sock, address, accepted).rawlink(lambda _greenlet: close_socket(sock))
 
     # -- in a greenlet ---------------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     def disown_clients(self) -> None:
         """In a forked child: let go of clients that are not upgraded."""
         for arrival in tuple(self.arrivals):
-            arrival.close()
+            arrival.disown()
         for greenlet in tuple(self.pool):
             close_descriptor(greenlet.args[0])
             if greenlet is not gevent.getcurrent():  # an `http_app` that forks goes on in the child too
@@ -261,6 +262,11 @@ class _Arrival:
         gevent.spawn(logger.info, _TOO_LATE, shown(self._address), self._listener.host.options.handshake_timeout)
 
     def close(self) -> None:
+        self._stop()
+        close_socket(self._sock)
+
+    def disown(self) -> None:
+        """In a forked child: close this process's copy only; the connection is the parent's."""
         self._stop()
         self._sock.close()
 

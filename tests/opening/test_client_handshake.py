@@ -5,7 +5,7 @@ import time
 
 import gevent
 import pytest
-from conftest import Recorder, wait_until
+from conftest import Recorder, held_sockets, wait_until
 from scripted_server import accepting, answer_close, close_frame, frame, until_the_end
 
 import gowsev
@@ -99,6 +99,19 @@ def test_a_refusal_does_not_wait_for_its_body(scripted):
     with pytest.raises(gowsev.DialError) as caught:
         gowsev.Dial(scripted(script).url)
     assert caught.value.status == 404
+
+
+def test_a_server_that_refuses_sees_the_end_although_another_process_holds_the_socket(scripted):
+    received = []
+
+    def script(sock, head):
+        with held_sockets():
+            sock.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            received.append(until_the_end(sock))
+
+    with pytest.raises(gowsev.DialError):
+        gowsev.Dial(scripted(script).url)
+    wait_until(lambda: received == [b""])
 
 
 def test_a_gowsev_server_that_refuses_is_an_error_with_its_status(serve):

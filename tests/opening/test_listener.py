@@ -22,7 +22,18 @@ import gevent.os
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, greenlets, open_sockets, wait_until
+from conftest import (
+    PATIENCE,
+    Conns,
+    Judge,
+    Recorder,
+    echo,
+    echoes,
+    greenlets,
+    held_sockets,
+    open_sockets,
+    wait_until,
+)
 from gevent.event import Event
 from raw import RawClient
 
@@ -558,6 +569,18 @@ def test_a_client_that_dribbles_is_given_up(serve, data):
     sender = gevent.spawn(dribble, client, data)
     assert client.read_to_end() == b""
     sender.kill()
+
+
+@pytest.mark.parametrize("kind", ["plain", "TLS", "half-closed"])
+def test_a_client_that_is_given_up_sees_the_end_although_another_process_holds_its_socket(serve, certificate, kind):
+    server = serve(certificate=certificate if kind == "TLS" else None, handshake_timeout=SHORT)
+    before = open_sockets()
+    client = server.client(handshake=False)
+    wait_until(lambda: len(open_sockets() - before) == 2)  # both ends
+    with held_sockets():
+        if kind == "half-closed":
+            client.sock.shutdown(socket.SHUT_WR)
+        assert client.read_to_end() == b""
 
 
 def test_an_endless_request_line_is_refused_at_its_bound(serve):
