@@ -35,6 +35,7 @@ ROOMS = {
         "opening.address",
         "opening.adoption",
         "opening.certificate",
+        "opening.chunked",
         "opening.client_handshake",
         "opening.connecting",
         "opening.dial",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -44,6 +45,9 @@ __all__ = [
     "parse_request",
     "refusal",
 ]
+
+#: RFC 9112 section 3.2.1: "origin-form = absolute-path [ "?" query ]", without white space and control characters.
+_PATH = re.compile(r"/[\x21-\x7e]*")
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -92,7 +96,7 @@ def parse_request(head: bytes) -> HTTPRequest | None:
     except Exception:  # noqa: S110
         # websockets raises many kinds for what is no such request; the HTTP server will find out which, and say it.
         pass
-    return request if request is not None and request.path.startswith("/") else None
+    return request if request is not None and _PATH.fullmatch(request.path) else None
 
 
 def negotiate(request: HTTPRequest, options: Options) -> Handshake:

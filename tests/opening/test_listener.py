@@ -177,13 +177,13 @@ def test_a_failing_application_is_a_500_and_a_logged_traceback(serve, caplog, er
 
     server = serve(http_app=failing)
     client = server.client(handshake=False)
-    client.send(get("/\x1b[31mred"))
+    client.send(get("/\x9b31mred"))
     response = client.read_to_end()
     assert response.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
     assert b"its own fault" not in response
     record = expected_error(caplog)
     assert record.exc_info[1] is error
-    assert record.getMessage() == r"error in answering 'GET /\x1b[31mred HTTP/1.1'"
+    assert record.getMessage() == r"error in answering 'GET /\x9b31mred HTTP/1.1'"
     assert echoes(server.client())
 
 
@@ -320,7 +320,7 @@ FAULTS = [
     ("RFC 9110 7.8: HTTP/1.0 has no Upgrade", upgrade(line="GET / HTTP/1.0"), 426),
     ("4.2.1 (1) HTTP/1.2", upgrade(line="GET / HTTP/1.2"), 505),
     ("4.2.1 (1) HTTP/2", upgrade(line="GET / HTTP/2.0"), 400),
-    ("4.2.1 (1) no version", upgrade(line="GET /"), 505),
+    ("4.2.1 (1) no version", upgrade(line="GET /"), 400),
     ("4.2.1 (1) another protocol", upgrade(line="GET / RTSP/1.0"), 400),
     ("4.2.1 (4) Connection is missing", upgrade({"Connection": None}), 426),
     ("4.2.1 (4) Connection is another", upgrade({"Connection": "keep-alive"}), 426),
@@ -492,7 +492,7 @@ def test_nothing_of_a_request_gets_into_the_log_unescaped(serve, informed, data)
 
 def test_the_path_of_an_upgrade_is_logged_escaped_at_debug_level(serve, caplog):
     client = serve().client(handshake=False)
-    client.send(upgrade(line="GET /\x1b[31mred HTTP/1.1"))
+    client.send(upgrade(line="GET /%1b[31mred HTTP/1.1"))
     client.read_head()
     wait_until(lambda: any(r"'/\x1b[31mred'" in record.getMessage() for record in caplog.records))
 
