@@ -27,6 +27,7 @@ from gowsev.opening.upgrade import (
     judge,
     note_lost_upgrade,
     read_buffered,
+    refuse_late,
     shown,
     start,
 )
@@ -231,7 +232,9 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         self.close_connection = True
         if issubclass(t, MalformedBody):
             super().handle_error(t, v, tb)
-        elif v is self.timeout:
+        elif v is self.timeout and asks_for_websocket(self.environ):
+            self._refuse(refuse_late(self.server.host, self.client_address, self.path))
+        elif v is self.timeout:  # the rest of a page's request did not come
             limit = self.server.host.options.handshake_timeout
             logger.info("no answer for %s within %s s", shown(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))

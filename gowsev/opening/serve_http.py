@@ -22,7 +22,7 @@ from gowsev.opening.adoption import (
     take_from_server,
 )
 from gowsev.opening.handshake import Handshake, HTTPRequest, Response, refusal
-from gowsev.opening.upgrade import Host, judge, shown, start
+from gowsev.opening.upgrade import Host, judge, refuse_late, shown, start
 from gowsev.request import Request
 from gowsev.wire import frames
 from gowsev.wire.frames import POLICY, TRY_AGAIN_LATER
@@ -87,8 +87,7 @@ def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | N
     silent: Any = False
     with gevent.Timeout(limit, silent), telling_in_child(_Handed(sock)):
         return judge(host, read, peer, environ.get("PATH_INFO", ""))
-    logger.info("no answer for %s within %s s", shown(peer), limit)
-    return None, Handshake(refusal(503, "The server took too long.\n"))
+    return None, Handshake(refuse_late(host, peer, environ.get("PATH_INFO", "")))
 
 
 def _sent(sock: Any, response: Response, limit: float | None) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "note_lost_upgrade",
     "peer_address",
     "read_buffered",
+    "refuse_late",
     "shown",
     "start",
     "upgrade_required",
@@ -106,16 +107,33 @@ def judge(
     except WebSocketException as error:
         logger.debug("headers from %s that cannot be: %r", shown(peer), error)
         handshake = Handshake(refusal(400, "Invalid header.\n"))
-    response = handshake.response
-    if response.status_code != 101:
-        host.refused()
-        option = response.option if isinstance(response, Refusal) else None
-        logger.log(
-            _level(host, option),
-            "refused %s, which asked for %r: %d %r",
-            shown(peer), target, response.status_code, bytes(response.body[:200]).decode("utf-8", "replace").rstrip(),
-        )  # fmt: skip
+    if handshake.response.status_code != 101:
+        _note_refusal(host, handshake.response, peer, target)
     return description, handshake
+
+
+def refuse_late(host: Host, peer: Any, target: str) -> Refusal:
+    """Refuse a request for an upgrade that has had no answer within `handshake_timeout`.
+
+    Args:
+        host: who was to have the connection.
+        peer: where the request comes from; for the log.
+        target: what it asks for, likewise.
+    """
+    text = f"No answer within {host.options.handshake_timeout} s: see handshake_timeout of gowsev.Options.\n"
+    response = refusal(503, text, option="handshake_timeout")
+    _note_refusal(host, response, peer, target)
+    return response
+
+
+def _note_refusal(host: Host, response: Response, peer: Any, target: str) -> None:
+    host.refused()
+    option = response.option if isinstance(response, Refusal) else None
+    logger.log(
+        _level(host, option),
+        "refused %s, which asked for %r: %d %r",
+        shown(peer), target, response.status_code, bytes(response.body[:200]).decode("utf-8", "replace").rstrip(),
+    )  # fmt: skip
 
 
 def _level(host: Host, option: str | None) -> int:

@@ -656,7 +656,9 @@ def test_a_request_that_nobody_judges_is_a_503(informed):
         client.send(upgrade())
         assert client.read_to_end().startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         host, port = client.sock.getsockname()
-        assert informed() == [f"no answer for {host}:{port} within {SHORT} s"]
+        text = f"No answer within {SHORT} s: see handshake_timeout of gowsev.Options."
+        assert informed() == [f"refused {host}:{port}, which asked for '/': 503 '{text}'"]
+        assert context.Stats().rejected == 1
     finally:
         client.close()
         context.Shutdown(5)
