@@ -42,7 +42,7 @@ from gowsev.opening.dial import DialledConn, release
 from gowsev.opening.handshake import Handshake, Response, refusal
 from gowsev.opening.listener import Listener
 from gowsev.opening.serve_http import serve
-from gowsev.opening.upgrade import asks_for_websocket, note_lost_upgrade, shown, upgrade_required
+from gowsev.opening.upgrade import asks_for_websocket, format_address, note_lost_upgrade, upgrade_required
 from gowsev.options import Options, as_seconds
 from gowsev.request import Reject, Request
 from gowsev.stats import Stats
@@ -738,7 +738,7 @@ class Context:
     def _closed(self, connection: Connection) -> None:
         id = connection.id
         if connection.end:
-            logger.info("connection %d from %s: %s", id, shown(connection.request.peer), connection.end)
+            logger.info("connection %d from %s: %s", id, format_address(connection.request.peer), connection.end)
         try:
             self._handler.ConnClosed(self, id)
         finally:

@@ -24,11 +24,11 @@ from gowsev.opening.upgrade import (
     HEADERS,
     asks_for_websocket,
     describe,
+    format_address,
     judge,
     note_lost_upgrade,
     read_buffered,
     refuse_late,
-    shown,
     start,
 )
 from gowsev.request import Headers, Request
@@ -219,7 +219,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
     # -- what pywsgi would print ---------------------------------------------------------------------------------
 
     def log_error(self, msg: str, *args: Any) -> None:
-        logger.info("bad request from %s: %r", shown(self.client_address), msg % args if args else msg)
+        logger.info("bad request from %s: %r", format_address(self.client_address), msg % args if args else msg)
 
     def log_request(self) -> None:
         logger.debug("%r", self.format_request())
@@ -236,14 +236,14 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
             self._refuse(refuse_late(self.server.host, self.client_address, self.path))
         elif v is self.timeout:  # the rest of a page's request did not come
             limit = self.server.host.options.handshake_timeout
-            logger.info("no answer for %s within %s s", shown(self.client_address), limit)
+            logger.info("no answer for %s within %s s", format_address(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))
         elif issubclass(t, OSError) and (
             asks_for_websocket(self.environ) or self.rfile.failed or "socket error" in str(self.status)
         ):
             # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
             # response not be sent.
-            logger.info("lost %s during its request: %s", shown(self.client_address), v)
+            logger.info("lost %s during its request: %s", format_address(self.client_address), v)
             self._refuse(refusal(400, "The request is incomplete.\n"))
         elif not issubclass(t, gevent.GreenletExit):
             logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))

@@ -27,7 +27,7 @@ from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
 from gowsev.opening.handshake import negotiate, parse_request
 from gowsev.opening.http import FairFile, Upgrader
-from gowsev.opening.upgrade import Host, describe, shown, upgrade_required
+from gowsev.opening.upgrade import Host, describe, format_address, upgrade_required
 
 __all__ = ["Listener"]
 
@@ -170,10 +170,10 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
-            logger.info(_TOO_LATE, shown(address), limit)
+            logger.info(_TOO_LATE, format_address(address), limit)
         except OSError as error:
             # What the peer's end of the network does is no error of ours, and other connections go on.
-            logger.info("lost %s before its request: %s", shown(address), error)
+            logger.info("lost %s before its request: %s", format_address(address), error)
         finally:
             timeout.close()
 
@@ -259,7 +259,8 @@ class _Arrival:
 
     def _expired(self) -> None:
         self.close()
-        gevent.spawn(logger.info, _TOO_LATE, shown(self._address), self._listener.host.options.handshake_timeout)
+        limit = self._listener.host.options.handshake_timeout
+        gevent.spawn(logger.info, _TOO_LATE, format_address(self._address), limit)
 
     def close(self) -> None:
         self._stop()

@@ -22,7 +22,7 @@ from gowsev.opening.adoption import (
     take_from_server,
 )
 from gowsev.opening.handshake import Handshake, HTTPRequest, Response, refusal
-from gowsev.opening.upgrade import Host, judge, refuse_late, shown, start
+from gowsev.opening.upgrade import Host, format_address, judge, refuse_late, start
 from gowsev.request import Request
 from gowsev.wire import frames
 from gowsev.wire.frames import POLICY, TRY_AGAIN_LATER
@@ -96,7 +96,7 @@ def _sent(sock: Any, response: Response, limit: float | None) -> bool:
         sock.settimeout(limit)
         sock.sendall(response.serialize())
     except OSError as error:
-        logger.info("lost %s during its request: %s", shown(peer_of(sock)), error)
+        logger.info("lost %s during its request: %s", format_address(peer_of(sock)), error)
         return False
     return True
 

@@ -31,13 +31,13 @@ __all__ = [
     "Host",
     "asks_for_websocket",
     "describe",
+    "format_address",
     "host_and_port",
     "judge",
     "note_lost_upgrade",
     "peer_address",
     "read_buffered",
     "refuse_late",
-    "shown",
     "start",
     "upgrade_required",
 ]
@@ -105,7 +105,7 @@ def judge(
         if handshake.response.status_code == 101:
             handshake = handshake._replace(response=host.admit(description) or handshake.response)
     except WebSocketException as error:
-        logger.debug("headers from %s that cannot be: %r", shown(peer), error)
+        logger.debug("headers from %s that cannot be: %r", format_address(peer), error)
         handshake = Handshake(refusal(400, "Invalid header.\n"))
     if handshake.response.status_code != 101:
         _note_refusal(host, handshake.response, peer, target)
@@ -129,11 +129,9 @@ def refuse_late(host: Host, peer: Any, target: str) -> Refusal:
 def _note_refusal(host: Host, response: Response, peer: Any, target: str) -> None:
     host.refused()
     option = response.option if isinstance(response, Refusal) else None
-    logger.log(
-        _level(host, option),
-        "refused %s, which asked for %r: %d %r",
-        shown(peer), target, response.status_code, bytes(response.body[:200]).decode("utf-8", "replace").rstrip(),
-    )  # fmt: skip
+    who, status = format_address(peer), response.status_code
+    text = bytes(response.body[:200]).decode("utf-8", "replace").rstrip()
+    logger.log(_level(host, option), "refused %s, which asked for %r: %d %r", who, target, status, text)
 
 
 def _level(host: Host, option: str | None) -> int:
@@ -217,6 +215,7 @@ def peer_address(address: Any) -> tuple[str, int]:
     return host_and_port(address) if isinstance(address, tuple) else ("", 0)
 
 
-def shown(address: Any) -> str:
+def format_address(address: Any) -> str:
+    """Return a socket's address as it stands in a log."""
     host, port = host_and_port(address)
     return f"{host}:{port}" if port else "a unix socket"
