@@ -232,7 +232,7 @@ def Dial(
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
     # Longer than most, as each step that can fail says which it was, and none may leave the socket behind.
-    uri, host, shown = parse_url(url)
+    uri, host, safe_url = parse_url(url)
     options = _checked("options", options, Options) or Options()
     seconds = as_seconds("timeout", timeout)
     offered = as_tokens("subprotocols", subprotocols)
@@ -273,13 +273,13 @@ def Dial(
         dialling.close(sock)
         if expired is not limit:
             raise
-        raise DialError(f"dial {shown}: timed out after {seconds} s {step}") from None
+        raise DialError(f"dial {safe_url}: timed out after {seconds} s {step}") from None
     except Refused as refused:
         dialling.close(sock)
-        raise DialError(f"dial {shown}: {refused}", refused.status) from refused.__cause__
+        raise DialError(f"dial {safe_url}: {refused}", refused.status) from refused.__cause__
     except OSError as error:
         dialling.close(sock)
-        raise DialError(f"dial {shown}: {error} ({step})") from error
+        raise DialError(f"dial {safe_url}: {error} ({step})") from error
     except BaseException:
         dialling.close(sock)
         raise
