@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "Foreign",
+    "Adopted",
     "adopt",
     "from_gevent_websocket",
     "is_gevent_websocket",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-class Foreign(NamedTuple):
+class Adopted(NamedTuple):
     """A connection that has been taken out of its owner's hands."""
 
     sock: Any
@@ -56,7 +56,7 @@ class Foreign(NamedTuple):
     """What was read of it already, and not used."""
 
 
-def adopt(conn: Any) -> Foreign:
+def adopt(conn: Any) -> Adopted:
     """Take a connection that was given to `AddConn`.
 
     Raises:
@@ -83,7 +83,7 @@ def _is_a(conn: Any, module: str, name: str) -> bool:
     return isinstance(kind, type) and isinstance(conn, kind)
 
 
-def from_gevent_websocket(websocket: Any) -> Foreign:
+def from_gevent_websocket(websocket: Any) -> Adopted:
     """Take the connection of a `geventwebsocket.websocket.WebSocket`, which is closed for its application from then on.
 
     Raises:
@@ -103,10 +103,10 @@ def from_gevent_websocket(websocket: Any) -> Foreign:
     # So that it neither sends a close frame when its application returns, nor reads.
     websocket.closed = True
     websocket.stream = websocket.raw_read = websocket.raw_write = None
-    return Foreign(take_from_server(sock), request.tls, False, request, subprotocol, leftover)
+    return Adopted(take_from_server(sock), request.tls, False, request, subprotocol, leftover)
 
 
-def _from_websocket_client(websocket: Any) -> Foreign:
+def _from_websocket_client(websocket: Any) -> Adopted:
     """Take the connection of a `websocket.WebSocket`, which is not connected from then on."""
     sock = websocket.sock
     if not websocket.connected or sock is None:
@@ -125,7 +125,7 @@ def _from_websocket_client(websocket: Any) -> Foreign:
     leftover = _unread(websocket)
     websocket.sock = None
     websocket.connected = False
-    return Foreign(_take(sock), request.tls, True, request, websocket.subprotocol, leftover)
+    return Adopted(_take(sock), request.tls, True, request, websocket.subprotocol, leftover)
 
 
 def _unread(websocket: Any) -> bytes:

@@ -109,9 +109,9 @@ def _welcome_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
     _, handshake = _judge(host, environ, websocket.handler.socket)
     response = handshake.response
     if response.status_code == 101:
-        foreign = from_gevent_websocket(websocket)
-        agreed = Handshake(response, foreign.subprotocol)
-        host.welcome(foreign.sock, foreign.tls, foreign.request, agreed, foreign.leftover)
+        adopted = from_gevent_websocket(websocket)
+        agreed = Handshake(response, adopted.subprotocol)
+        host.welcome(adopted.sock, adopted.tls, adopted.request, agreed, adopted.leftover)
         return
     code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY
     reason = bytes(response.body).decode("utf-8", "replace").strip()
