@@ -847,7 +847,7 @@ class Context:
     def refused(self) -> None:
         self._stats.rejected += 1
 
-    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+    def accept(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
         connection = self._connect(
             sock,
             request=request,

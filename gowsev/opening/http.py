@@ -214,7 +214,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         tls = self.server.certificate is not None
         leftover = read_buffered(self.rfile, sock)
         handshake = self.__dict__.pop("websocket")
-        self.server.host.welcome(take_over(sock), tls, self._request, handshake, leftover)
+        self.server.host.accept(take_over(sock), tls, self._request, handshake, leftover)
 
     # -- what pywsgi would print ---------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         description = describe(request, address, sock.getsockname(), tls=False)
         sock.recv(size)
         sock.send(handshake.response.serialize())  # the first that is sent: there is room for it
-        self.host.welcome(sock, False, description, handshake, b"")
+        self.host.accept(sock, False, description, handshake, b"")
         return True
 
     def serve(self, sock: Any, address: Any, accepted: float) -> None:

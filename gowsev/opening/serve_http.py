@@ -46,7 +46,7 @@ def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -
     websocket = environ.get("wsgi.websocket")
     if is_gevent_websocket(websocket):
         host.check_thread()
-        _welcome_late(host, environ, websocket)
+        _accept_late(host, environ, websocket)
         start_response(_SWITCHING, [])
         return []
     sock, take_buffered = socket_of(environ)
@@ -55,7 +55,7 @@ def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -
     if request is not None and handshake.response.status_code == 101:
         leftover = take_buffered()
         if _sent(sock, handshake.response, host.options.handshake_timeout):
-            host.welcome(take_from_server(sock), request.tls, request, handshake, leftover)
+            host.accept(take_from_server(sock), request.tls, request, handshake, leftover)
             start_response(_SWITCHING, [])  # for those in between, and for logs; it is not sent
             return []
         handshake = Handshake(refusal(400, "The request is incomplete.\n"))
@@ -101,7 +101,7 @@ def _sent(sock: Any, response: Response, limit: float | None) -> bool:
     return True
 
 
-def _welcome_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
+def _accept_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
     """Take a connection whose upgrade gevent-websocket has answered before anybody was asked.
 
     It can be refused with a close frame only, and what the options offer has not been negotiated.
@@ -111,7 +111,7 @@ def _welcome_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
     if response.status_code == 101:
         adopted = from_gevent_websocket(websocket)
         agreed = Handshake(response, adopted.subprotocol)
-        host.welcome(adopted.sock, adopted.tls, adopted.request, agreed, adopted.leftover)
+        host.accept(adopted.sock, adopted.tls, adopted.request, agreed, adopted.leftover)
         return
     code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY
     reason = bytes(response.body).decode("utf-8", "replace").strip()

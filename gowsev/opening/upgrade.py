@@ -72,7 +72,7 @@ class Host(Protocol):
     def admit(self, request: Request) -> Response | None:
         """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
 
-    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+    def accept(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
 
     def refused(self) -> None:
