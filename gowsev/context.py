@@ -807,7 +807,7 @@ class Context:
         for listener in self._listeners:
             listener.disown()
 
-    # -- what `upgrade.Host` asks for -----------------------------------------------------------------------------
+    # -- what `upgrade.Receiver` asks for -------------------------------------------------------------------------
 
     def check_thread(self) -> None:
         if gevent.get_hub() is not self._hub:

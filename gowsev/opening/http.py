@@ -2,8 +2,8 @@
 
 Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
 does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
-There a request for an upgrade is judged, and its socket handed to the `Host`; any other goes to the WSGI application.
-How long all this may take is for `listener` to bound.
+There a request for an upgrade is judged, and its socket handed to the `Receiver`. Any other goes to the WSGI
+application. `listener` bounds how long all this may take.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         if not asks_for_websocket(self.environ):
             note_lost_upgrade(self.environ)
             return None
-        self._request, handshake = judge(self.server.host, self._read, self.client_address, self.path)
+        self._request, handshake = judge(self.server.receiver, self._read, self.client_address, self.path)
         response = handshake.response
         if response.status_code == 101:
             self.websocket = handshake
@@ -214,7 +214,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         tls = self.server.certificate is not None
         leftover = read_buffered(self.rfile, sock)
         handshake = self.__dict__.pop("websocket")
-        self.server.host.accept(take_over(sock), tls, self._request, handshake, leftover)
+        self.server.receiver.accept(take_over(sock), tls, self._request, handshake, leftover)
 
     # -- what pywsgi would print ---------------------------------------------------------------------------------
 
@@ -233,9 +233,9 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         if issubclass(t, MalformedBody):
             super().handle_error(t, v, tb)
         elif v is self.timeout and asks_for_websocket(self.environ):
-            self._refuse(refuse_late(self.server.host, self.client_address, self.path))
+            self._refuse(refuse_late(self.server.receiver, self.client_address, self.path))
         elif v is self.timeout:  # the rest of a page's request did not come
-            limit = self.server.host.options.handshake_timeout
+            limit = self.server.receiver.options.handshake_timeout
             logger.info("no answer for %s within %s s", format_address(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))
         elif issubclass(t, OSError) and (

@@ -27,7 +27,7 @@ from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
 from gowsev.opening.handshake import negotiate, parse_request
 from gowsev.opening.http import FairFile, Upgrader
-from gowsev.opening.upgrade import Host, describe, format_address, upgrade_required
+from gowsev.opening.upgrade import Receiver, describe, format_address, upgrade_required
 
 __all__ = ["Listener"]
 
@@ -48,12 +48,12 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     Args:
         sock: what `listen` returned.
         address: what it listens on.
-        host: who gets its connections.
+        receiver: who gets its connections.
         certificate: for TLS; `None` for plain.
     """
 
-    def __init__(self, sock: Any, address: Address, host: Host, certificate: Certificate | None = None) -> None:
-        self.host = host
+    def __init__(self, sock: Any, address: Address, receiver: Receiver, certificate: Certificate | None = None) -> None:
+        self.receiver = receiver
         self.certificate = certificate
         self._path = address.host if address.family == socket.AF_UNIX else None
         environ = {
@@ -61,7 +61,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             "SERVER_NAME": "localhost" if self._path else address.host or socket.gethostname(),
             "wsgi.url_scheme": "https" if certificate else "http",
         }
-        application = host.options.http_app or upgrade_required
+        application = receiver.options.http_app or upgrade_required
         # A pool, so that `stop` knows the greenlets that are still at a request.
         super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ, spawn=Pool())
         # Not gevent's, patched or not.
@@ -126,10 +126,10 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             return True
         size = head.find(b"\r\n\r\n") + 4
         request = parse_request(head[:size]) if size > 3 else None
-        if request is None or self.host.may_refuse:
+        if request is None or self.receiver.may_refuse:
             return False
         try:
-            handshake = negotiate(request, self.host.options)
+            handshake = negotiate(request, self.receiver.options)
         except WebSocketException:
             return False
         if handshake.response.status_code != 101:
@@ -137,7 +137,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         description = describe(request, address, sock.getsockname(), tls=False)
         sock.recv(size)
         sock.send(handshake.response.serialize())  # the first that is sent: there is room for it
-        self.host.accept(sock, False, description, handshake, b"")
+        self.receiver.accept(sock, False, description, handshake, b"")
         return True
 
     def serve(self, sock: Any, address: Any, accepted: float) -> None:
@@ -155,7 +155,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     # -- in a greenlet ---------------------------------------------------------------------------------------------
 
     def handle(self, sock: Any, address: Any, accepted: float) -> None:
-        limit = self.host.options.handshake_timeout
+        limit = self.receiver.options.handshake_timeout
         timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
         try:
             # Bounds each wait of an application's own reading and writing too.
@@ -251,7 +251,7 @@ class _Arrival:
         loop = self._listener.loop
         self._watcher = loop.io(self._sock.fileno(), 1)
         self._watcher.start(self.look)
-        limit = self._listener.host.options.handshake_timeout
+        limit = self._listener.receiver.options.handshake_timeout
         if limit is not None:
             self._timer = loop.timer(limit)
             self._timer.start(self._expired)
@@ -259,7 +259,7 @@ class _Arrival:
 
     def _expired(self) -> None:
         self.close()
-        limit = self._listener.host.options.handshake_timeout
+        limit = self._listener.receiver.options.handshake_timeout
         gevent.spawn(logger.info, _TOO_LATE, format_address(self._address), limit)
 
     def close(self) -> None:

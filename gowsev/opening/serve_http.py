@@ -22,7 +22,7 @@ from gowsev.opening.adoption import (
     take_from_server,
 )
 from gowsev.opening.handshake import Handshake, HTTPRequest, Response, refusal
-from gowsev.opening.upgrade import Host, format_address, judge, refuse_late, start
+from gowsev.opening.upgrade import Receiver, format_address, judge, refuse_late, start
 from gowsev.request import Request
 from gowsev.wire import frames
 from gowsev.wire.frames import POLICY, TRY_AGAIN_LATER
@@ -37,25 +37,25 @@ logger = logging.getLogger("gowsev")
 _SWITCHING = "101 Switching Protocols"
 
 
-def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Answer a request for an upgrade, and hand its connection to the host. May block the calling greenlet.
+def serve(receiver: Receiver, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """Answer a request for an upgrade, and hand its connection to the receiver. May block the calling greenlet.
 
     Raises:
-        RuntimeError: the server is none that this works under, or this is not the host's thread.
+        RuntimeError: the server is none that this works under, or this is not the receiver's thread.
     """
     websocket = environ.get("wsgi.websocket")
     if is_gevent_websocket(websocket):
-        host.check_thread()
-        _accept_late(host, environ, websocket)
+        receiver.check_thread()
+        _accept_late(receiver, environ, websocket)
         start_response(_SWITCHING, [])
         return []
     sock, take_buffered = socket_of(environ)
-    host.check_thread()
-    request, handshake = _judge(host, environ, sock)
+    receiver.check_thread()
+    request, handshake = _judge(receiver, environ, sock)
     if request is not None and handshake.response.status_code == 101:
         leftover = take_buffered()
-        if _sent(sock, handshake.response, host.options.handshake_timeout):
-            host.accept(take_from_server(sock), request.tls, request, handshake, leftover)
+        if _sent(sock, handshake.response, receiver.options.handshake_timeout):
+            receiver.accept(take_from_server(sock), request.tls, request, handshake, leftover)
             start_response(_SWITCHING, [])  # for those in between, and for logs; it is not sent
             return []
         handshake = Handshake(refusal(400, "The request is incomplete.\n"))
@@ -74,7 +74,7 @@ class _Handed:
         close_descriptor(self._sock)
 
 
-def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | None, Handshake]:
+def _judge(receiver: Receiver, environ: WSGIEnvironment, sock: Any) -> tuple[Request | None, Handshake]:
     """Negotiate, within the time there is."""
 
     def read() -> tuple[HTTPRequest, Request]:
@@ -83,11 +83,11 @@ def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | N
         return HTTPRequest(request.path, request.headers, method, version), request
 
     peer = peer_of(sock)
-    limit = host.options.handshake_timeout
+    limit = receiver.options.handshake_timeout
     silent: Any = False
     with gevent.Timeout(limit, silent), telling_in_child(_Handed(sock)):
-        return judge(host, read, peer, environ.get("PATH_INFO", ""))
-    return None, Handshake(refuse_late(host, peer, environ.get("PATH_INFO", "")))
+        return judge(receiver, read, peer, environ.get("PATH_INFO", ""))
+    return None, Handshake(refuse_late(receiver, peer, environ.get("PATH_INFO", "")))
 
 
 def _sent(sock: Any, response: Response, limit: float | None) -> bool:
@@ -101,17 +101,17 @@ def _sent(sock: Any, response: Response, limit: float | None) -> bool:
     return True
 
 
-def _accept_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
+def _accept_late(receiver: Receiver, environ: WSGIEnvironment, websocket: Any) -> None:
     """Take a connection whose upgrade gevent-websocket has answered before anybody was asked.
 
     It can be refused with a close frame only, and what the options offer has not been negotiated.
     """
-    _, handshake = _judge(host, environ, websocket.handler.socket)
+    _, handshake = _judge(receiver, environ, websocket.handler.socket)
     response = handshake.response
     if response.status_code == 101:
         adopted = from_gevent_websocket(websocket)
         agreed = Handshake(response, adopted.subprotocol)
-        host.accept(adopted.sock, adopted.tls, adopted.request, agreed, adopted.leftover)
+        receiver.accept(adopted.sock, adopted.tls, adopted.request, agreed, adopted.leftover)
         return
     code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY
     reason = bytes(response.body).decode("utf-8", "replace").strip()

@@ -1,9 +1,9 @@
-"""A request for an upgrade, whoever has read it: whether it is one, its answer, and what the program is told of it.
+"""A request for an upgrade, whoever has read it: whether it is one, its answer, and how the program sees it.
 
 Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
-All of them ask here, so that the same request has the same answer everywhere. What is answered is for `handshake` and
-for the `Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is sent here,
-and nothing waits but for the host.
+All of them ask here, so that the same request has the same answer everywhere. `handshake` and the `Receiver` decide about
+the answer; of a receiver no more is known than that it admits requests and accepts sockets. Nothing is sent here, and
+only the receiver may let a request wait.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADERS",
-    "Host",
+    "Receiver",
     "asks_for_websocket",
     "describe",
     "format_address",
@@ -47,18 +47,18 @@ logger = logging.getLogger("gowsev")
 #: Where `WebSocketHandler` puts a request's headers as they were sent; WSGI's own form joins those that are repeated.
 HEADERS = "gowsev.headers"
 
-#: The options by which each host has refused somebody, and has said so in a warning.
-_warned: WeakKeyDictionary[Host, set[str]] = WeakKeyDictionary()
+#: For each receiver, the options whose first refusal has been logged as a warning.
+_warned: WeakKeyDictionary[Receiver, set[str]] = WeakKeyDictionary()
 
 
-class Host(Protocol):
+class Receiver(Protocol):
     """Who receives connections."""
 
     @property
     def options(self) -> Options: ...
 
     def check_thread(self) -> None:
-        """Check that this is the host's thread.
+        """Check that this is the receiver's thread.
 
         Raises:
             RuntimeError: it is another.
@@ -87,56 +87,56 @@ def asks_for_websocket(environ: WSGIEnvironment) -> bool:
 
 
 def judge(
-    host: Host, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
+    receiver: Receiver, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
 ) -> tuple[Request | None, Handshake]:
-    """Answer a request for an upgrade, by the rules and as the host wants it. May block the calling greenlet.
+    """Answer a request for an upgrade, by the rules and as the receiver wants it. May block the calling greenlet.
 
     Args:
-        host: who is to have the connection.
+        receiver: who is to have the connection.
         read: returns the request, as it is negotiated and as the program is told of it; raises a `WebSocketException`
-            if it has headers that cannot be.
+            if a header is invalid.
         peer: where the request comes from; for the log.
         target: what it asks for, likewise.
     """
     description = None
     try:
         request, description = read()
-        handshake = negotiate(request, host.options)
+        handshake = negotiate(request, receiver.options)
         if handshake.response.status_code == 101:
-            handshake = handshake._replace(response=host.admit(description) or handshake.response)
+            handshake = handshake._replace(response=receiver.admit(description) or handshake.response)
     except WebSocketException as error:
-        logger.debug("headers from %s that cannot be: %r", format_address(peer), error)
+        logger.debug("invalid headers from %s: %r", format_address(peer), error)
         handshake = Handshake(refusal(400, "Invalid header.\n"))
     if handshake.response.status_code != 101:
-        _note_refusal(host, handshake.response, peer, target)
+        _note_refusal(receiver, handshake.response, peer, target)
     return description, handshake
 
 
-def refuse_late(host: Host, peer: Any, target: str) -> Refusal:
+def refuse_late(receiver: Receiver, peer: Any, target: str) -> Refusal:
     """Refuse a request for an upgrade that has had no answer within `handshake_timeout`.
 
     Args:
-        host: who was to have the connection.
+        receiver: who was to have the connection.
         peer: where the request comes from; for the log.
         target: what it asks for, likewise.
     """
-    text = f"No answer within {host.options.handshake_timeout} s: see handshake_timeout of gowsev.Options.\n"
+    text = f"No answer within {receiver.options.handshake_timeout} s: see handshake_timeout of gowsev.Options.\n"
     response = refusal(503, text, option="handshake_timeout")
-    _note_refusal(host, response, peer, target)
+    _note_refusal(receiver, response, peer, target)
     return response
 
 
-def _note_refusal(host: Host, response: Response, peer: Any, target: str) -> None:
-    host.refused()
+def _note_refusal(receiver: Receiver, response: Response, peer: Any, target: str) -> None:
+    receiver.refused()
     option = response.option if isinstance(response, Refusal) else None
     who, status = format_address(peer), response.status_code
     text = bytes(response.body[:200]).decode("utf-8", "replace").rstrip()
-    logger.log(_level(host, option), "refused %s, which asked for %r: %d %r", who, target, status, text)
+    logger.log(_level(receiver, option), "refused %s, which asked for %r: %d %r", who, target, status, text)
 
 
-def _level(host: Host, option: str | None) -> int:
+def _level(receiver: Receiver, option: str | None) -> int:
     """Return the level for a refusal: the first by each option is a warning, so that a wrong setup is seen."""
-    warned = _warned.setdefault(host, set())
+    warned = _warned.setdefault(receiver, set())
     if option is None or option in warned:
         return logging.INFO
     warned.add(option)
