@@ -1,9 +1,9 @@
 """A request for an upgrade, whoever has read it: whether it is one, its answer, and how the program sees it.
 
 Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
-All of them ask here, so that the same request has the same answer everywhere. `handshake` and the `Receiver` decide about
-the answer; of a receiver no more is known than that it admits requests and accepts sockets. Nothing is sent here, and
-only the receiver may let a request wait.
+All of them ask here, so that the same request has the same answer everywhere. `handshake` and the `Receiver` decide
+about the answer; of a receiver no more is known than that it admits requests and accepts sockets. Nothing is sent here,
+and only the receiver may let a request wait.
 """
 
 from __future__ import annotations

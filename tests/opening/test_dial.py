@@ -1,6 +1,7 @@
 """`dial`: a client connection by itself, in a synchronous style, against gowsev, another library and plain sockets."""
 
 import contextlib
+import ipaddress
 import random
 import re
 import socket
@@ -142,6 +143,32 @@ def test_messages_are_compressed_where_both_agree(library, takeover):
     assert asked[0].startswith("permessage-deflate")
 
 
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_window_of_8_bits_is_kept_to_by_compressing_nothing(scripted, takeover):
+    # RFC 7692 section 7.1.2.2 lets a server ask for a window that zlib cannot make.
+    received = []
+    payload = b"the same again and again " * 8
+
+    def script(sock, head):
+        others = "" if takeover else "; server_no_context_takeover; client_no_context_takeover"
+        extension = f"permessage-deflate; client_max_window_bits=8{others}"
+        sock.sendall(accepting(head, [f"Sec-WebSocket-Extensions: {extension}"]))
+        sock.sendall(frame(b"\xaa\xa8\x00\x01\x00\x00", frames.RSV1 | frames.BINARY))  # b"xxxxxx"
+        while len(received) < 2:
+            header = sock.recv(8, gevent.socket.MSG_WAITALL)
+            assert header[:4] == bytes((frames.FIN | frames.BINARY, 0x80 | 126, 0, len(payload)))
+            masked = sock.recv(len(payload), gevent.socket.MSG_WAITALL)
+            received.append(bytes(byte ^ header[4 + i % 4] for i, byte in enumerate(masked)))
+        answer_close(sock)
+
+    options = gowsev.Options(compression="deflate", compression_takeover=takeover)
+    with gowsev.Dial(scripted(script).url, options=options) as conn:
+        assert conn.ReadMessage() == (gowsev.BinaryMessage, b"xxxxxx")
+        for _ in range(2):
+            conn.WriteMessage(gowsev.BinaryMessage, payload)
+        wait_until(lambda: received == [payload] * 2)
+
+
 def test_short_messages_are_sent_as_they_are(serve):
     server = serve(EchoBoth(), compression="deflate")
     with gowsev.Dial(server.url, options=gowsev.Options(compression="deflate", compression_min_bytes=100)) as conn:
@@ -221,6 +248,40 @@ def test_the_request_is_what_was_asked_for(serve):
     assert request.peer == conn.local
     assert conn.headers["upgrade"] == "websocket"
     conn.Close()
+
+
+def link_local():
+    """An address of this machine that needs a zone, and its interface's name and number; or none."""
+    with open("/proc/net/if_inet6") as table:
+        for digits, number, _, scope, _, name in map(str.split, table):
+            if scope == "20":
+                return ipaddress.IPv6Address(int(digits, 16)).compressed, name, int(number, 16)
+    return None
+
+
+@pytest.mark.skipif(link_local() is None, reason="no interface has a link-local IPv6 address")
+@pytest.mark.parametrize("percent", ["%", "%25"])
+def test_a_zone_is_for_connecting_and_stays_out_of_the_host_that_is_sent(percent):
+    # RFC 6874 section 3: a zone means something on this machine only.
+    address, name, number = link_local()
+    hosts = []
+
+    def answer():
+        sock, _ = listener.accept()
+        with sock:
+            head = sock.recv(1 << 16)
+            hosts.append(re.search(rb"\r\nHost: (.*?)\r\n", head)[1].decode())
+            sock.sendall(accepting(head))
+            answer_close(sock)
+
+    with gevent.socket.socket(socket.AF_INET6) as listener:
+        listener.bind((address, 0, 0, number))
+        listener.listen()
+        port = listener.getsockname()[1]
+        answering = gevent.spawn(answer)
+        gowsev.Dial(f"ws://[{address}{percent}{name}]:{port}/").Close()
+        answering.get(timeout=PATIENCE)
+    assert hosts == [f"[{address}]:{port}"]
 
 
 def test_headers_may_be_pairs_and_be_repeated(serve):
