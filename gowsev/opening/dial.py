@@ -74,7 +74,7 @@ class _Inbox:
         return event
 
     def take_all(self) -> list[Any]:
-        """Return every event that is there; whoever waits for one is given `None`."""
+        """Return every event that is there; a greenlet that waits for one gets `None`."""
         events = [self._queue.get() for _ in range(len(self._queue))]
         self.put(None)
         return events
@@ -109,8 +109,8 @@ class DialledConn(Conn):
         inbox = self._inbox
         event = inbox.get()
         if event is None or event[0] == CLOSED:
-            inbox.put(event)  # for whoever reads once more
-            self._check_mine("ReadMessage")  # it may have been added to a context meanwhile
+            inbox.put(event)  # for the next read
+            self._check_mine("ReadMessage")  # another greenlet may have called AddConn meanwhile
             raise self._closed()
         kind, _, payload = event
         self._connection.credit.refund(len(payload))

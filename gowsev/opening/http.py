@@ -40,7 +40,7 @@ __all__ = ["FairFile", "Upgrader", "WebSocketHandler"]
 
 logger = logging.getLogger("gowsev")
 
-#: After so many reads of requests from one connection, others have their turn: more than a browser's handshake takes.
+#: After this many reads from one connection, others have their turn. A browser's handshake takes fewer.
 _READS_A_TURN = 32
 
 # RFC 9112 section 5: "field-line = field-name ":" OWS field-value OWS"; 5.1: no white space before the colon; 5.2: a
@@ -74,7 +74,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         Raises:
             ValueError: they cannot be understood, or it is unclear where the request ends or whom it asks.
         """
-        # Here, since pywsgi takes some of the headers away before it looks at the rest.
+        # Judged here, since pywsgi removes some headers before it looks at the rest.
         message = super().MessageClass(_BoundedHead(rfile), seekable)
         absolute = absolute_form(self.path)
         if absolute is not None:
@@ -263,8 +263,8 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
 class FairFile:
     """The file that requests are read from, which lets others have their turn.
 
-    gevent switches only where a socket has nothing: a peer that always has something more to read, such as the next of
-    endless requests, would keep the hub, and with it every other connection and the timeout, from running.
+    gevent switches greenlets only where a socket has nothing to read. A peer that sends requests without end would keep
+    the hub from running, and with it every other connection and the timeout.
     """
 
     def __init__(self, rfile: Any) -> None:

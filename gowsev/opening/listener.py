@@ -1,8 +1,7 @@
 """Listeners, and the way of a socket from `accept` to its upgrade.
 
-Almost every client asks for an upgrade and for nothing else, as it should: that is answered there and then, in the hub.
-Any other gets a greenlet, in which TLS is set up and pywsgi reads HTTP requests (see `http`). All of this is bounded by
-`handshake_timeout`.
+Almost every client sends one plain request for an upgrade: it is answered at once, in the hub. Any other client gets a
+greenlet, in which TLS is set up and pywsgi reads HTTP requests (see `http`). `handshake_timeout` bounds all of this.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     def _accept(self) -> tuple[Any, Any] | None:
         try:
             descriptor, address = self.socket._accept()
-        except BlockingIOError:  # nobody waits any more
+        except BlockingIOError:  # no connection waits any more
             return None
         sock = self._plain_socket(self.socket.family, self.socket.type, self.socket.proto, descriptor)
         sock.setblocking(False)
@@ -101,8 +100,8 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         return sock, address
 
     def _accept_later(self, error: OSError) -> None:
-        # No more file descriptors, as a rule. The connections wait in the backlog and are looked at again soon; that is
-        # said once, and from a greenlet, since a logging handler may block and the hub must not.
+        # As a rule there are no more file descriptors. The connections wait in the backlog, and accepting is soon tried
+        # again. The error is logged once, and from a greenlet: a logging handler may block, and the hub must not.
         if not self._exhausted:
             self._exhausted = True
             gevent.spawn(logger.error, "cannot accept connections, trying again until it works: %s", error)
@@ -111,17 +110,17 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         self._timer.start(self._start_accepting_if_started)
 
     def upgrade_at_once(self, sock: Any, address: Any) -> bool:
-        """Upgrade a client that asks for this and for nothing else, and as it should; return whether that was all.
+        """Upgrade a client whose one request asks for it without a fault; return whether nothing is left to do.
 
-        It is the way of almost every client, and much shorter than the one that HTTP needs (measured: a connection
-        that comes and goes costs 115 us so, 265 us with a greenlet and pywsgi). If it is not to be taken, nothing has
-        been read, and nothing been done.
+        Almost every client goes this way, which is much shorter than that of other HTTP (measured: a connection that
+        comes and goes costs 115 us here, 265 us with a greenlet and pywsgi). Where the result is false, nothing has
+        been read from the socket.
 
         Raises:
-            BlockingIOError: the client has said nothing yet.
+            BlockingIOError: the client has sent nothing yet.
         """
         head = sock.recv(_MOST_PEEKED, socket.MSG_PEEK)
-        if not head:  # it has nothing to say
+        if not head:  # it has closed without a request
             close_socket(sock)
             return True
         size = head.find(b"\r\n\r\n") + 4
@@ -149,7 +148,8 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             accepted: when it was accepted, in seconds of `time.monotonic`.
         """
         sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
-        # However it ends, even before it has begun. A socket that was handed over is an empty shell by then.
+        # The link closes the socket however the greenlet ends, even before its start. A socket that was handed over is
+        # an empty shell by then.
         self.pool.spawn(self.handle, sock, address, accepted).rawlink(lambda _greenlet: close_socket(sock))
 
     # -- in a greenlet ---------------------------------------------------------------------------------------------
@@ -210,12 +210,12 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             path, self._path = self._path, None
             try:
                 os.unlink(path)
-            except OSError as error:  # somebody else has removed it: that was to be done
+            except OSError as error:  # another program has removed it, as we wanted to
                 logger.debug("could not remove the socket %r: %s", path, error)
 
 
 class _Arrival:
-    """A client that has said nothing yet. A watcher and a timer for it cost a tenth of a greenlet's memory."""
+    """A client that has sent nothing yet. Its watcher and timer cost a tenth of a greenlet's memory."""
 
     __slots__ = ("_accepted", "_address", "_listener", "_sock", "_timer", "_watcher")
 
@@ -228,7 +228,7 @@ class _Arrival:
         self._timer: Any = None
 
     def look(self) -> None:
-        """Let the client go its way if it has said something; else wait for that."""
+        """Answer the client, or give it a greenlet, if it has sent something; else wait for that."""
         listener = self._listener
         try:
             done = listener.upgrade_at_once(self._sock, self._address)
@@ -237,10 +237,9 @@ class _Arrival:
                 self._wait()
             return
         except OSError:
-            done = False  # broken already, as pywsgi will find out and say
+            done = False  # broken already; pywsgi finds that out, and it is logged
         except BaseException:
-            # No fault of the client's. It goes to the hub, which shows it; but what the client has said must not bring
-            # it about again and again.
+            # A fault of ours, which the hub prints. Left open, the client would raise it again and again.
             self.close()
             raise
         self._stop()

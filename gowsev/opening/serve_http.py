@@ -2,7 +2,7 @@
 
 The response 101 is written to the socket here, not given to `start_response`: frameworks and servers change what goes
 through it, and the socket must not be taken before it has left. What the application returns then goes into the dead
-end that `adoption` leaves behind. How long all this may take is bounded here too, by `handshake_timeout`.
+end that `adoption` leaves behind. `handshake_timeout` bounds how long all this may take.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def serve(receiver: Receiver, environ: WSGIEnvironment, start_response: StartRes
         leftover = take_buffered()
         if _sent(sock, handshake.response, receiver.options.handshake_timeout):
             receiver.accept(take_from_server(sock), request.tls, request, handshake, leftover)
-            start_response(_SWITCHING, [])  # for those in between, and for logs; it is not sent
+            start_response(_SWITCHING, [])  # for middleware and logs; it is not sent
             return []
         handshake = Handshake(refusal(400, "The request is incomplete.\n"))
     start_response(*start(handshake.response))
@@ -102,7 +102,7 @@ def _sent(sock: Any, response: Response, limit: float | None) -> bool:
 
 
 def _accept_late(receiver: Receiver, environ: WSGIEnvironment, websocket: Any) -> None:
-    """Take a connection whose upgrade gevent-websocket has answered before anybody was asked.
+    """Accept a connection whose upgrade gevent-websocket has answered before we could judge it.
 
     It can be refused with a close frame only, and what the options offer has not been negotiated.
     """

@@ -1,4 +1,4 @@
-"""A request for an upgrade, whoever has read it: whether it is one, its answer, and how the program sees it.
+"""A request for an upgrade, from any kind of server: whether it is one, its answer, and how the program sees it.
 
 Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
 All of them ask here, so that the same request has the same answer everywhere. `handshake` and the `Receiver` decide
@@ -149,7 +149,7 @@ def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
 
 
 def note_lost_upgrade(environ: WSGIEnvironment) -> None:
-    """Log that a request has come from a WebSocket client, and lost its `Upgrade` on the way, if it has."""
+    """Log it if a request of a WebSocket client has lost its `Upgrade` on the way."""
     if _has_lost_upgrade(environ):
         host, _ = host_and_port((environ.get("REMOTE_ADDR", ""), 0))
         why = "but no Upgrade: a proxy in front does not pass Upgrade and Connection on"
@@ -159,7 +159,7 @@ def note_lost_upgrade(environ: WSGIEnvironment) -> None:
 
 
 def _has_lost_upgrade(environ: WSGIEnvironment) -> bool:
-    # RFC 9110 section 7.6.1: a proxy takes out Connection, and what that names. The key is named by nobody, and stays.
+    # RFC 9110 section 7.6.1: a proxy removes Connection and the headers that it names. The key stays.
     return "HTTP_SEC_WEBSOCKET_KEY" in environ and not asks_for_websocket(environ)
 
 
@@ -199,7 +199,7 @@ def read_buffered(rfile: Any, sock: Any) -> bytes:
     sock.settimeout(0.0)
     try:
         return rfile.read1(1 << 16) or b""
-    except OSError:  # broken already, or nothing there: the connection will find out which
+    except OSError:  # broken already, or nothing there: the connection's first read finds out
         return b""
 
 
@@ -211,7 +211,7 @@ def host_and_port(address: Any) -> tuple[str, int]:
 
 
 def peer_address(address: Any) -> tuple[str, int]:
-    """The same of the other end, whose unix socket may have been given any name: it has none here."""
+    """The same for the peer's address. A unix socket's peer may have any name, and is given none here."""
     return host_and_port(address) if isinstance(address, tuple) else ("", 0)
 
 
