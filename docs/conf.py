@@ -85,7 +85,7 @@ PUBLIC["TextReceived"] = PUBLIC["ConnRequested"] = "gowsev.Handler"
 
 #: Methods that other modules of the package call. They are no part of the interface.
 INTERNAL = {
-    "gowsev.Context": {"admit", "check_thread", "disown", "may_refuse", "refused", "welcome"},
+    "gowsev.Context": {"accept", "admit", "check_thread", "disown", "may_refuse", "refused"},
     "gowsev.DialledConn": {"disown"},
     "gowsev.Timer": {"run"},
     "gowsev.WebSocketHandler": {"MessageClass", "get_environ", "read_request", "read_requestline"},

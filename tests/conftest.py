@@ -249,6 +249,28 @@ def page(request, tmp_path):
 
 
 @pytest.fixture
+def scripted():
+    """A factory of listeners: `scripted(script)`; `script` may be bytes, sent before the connection is closed."""
+    from scripted_server import Scripted
+
+    listeners = []
+
+    def start(script):
+        if isinstance(script, bytes):
+            data = script
+
+            def script(sock, head):
+                sock.sendall(data)
+
+        listeners.append(Scripted(script))
+        return listeners[-1]
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.fixture
 def redis_server(tmp_path):
     """A real Redis."""
     from redis_server import RedisServer
@@ -280,6 +302,17 @@ def descriptors():
 
 def open_sockets():
     return {link for link in descriptors().values() if link.startswith("socket:")}
+
+
+@contextlib.contextmanager
+def held_sockets():
+    """Hold a copy of each socket of this process, as a process does that was forked without Python's knowledge."""
+    copies = [os.dup(descriptor) for descriptor, link in descriptors().items() if link.startswith("socket:")]
+    try:
+        yield
+    finally:
+        for copy in copies:
+            os.close(copy)
 
 
 def open_files():

@@ -120,6 +120,17 @@ def test_the_ticks_come_back_with_the_ticker(start_ticker, start_bridge, end):
     assert "Traceback" not in bridge.output
 
 
+def test_a_password_in_the_url_stays_out_of_the_log(start_ticker, start_bridge):
+    ticker = start_ticker()
+    bridge = start_bridge(ticker.url().replace("//", "//alice:secret@"))
+    bridge.wait_for("Connected to ws://127")
+    ticker.end(signal.SIGTERM)
+    bridge.wait_for("Lost ws://127")
+    bridge.wait_for("Trying again")
+    assert "secret" not in bridge.output
+    assert "alice" not in bridge.output
+
+
 def test_a_bridge_may_be_started_first_and_waits_longer_each_time(start_ticker, start_bridge):
     port = free_port()
     bridge = start_bridge(f"ws://127.0.0.1:{port}/", "--max-delay", 2)

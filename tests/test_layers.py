@@ -39,6 +39,7 @@ ROOMS = {
         "opening.admission",
         "opening.adoption",
         "opening.certificate",
+        "opening.chunked",
         "opening.client_handshake",
         "opening.connecting",
         "opening.dial",

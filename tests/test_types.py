@@ -55,7 +55,7 @@ def annotated(owner, node, lines):
 
 
 #: What servers and listeners of ours ask of a context, and pywsgi of its handler: not for programs.
-INTERNAL = {"context.Context.welcome", "opening.http.WebSocketHandler"}
+INTERNAL = {"context.Context.accept", "opening.http.WebSocketHandler"}
 
 
 def test_any_is_said_only_with_a_reason():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import re
 import signal
 import time
 
@@ -32,6 +33,8 @@ class Bridge(gowsev.Handler):
 
     def __init__(self, url: str, max_delay: float) -> None:
         self.url = url
+        #: For the log, which a user and password have no place in.
+        self.shown = re.sub("//[^/?#]*@", "//", url, count=1)
         self.max_delay = max_delay
         self.delay = min(FIRST_DELAY, max_delay)
         self.outside = 0  # no connection has this id
@@ -42,7 +45,7 @@ class Bridge(gowsev.Handler):
     # -- the outside connection ----------------------------------------------------------------------------------
 
     def connect(self, context: gowsev.Context) -> None:
-        """Dial the outside server, once; see to it that it is tried again later if that fails."""
+        """Dial the outside server once; try again later if that fails."""
         try:
             conn = gowsev.Dial(self.url, timeout=DIAL_TIMEOUT)
         except gowsev.DialError as error:
@@ -53,7 +56,7 @@ class Bridge(gowsev.Handler):
             conn.Close(1001)
             return
         self.outside = context.AddConn(conn)
-        logger.info("Connected to %s", self.url)
+        logger.info("Connected to %s", self.shown)
 
     def connect_later(self, context: gowsev.Context) -> None:
         if not self.stopping:
@@ -80,7 +83,7 @@ class Bridge(gowsev.Handler):
             return
         self.outside = 0
         conn = context.MustConn(id)
-        logger.info("Lost %s: close code %d, reason %r", self.url, conn.close_code, conn.close_reason)
+        logger.info("Lost %s: close code %d, reason %r", self.shown, conn.close_code, conn.close_reason)
         self.connect_later(context)
 
     def MessageReceived(self, context: gowsev.Context, id: int, message: bytes) -> None:

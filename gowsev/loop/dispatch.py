@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import gevent
 
 from gowsev.connection.events import ACCEPTED, CALL, CLOSED, REQUESTED
-from gowsev.opening.upgrade import shown
+from gowsev.opening.upgrade import format_address
 from gowsev.wire.frames import BINARY, INTERNAL_ERROR
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class Dispatch(Generic[Context]):
 
     def _closed(self, connection: Connection) -> None:
         if connection.end:
-            logger.info("connection %d from %s: %s", connection.id, shown(connection.request.peer), connection.end)
+            logger.info(
+                "connection %d from %s: %s", connection.id, format_address(connection.request.peer), connection.end
+            )
         try:
             self._handler.ConnClosed(self._context, connection.id)
         finally:

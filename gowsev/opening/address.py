@@ -66,7 +66,7 @@ def listen(address: Address, options: Options) -> Any:
     """Open a listening socket.
 
     Raises:
-        OSError: it cannot be; the text names the address.
+        OSError: that fails; the text names the address.
     """
     sock = None
     try:

@@ -33,7 +33,7 @@ class Driver(Protocol):
 
 
 class Admission:
-    """The context as the listeners and `ServeHTTP` see it: an `upgrade.Host`.
+    """The context as the listeners and `ServeHTTP` see it: an `upgrade.Receiver`.
 
     Args:
         options: the context's.
@@ -95,7 +95,7 @@ class Admission:
         """Count a refused upgrade."""
         self._connections.stats.rejected += 1
 
-    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+    def accept(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
         connection = self._connections.make(
             sock, request=request, subprotocol=handshake.subprotocol, tls=tls, deflate=handshake.deflate

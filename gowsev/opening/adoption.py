@@ -8,7 +8,7 @@ close it when its request is over. It finds a *dead end* there: a socket whose p
 stream and cannot write, as after any client that has left, which every server takes quietly. An empty shell, which
 raises "bad file descriptor", would be logged as an error by some.
 
-Nothing is imported of websocket-client, and of gevent-websocket no class: whoever has such an object has imported it.
+websocket-client is not imported, nor a class of gevent-websocket: a program that has such an object has imported it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "Foreign",
+    "Adopted",
     "adopt",
     "from_gevent_websocket",
     "is_gevent_websocket",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-class Foreign(NamedTuple):
+class Adopted(NamedTuple):
     """A connection that has been taken out of its owner's hands."""
 
     sock: Any
@@ -56,7 +56,7 @@ class Foreign(NamedTuple):
     """What was read of it already, and not used."""
 
 
-def adopt(conn: Any) -> Foreign:
+def adopt(conn: Any) -> Adopted:
     """Take a connection that was given to `AddConn`.
 
     Raises:
@@ -83,7 +83,7 @@ def _is_a(conn: Any, module: str, name: str) -> bool:
     return isinstance(kind, type) and isinstance(conn, kind)
 
 
-def from_gevent_websocket(websocket: Any) -> Foreign:
+def from_gevent_websocket(websocket: Any) -> Adopted:
     """Take the connection of a `geventwebsocket.websocket.WebSocket`, which is closed for its application from then on.
 
     Raises:
@@ -100,13 +100,13 @@ def from_gevent_websocket(websocket: Any) -> Foreign:
             subprotocol = value.decode("latin-1")
     request = request_of(environ, sock)
     leftover = read_buffered(handler.rfile, sock)
-    # So that it neither sends a close frame when its application returns, nor reads.
+    # It must neither read nor, when its application returns, send a close frame.
     websocket.closed = True
     websocket.stream = websocket.raw_read = websocket.raw_write = None
-    return Foreign(take_from_server(sock), request.tls, False, request, subprotocol, leftover)
+    return Adopted(take_from_server(sock), request.tls, False, request, subprotocol, leftover)
 
 
-def _from_websocket_client(websocket: Any) -> Foreign:
+def _from_websocket_client(websocket: Any) -> Adopted:
     """Take the connection of a `websocket.WebSocket`, which is not connected from then on."""
     sock = websocket.sock
     if not websocket.connected or sock is None:
@@ -125,7 +125,7 @@ def _from_websocket_client(websocket: Any) -> Foreign:
     leftover = _unread(websocket)
     websocket.sock = None
     websocket.connected = False
-    return Foreign(_take(sock), request.tls, True, request, websocket.subprotocol, leftover)
+    return Adopted(_take(sock), request.tls, True, request, websocket.subprotocol, leftover)
 
 
 def _unread(websocket: Any) -> bytes:
@@ -185,7 +185,7 @@ def peer_of(sock: Any) -> tuple[str, int]:
     """Return the address at the other end; a unix socket, and one that is broken already, has `("", 0)`."""
     try:
         return peer_address(sock.getpeername())
-    except OSError:  # reset; whoever uses the socket next will find out and say
+    except OSError:  # reset; the next use of the socket finds out, and reports it
         return "", 0
 
 
@@ -200,7 +200,7 @@ def request_of(environ: dict[str, Any], sock: Any) -> Request:
         headers = Headers()
         for key, value in environ.items():
             if key.startswith("HTTP_"):
-                # Servers join what is repeated. The one header that must not be is taken apart, so that it is seen.
+                # Servers join repeated headers. Host is split again, so that a second one is found.
                 for part in value.split(",") if key == "HTTP_HOST" else (value,):
                     headers[key[5:].replace("_", "-").title()] = part
         for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):

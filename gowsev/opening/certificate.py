@@ -46,7 +46,7 @@ class Certificate:
                 self._failing = False
                 logger.info("read the renewed certificate in %s", self._named())
         except OSError as error:
-            # Half-written or vanished files: whoever renews them may not be done. Clients go on getting the last
+            # The files are half-written or missing: their renewal may not be done. Clients go on getting the last
             # certificate that could be read, and the files are read again when they change.
             self._seen = None if isinstance(error, FileNotFoundError) else self._seen
             if not self._failing:
@@ -59,7 +59,7 @@ class Certificate:
 
     def _load(self) -> ssl.SSLContext:
         for file in self._files:
-            open(file, "rb").close()  # OpenSSL would not say which of them may not be read
+            open(file, "rb").close()  # OpenSSL's error would not name the file
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # RFC 9325 section 3.5: what it was for has other means, and each costs us a handshake.

@@ -1,7 +1,7 @@
 """The opening handshake of a client, on a connected socket: RFC 6455 section 4.1.
 
 The rules of the handshake itself are the `websockets` library's `ClientProtocol`. The response is read here, so that an
-error can say what is wrong with it, and so that interim responses and folded lines are taken.
+error can say what is wrong with it, and so that interim responses and folded lines are understood.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 __all__ = ["Refused", "shake_hands"]
 
 _MOST_INTERIM = 16
-#: RFC 9112 section 4: a reason phrase may be missing, and then its blank as well with some servers.
-_STATUS_LINE = re.compile(rb"HTTP/1\.(?P<minor>[01]) (?P<code>[1-5][0-9][0-9])(?: (?P<reason>[^\r\n]*))?")
+#: RFC 9112 section 4: the reason phrase may be missing; some servers then leave out the blank before it as well.
+#: "reason-phrase = 1*( HTAB / SP / VCHAR / obs-text )", and a field's value has the same bytes (RFC 9110, 5.5).
+_STATUS_LINE = re.compile(
+    rb"HTTP/1\.(?P<minor>[01]) (?P<code>[1-5][0-9][0-9])(?: (?P<reason>[\t\x20-\x7e\x80-\xff]*))?"
+)
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 # The blanks around a value are for `strip`: a pattern with two ways to read a blank takes the square of their number.
-_FIELD = re.compile(rb"(?P<name>[-!#$%&'*+.^_`|~0-9A-Za-z]+):(?P<value>[^\r\n\0]*)")
+_FIELD = re.compile(rb"(?P<name>[-!#$%&'*+.^_`|~0-9A-Za-z]+):(?P<value>[\t\x20-\x7e\x80-\xff]*)")
 
 
 class Refused(Exception):
     """The server did not open a WebSocket connection."""
 
     def __init__(self, text: str, status: int | None = None) -> None:
-        super().__init__(text)
+        # It may quote the server, whose bytes must not reach a terminal by way of a log.
+        super().__init__(text if text.isprintable() else text.encode("unicode_escape").decode())
         self.status = status
 
 
@@ -42,12 +46,12 @@ def shake_hands(sock: Any, client: ClientProtocol, pairs: Iterable[tuple[str, st
     """Send the handshake and check the answer; return the answer's headers, and what came behind it.
 
     Raises:
-        Refused: the answer is no, or none.
+        Refused: the server refused, or its answer is no handshake.
         OSError: the connection broke.
     """
     upgrade = client.connect()
     for name in {name.lower() for name, _ in pairs if name in upgrade.headers}:
-        del upgrade.headers[name]  # the program's own counts, such as `Host`
+        del upgrade.headers[name]  # the program's own replaces ours, such as `Host`
     for name, value in pairs:
         upgrade.headers[name] = value
     client.send_request(upgrade)

@@ -1,7 +1,7 @@
-"""From a host's name to a connected socket, with the haste of RFC 8305 ("Happy Eyeballs").
+"""From a host's name to a connected socket, as fast as RFC 8305 ("Happy Eyeballs") allows.
 
-A name may have several addresses, of two families, and one that is silent must not use up all the time there is. So the
-next address is tried as soon as one fails, or after a quarter of a second; the first that connects is taken.
+A name may have several addresses, of two families, and a silent one must not use up all the time there is. So the
+next address is tried as soon as one fails, or after a quarter of a second. The first that connects is used.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _NEXT = 0.25
 
 
 def connect(host: str, port: int) -> Any:
-    """Return a socket that is connected to one of the host's addresses. Blocks the calling greenlet.
+    """Connect to one of the host's addresses, and return the socket. Blocks the calling greenlet.
 
     Raises:
-        OSError: the name has no address, or none can be connected to; the error is that of the last one that failed.
+        OSError: the name has no address, or none of them accepts a connection: the error of the last that failed.
     """
     addresses = interleaved(gevent.socket.getaddrinfo(host, port, type=gevent.socket.SOCK_STREAM))
     if len(addresses) == 1:
         return _connect(addresses[0])
-    outcomes: Any = SimpleQueue()
+    outcomes = _Outcomes()
     attempts: list[Any] = []
     try:
         failed = 0
@@ -47,11 +47,10 @@ def connect(host: str, port: int) -> Any:
             if failed == len(addresses):
                 raise outcome
     finally:
-        gevent.killall(attempts)
-        while not outcomes.empty():  # pragma: no cover - two that connect in the same round of the hub
-            late = outcomes.get()
-            if not isinstance(late, OSError):
-                late.close()
+        # Without waiting for their end: an error in that wait, such as a timeout, would lose the socket to be returned.
+        # An attempt that connects before it is killed hands its socket to `outcomes`, which then closes it.
+        gevent.killall(attempts, block=False)
+        outcomes.close()
 
 
 def interleaved(found: list[Any]) -> list[Any]:
@@ -61,7 +60,35 @@ def interleaved(found: list[Any]) -> list[Any]:
     return [entry for entry in chain.from_iterable(zip_longest(first, others)) if entry is not None]
 
 
-def _attempt(address: Any, outcomes: Any) -> None:
+class _Outcomes:
+    """What has become of each attempt: a connected socket or an error. Closed, it closes every socket that comes."""
+
+    def __init__(self) -> None:
+        self._queue: Any = SimpleQueue()
+        self._closed = False
+
+    def put(self, outcome: Any) -> None:
+        self._queue.put(outcome)
+        if self._closed:  # pragma: no cover - two that connect in the same round of the hub
+            self.close()
+
+    def get(self, timeout: float | None) -> Any:
+        """Wait for the next outcome.
+
+        Raises:
+            gevent.queue.Empty: there is none within `timeout` seconds.
+        """
+        return self._queue.get(timeout=timeout)
+
+    def close(self) -> None:
+        self._closed = True
+        while not self._queue.empty():  # pragma: no cover - two that connect in the same round of the hub
+            late = self._queue.get()
+            if not isinstance(late, OSError):
+                late.close()  # no more than that: in a forked child, it is the parent's
+
+
+def _attempt(address: Any, outcomes: _Outcomes) -> None:
     try:
         outcomes.put(_connect(address))
     except OSError as error:

@@ -21,11 +21,12 @@ from gowsev.connection.events import CLOSED
 from gowsev.connection.fork import tell_in_child, telling_in_child
 from gowsev.connection.gathering import Batch
 from gowsev.connection.keepalive import Keepalive
-from gowsev.connection.sockets import take_over
+from gowsev.connection.sockets import close_socket, take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnectionClosed, DialError
 from gowsev.opening.client_handshake import Refused, shake_hands
 from gowsev.opening.connecting import connect
+from gowsev.opening.framing import judge_framing
 from gowsev.opening.handshake import SILENT
 from gowsev.opening.url import parse_url
 from gowsev.options import Options, as_seconds, as_tokens
@@ -74,7 +75,7 @@ class _Inbox:
         return event
 
     def take_all(self) -> list[Any]:
-        """Return every event that is there; whoever waits for one is given `None`."""
+        """Return every event that is there; a greenlet that waits for one gets `None`."""
         events = [self._queue.get() for _ in range(len(self._queue))]
         self.put(None)
         return events
@@ -109,8 +110,8 @@ class DialledConn(Conn):
         inbox = self._inbox
         event = inbox.get()
         if event is None or event[0] == CLOSED:
-            inbox.put(event)  # for whoever reads once more
-            self._check_mine("ReadMessage")  # it may have been added to a context meanwhile
+            inbox.put(event)  # for the next read
+            self._check_mine("ReadMessage")  # another greenlet may have called AddConn meanwhile
             raise self._closed()
         kind, _, payload = event
         self._connection.delivered(len(payload))
@@ -219,7 +220,7 @@ def Dial(
     Args:
         url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
         timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for as long as it takes.
-        headers: more headers for the request. `Host`, `Origin` and `Authorization` replace ours.
+        headers: more headers for the request. `Host` (one at most), `Origin` and `Authorization` replace ours.
         origin: the request's `Origin`.
         subprotocols: those offered, in order of preference.
         ssl_context: for `wss://`; by default one that checks the certificate against the system's authorities.
@@ -231,7 +232,7 @@ def Dial(
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
     # Longer than most, as each step that can fail says which it was, and none may leave the socket behind.
-    uri, host, shown = parse_url(url)
+    uri, host, safe_url = parse_url(url)
     options = _checked("options", options, Options) or Options()
     seconds = as_seconds("timeout", timeout)
     offered = as_tokens("subprotocols", subprotocols)
@@ -241,6 +242,8 @@ def Dial(
             raise ValueError(
                 f"header {name} is made by the handshake itself; subprotocols= and options= say what it offers"
             )
+    if hosts := [pair for pair in pairs if pair[0].lower() == "host"]:
+        judge_framing("HTTP/1.1", hosts)  # RFC 9112 section 3.2: a server refuses two, and one that is none
     if origin is not None:
         header_pairs([("Origin", origin)])
     _checked("ssl_context", ssl_context, ssl.SSLContext)
@@ -252,10 +255,11 @@ def Dial(
         logger=SILENT,
     )
     sock: Any = None
+    dialling = _Dialling()
     step = "connecting"
     limit = gevent.Timeout(seconds)
     try:
-        with limit, telling_in_child(_Dialling()):
+        with limit, telling_in_child(dialling):
             sock = connect(host, uri.port)
             addresses = sock.getpeername()[:2], sock.getsockname()[:2]  # now: a reset would take them away
             if uri.secure:
@@ -266,18 +270,18 @@ def Dial(
             headers, leftover = shake_hands(sock, client, pairs)
             request = _describe(addresses, uri, headers)
     except gevent.Timeout as expired:
-        _close(sock)
+        dialling.close(sock)
         if expired is not limit:
             raise
-        raise DialError(f"dial {shown}: timed out after {seconds} s {step}") from None
+        raise DialError(f"dial {safe_url}: timed out after {seconds} s {step}") from None
     except Refused as refused:
-        _close(sock)
-        raise DialError(f"dial {shown}: {refused}", refused.status) from refused.__cause__
+        dialling.close(sock)
+        raise DialError(f"dial {safe_url}: {refused}", refused.status) from refused.__cause__
     except OSError as error:
-        _close(sock)
-        raise DialError(f"dial {shown}: {error} ({step})") from error
+        dialling.close(sock)
+        raise DialError(f"dial {safe_url}: {error} ({step})") from error
     except BaseException:
-        _close(sock)
+        dialling.close(sock)
         raise
     return _connect(sock, client, request, leftover, options)
 
@@ -288,9 +292,20 @@ class _Dialling:
     def __init__(self) -> None:
         self._greenlet = gevent.getcurrent()
         self._hub = gevent.get_hub()
+        self._disowned = False
+
+    def close(self, sock: Any) -> None:
+        """Close the socket of a `Dial` that has failed, if there is one yet."""
+        if sock is None:
+            return
+        if self._disowned:
+            sock.close()
+        else:
+            close_socket(sock)
 
     def disown(self) -> None:
         """In a forked child: let the copy of the greenlet fail before it uses the socket, which is the parent's."""
+        self._disowned = True
         error = ConnectionAbortedError("the process was forked meanwhile, and only the parent goes on with it")
         self._hub.loop.run_callback(self._greenlet.throw, error)
 
@@ -330,8 +345,3 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
     )
     connection.start(leftover)
     return DialledConn(connection, inbox, ended)
-
-
-def _close(sock: Any) -> None:
-    if sock is not None:
-        sock.close()

@@ -8,16 +8,19 @@ So whatever can be read in two ways is refused here, also where the RFC would le
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Framing", "absolute_form", "judge_framing", "tokens"]
+__all__ = ["Framing", "absolute_form", "check_target", "judge_framing", "tokens"]
 
 #: RFC 9110 section 7.2: "Host = uri-host [ ":" port ]", where RFC 3986 section 3.2.2 has the host: an address in
 #: brackets, or a name. A comma, which a name might have, is refused: servers in between join two `Host` lines with one.
-_HOST = re.compile(r"(?:\[[0-9A-Fa-fv:.]+\]|(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?")
+_HOST = re.compile(
+    r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*)(?::(?P<port>[0-9]{0,5}))?"
+)
 #: RFC 9110 section 8.6: "Content-Length = 1*DIGIT". 18 of them are more than any body has.
 _LENGTH = re.compile(r"[0-9]{1,18}")
 #: RFC 9112 section 3.2.2: "absolute-form = absolute-URI".
@@ -65,7 +68,7 @@ def judge_framing(version: str, fields: Iterable[tuple[str, str]]) -> Framing:
     # Host header field with an invalid field value."
     if len(hosts) > 1 or (not hosts and version != "HTTP/1.0"):
         raise ValueError(f"A request must have one Host header, not {len(hosts)}.")
-    if hosts and not _HOST.fullmatch(hosts[0]):
+    if hosts and not _is_host(hosts[0]):
         raise ValueError(f"The Host header is no host: {hosts[0][:100]!r}.")
     if codings:
         return _chunked(version, codings, lengths)
@@ -77,6 +80,16 @@ def judge_framing(version: str, fields: Iterable[tuple[str, str]]) -> Framing:
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
         raise ValueError(f"Content-Length must be one number, not {', '.join(lengths)[:100]!r}.")
     return Framing(int(lengths[0]), False)
+
+
+def _is_host(value: str) -> bool:
+    match = _HOST.fullmatch(value)
+    if match is None or int(match["port"] or 0) > 65535:
+        return False
+    try:
+        return not match["literal"] or bool(IPv6Address(match["literal"]))
+    except ValueError:  # it only looked like an address
+        return False
 
 
 def _chunked(version: str, codings: list[str], lengths: list[str]) -> Framing:
@@ -93,6 +106,25 @@ def _chunked(version: str, codings: list[str], lengths: list[str]) -> Framing:
     if [coding.lower() for coding in codings] != ["chunked"]:
         raise ValueError(f"Transfer-Encoding must be chunked, not {', '.join(codings)[:100]!r}.")
     return Framing(None, True)
+
+
+def check_target(method: str, target: str) -> None:
+    """Check that a request asks an origin server for something.
+
+    Raises:
+        ValueError: the target is in none of the forms of RFC 9112 section 3.2, in that of a proxy (`CONNECT`), or names
+            no host; the answer is 400.
+    """
+    if target.startswith("/") or (method == "OPTIONS" and target == "*"):
+        return
+    match = _ABSOLUTE_FORM.match(target)
+    # With another scheme it would name a host too, which must not be passed over for that in `Host`.
+    if match is None:
+        raise ValueError(f"The target is neither a path nor an http or https URI: {target[:100]!r}.")
+    # RFC 9110 section 4.2.1: "A sender MUST NOT generate an "http" URI with an empty host identifier. A recipient that
+    # processes such a URI reference MUST reject it as invalid."
+    if not match[1].partition(":")[0]:
+        raise ValueError(f"The target has no host: {target[:100]!r}.")
 
 
 def absolute_form(target: str) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http
 import logging
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -45,12 +46,15 @@ __all__ = [
     "refusal",
 ]
 
+#: RFC 9112 section 3.2.1: "origin-form = absolute-path [ "?" query ]", without white space and control characters.
+_PATH = re.compile(r"/[\x21-\x7e]*")
+
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 #: The library logs what it negotiates. That may be in gevent's hub, where nothing may log: a logging handler may wait.
 SILENT = logging.Logger("gowsev.handshake", logging.CRITICAL + 1)
 
-#: RFC 9112 leaves the limits on a head to whoever reads it; ours are those of requests, and of responses to `Dial`.
+#: RFC 9112 lets each recipient limit the size of a head. Ours hold for requests, and for responses to `Dial`.
 MAX_HEAD_BYTES = 1 << 16
 MAX_HEAD_LINES = 100
 
@@ -74,7 +78,7 @@ class Refusal(Response):
 def parse_request(head: bytes) -> HTTPRequest | None:
     """Parse the head of a request for an upgrade, if there is nothing out of the ordinary about it.
 
-    What is, a fault or a peculiarity, is for an HTTP server to understand, and to answer.
+    Any other, faulty or peculiar, is left to an HTTP server to understand and to answer.
 
     Args:
         head: up to the empty line that ends it.
@@ -90,9 +94,9 @@ def parse_request(head: bytes) -> HTTPRequest | None:
     except StopIteration as parsed:
         request = parsed.value
     except Exception:  # noqa: S110
-        # websockets raises many kinds for what is no such request; the HTTP server will find out which, and say it.
+        # websockets raises many kinds of errors here. The HTTP server reads the request again, and reports the fault.
         pass
-    return request if request is not None and request.path.startswith("/") else None
+    return request if request is not None and _PATH.fullmatch(request.path) else None
 
 
 def negotiate(request: HTTPRequest, options: Options) -> Handshake:
@@ -114,7 +118,7 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         headers["Upgrade"] = "websocket"
         request = replace(request, headers=headers)  # the program sees what was sent
     if options.compression is None:
-        # Which then does not look at them. RFC 6455 section 9.1: a header that does not conform to the grammar fails
+        # The library then ignores extensions. RFC 6455 section 9.1: a header that does not conform to the grammar fails
         # the handshake.
         for value in headers.get_all("Sec-WebSocket-Extensions"):
             parse_extension(value)

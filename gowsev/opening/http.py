@@ -2,8 +2,8 @@
 
 Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
 does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
-There a request for an upgrade is judged, and its socket handed to the `Host`; any other goes to the WSGI application.
-How long all this may take is for `listener` to bound.
+There a request for an upgrade is judged, and its socket handed to the `Receiver`. Any other goes to the WSGI
+application. `listener` bounds how long all this may take.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from gevent.pywsgi import WSGIHandler
 from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 
 from gowsev.connection.sockets import poll_sockets, take_over
-from gowsev.opening.framing import absolute_form, judge_framing
+from gowsev.opening.chunked import ChunkedFile, MalformedBody
+from gowsev.opening.framing import absolute_form, check_target, judge_framing, tokens
 from gowsev.opening.handshake import MAX_HEAD_BYTES, MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
 from gowsev.opening.upgrade import (
     HEADERS,
     asks_for_websocket,
     describe,
+    format_address,
     judge,
     note_lost_upgrade,
     read_buffered,
-    shown,
+    refuse_late,
     start,
 )
 from gowsev.request import Headers, Request
@@ -38,13 +40,16 @@ __all__ = ["FairFile", "Upgrader", "WebSocketHandler"]
 
 logger = logging.getLogger("gowsev")
 
-#: After so many reads of requests from one connection, others have their turn: more than a browser's handshake takes.
+#: After this many reads from one connection, others have their turn. A browser's handshake takes fewer.
 _READS_A_TURN = 32
 
 # RFC 9112 section 5: "field-line = field-name ":" OWS field-value OWS"; 5.1: no white space before the colon; 5.2: a
 # server "MUST either reject the message [...] or replace each received obs-fold". Empty, it ends the head; without its
 # end, the stream ended inside the head (section 8).
 _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
+#: RFC 9112 section 3: "request-line = method SP request-target SP HTTP-version". pywsgi would split it at any white
+#: space, and take versions such as 1.00, which is not the HTTP/1.0 that it knows, and 0.9, which has no headers.
+_REQUEST_LINE = re.compile(r"([-!#$%&'*+.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.[0-9]\r?\n")
 #: RFC 8446 section 5.1: how a TLS client begins: with a handshake record (22), whose version is 3.
 _TLS = "\x16\x03"
 
@@ -69,7 +74,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         Raises:
             ValueError: they cannot be understood, or it is unclear where the request ends or whom it asks.
         """
-        # Here, since pywsgi takes some of the headers away before it looks at the rest.
+        # Judged here, since pywsgi removes some headers before it looks at the rest.
         message = super().MessageClass(_BoundedHead(rfile), seekable)
         absolute = absolute_form(self.path)
         if absolute is not None:
@@ -81,8 +86,9 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         judge_framing(self.request_version, message.items())
         if self.request_version == "HTTP/1.0":
             # RFC 9110 section 7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0
-            # request."
-            del message["Upgrade"]
+            # request." Section 10.1.1: one "that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore
+            # that expectation."
+            del message["Upgrade"], message["Expect"]
         return message
 
     def read_request(self, raw_requestline: str) -> bool:
@@ -93,13 +99,22 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         """
         if raw_requestline.startswith(_TLS):
             raise ValueError("the client began with TLS, and this port has none")
+        line = _REQUEST_LINE.fullmatch(raw_requestline)
+        if line is None:
+            raise ValueError(f"no request line: {raw_requestline[:100]!r}")
+        check_target(line[1], line[2])
         try:
-            return bool(super().read_request(raw_requestline))
+            understood = bool(super().read_request(raw_requestline))
         except ValueError:
             raise
         except Exception as error:
             # pywsgi prints a traceback for everything but ValueError, even for a connection that was reset.
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        # RFC 9112 section 9.6: "A server that receives a "close" connection option [...] MUST NOT process any further
+        # requests received on that connection." pywsgi knows it only where it is the only option.
+        if "close" in tokens(self.headers.get_all("Connection", ())):
+            self.close_connection = True
+        return understood
 
     def read_requestline(self) -> str:
         """Read a request's first line; called by pywsgi."""
@@ -116,7 +131,35 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         # for frames, and eat them. RFC 6455 section 4.1 has no body.
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
+        if self.wsgi_input.chunked_input:
+            self.wsgi_input.rfile = ChunkedFile(self.wsgi_input.rfile)
         return environ
+
+    def handle_one_response(self) -> None:
+        """Answer the request; called by pywsgi."""
+        super().handle_one_response()
+        # Also where the application went on in spite of the error.
+        if getattr(self.wsgi_input.rfile, "malformed", False):
+            self.close_connection = True
+
+    def handle_error(self, t: Any, v: Any, tb: Any) -> None:
+        """Log an error in answering, and answer with a status that tells it; called by pywsgi."""
+        if issubclass(t, MalformedBody):
+            self.log_error("%s", v)
+            self._send_error_response_if_possible(400)
+        else:
+            super().handle_error(t, v, tb)
+
+    # RFC 9110 section 9.3.2: "the server MUST NOT send content in the response" to HEAD. It would be taken for the
+    # beginning of the next response.
+
+    def finalize_headers(self) -> None:
+        super().finalize_headers()
+        if self.command == "HEAD":
+            self.response_use_chunked = False
+
+    def write(self, data: Any) -> None:
+        super().write(b"" if self.command == "HEAD" else data)
 
 
 class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc]  # gevent-websocket has no types
@@ -146,7 +189,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         if not asks_for_websocket(self.environ):
             note_lost_upgrade(self.environ)
             return None
-        self._request, handshake = judge(self.server.host, self._read, self.client_address, self.path)
+        self._request, handshake = judge(self.server.receiver, self._read, self.client_address, self.path)
         response = handshake.response
         if response.status_code == 101:
             self.websocket = handshake
@@ -171,12 +214,12 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         tls = self.server.certificate is not None
         leftover = read_buffered(self.rfile, sock)
         handshake = self.__dict__.pop("websocket")
-        self.server.host.welcome(take_over(sock), tls, self._request, handshake, leftover)
+        self.server.receiver.accept(take_over(sock), tls, self._request, handshake, leftover)
 
     # -- what pywsgi would print ---------------------------------------------------------------------------------
 
     def log_error(self, msg: str, *args: Any) -> None:
-        logger.info("bad request from %s: %r", shown(self.client_address), msg % args if args else msg)
+        logger.info("bad request from %s: %r", format_address(self.client_address), msg % args if args else msg)
 
     def log_request(self) -> None:
         logger.debug("%r", self.format_request())
@@ -187,16 +230,20 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
 
     def handle_error(self, t: Any, v: Any, tb: Any) -> None:
         self.close_connection = True
-        if v is self.timeout:
-            limit = self.server.host.options.handshake_timeout
-            logger.info("no answer for %s within %s s", shown(self.client_address), limit)
+        if issubclass(t, MalformedBody):
+            super().handle_error(t, v, tb)
+        elif v is self.timeout and asks_for_websocket(self.environ):
+            self._refuse(refuse_late(self.server.receiver, self.client_address, self.path))
+        elif v is self.timeout:  # the rest of a page's request did not come
+            limit = self.server.receiver.options.handshake_timeout
+            logger.info("no answer for %s within %s s", format_address(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))
         elif issubclass(t, OSError) and (
             asks_for_websocket(self.environ) or self.rfile.failed or "socket error" in str(self.status)
         ):
             # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
             # response not be sent.
-            logger.info("lost %s during its request: %s", shown(self.client_address), v)
+            logger.info("lost %s during its request: %s", format_address(self.client_address), v)
             self._refuse(refusal(400, "The request is incomplete.\n"))
         elif not issubclass(t, gevent.GreenletExit):
             logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
@@ -216,8 +263,8 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
 class FairFile:
     """The file that requests are read from, which lets others have their turn.
 
-    gevent switches only where a socket has nothing: a peer that always has something more to read, such as the next of
-    endless requests, would keep the hub, and with it every other connection and the timeout, from running.
+    gevent switches greenlets only where a socket has nothing to read. A peer that sends requests without end would keep
+    the hub from running, and with it every other connection and the timeout.
     """
 
     def __init__(self, rfile: Any) -> None:

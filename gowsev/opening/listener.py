@@ -1,8 +1,7 @@
 """Listeners, and the way of a socket from `accept` to its upgrade.
 
-Almost every client asks for an upgrade and for nothing else, as it should: that is answered there and then, in the hub.
-Any other gets a greenlet, in which TLS is set up and pywsgi reads HTTP requests (see `http`). All of this is bounded by
-`handshake_timeout`.
+Almost every client sends one plain request for an upgrade: it is answered at once, in the hub. Any other client gets a
+greenlet, in which TLS is set up and pywsgi reads HTTP requests (see `http`). `handshake_timeout` bounds all of this.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from gevent.pywsgi import WSGIServer
 from websockets.exceptions import WebSocketException
 
 from gowsev.connection.fork import close_descriptor
+from gowsev.connection.sockets import close_socket
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
 from gowsev.opening.handshake import negotiate, parse_request
 from gowsev.opening.http import FairFile, Upgrader
-from gowsev.opening.upgrade import Host, describe, shown, upgrade_required
+from gowsev.opening.upgrade import Receiver, describe, format_address, upgrade_required
 
 __all__ = ["Listener"]
 
@@ -47,12 +47,12 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     Args:
         sock: what `listen` returned.
         address: what it listens on.
-        host: who gets its connections.
+        receiver: who gets its connections.
         certificate: for TLS; `None` for plain.
     """
 
-    def __init__(self, sock: Any, address: Address, host: Host, certificate: Certificate | None = None) -> None:
-        self.host = host
+    def __init__(self, sock: Any, address: Address, receiver: Receiver, certificate: Certificate | None = None) -> None:
+        self.receiver = receiver
         self.certificate = certificate
         self._path = address.host if address.family == socket.AF_UNIX else None
         environ = {
@@ -60,7 +60,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             "SERVER_NAME": "localhost" if self._path else address.host or socket.gethostname(),
             "wsgi.url_scheme": "https" if certificate else "http",
         }
-        application = host.options.http_app or upgrade_required
+        application = receiver.options.http_app or upgrade_required
         # A pool, so that `stop` knows the greenlets that are still at a request.
         super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ, spawn=Pool())
         # Not gevent's, patched or not.
@@ -90,7 +90,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     def _accept(self) -> tuple[Any, Any] | None:
         try:
             descriptor, address = self.socket._accept()
-        except BlockingIOError:  # nobody waits any more
+        except BlockingIOError:  # no connection waits any more
             return None
         sock = self._plain_socket(self.socket.family, self.socket.type, self.socket.proto, descriptor)
         sock.setblocking(False)
@@ -100,8 +100,8 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         return sock, address
 
     def _accept_later(self, error: OSError) -> None:
-        # No more file descriptors, as a rule. The connections wait in the backlog and are looked at again soon; that is
-        # said once, and from a greenlet, since a logging handler may block and the hub must not.
+        # As a rule there are no more file descriptors. The connections wait in the backlog, and accepting is soon tried
+        # again. The error is logged once, and from a greenlet: a logging handler may block, and the hub must not.
         if not self._exhausted:
             self._exhausted = True
             gevent.spawn(logger.error, "cannot accept connections, trying again until it works: %s", error)
@@ -110,25 +110,25 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         self._timer.start(self._start_accepting_if_started)
 
     def upgrade_at_once(self, sock: Any, address: Any) -> bool:
-        """Upgrade a client that asks for this and for nothing else, and as it should; return whether that was all.
+        """Upgrade a client whose one request asks for it without a fault; return whether nothing is left to do.
 
-        It is the way of almost every client, and much shorter than the one that HTTP needs (measured: a connection
-        that comes and goes costs 115 us so, 265 us with a greenlet and pywsgi). If it is not to be taken, nothing has
-        been read, and nothing been done.
+        Almost every client goes this way, which is much shorter than that of other HTTP (measured: a connection that
+        comes and goes costs 115 us here, 265 us with a greenlet and pywsgi). Where the result is false, nothing has
+        been read from the socket.
 
         Raises:
-            BlockingIOError: the client has said nothing yet.
+            BlockingIOError: the client has sent nothing yet.
         """
         head = sock.recv(_MOST_PEEKED, socket.MSG_PEEK)
-        if not head:  # it has nothing to say
-            sock.close()
+        if not head:  # it has closed without a request
+            close_socket(sock)
             return True
         size = head.find(b"\r\n\r\n") + 4
         request = parse_request(head[:size]) if size > 3 else None
-        if request is None or self.host.may_refuse:
+        if request is None or self.receiver.may_refuse:
             return False
         try:
-            handshake = negotiate(request, self.host.options)
+            handshake = negotiate(request, self.receiver.options)
         except WebSocketException:
             return False
         if handshake.response.status_code != 101:
@@ -136,7 +136,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         description = describe(request, address, sock.getsockname(), tls=False)
         sock.recv(size)
         sock.send(handshake.response.serialize())  # the first that is sent: there is room for it
-        self.host.welcome(sock, False, description, handshake, b"")
+        self.receiver.accept(sock, False, description, handshake, b"")
         return True
 
     def serve(self, sock: Any, address: Any, accepted: float) -> None:
@@ -148,13 +148,14 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             accepted: when it was accepted, in seconds of `time.monotonic`.
         """
         sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
-        # However it ends, even before it has begun. A socket that was handed over is an empty shell by then.
-        self.pool.spawn(self.handle, sock, address, accepted).rawlink(lambda _greenlet: sock.close())
+        # The link closes the socket however the greenlet ends, even before its start. A socket that was handed over is
+        # an empty shell by then.
+        self.pool.spawn(self.handle, sock, address, accepted).rawlink(lambda _greenlet: close_socket(sock))
 
     # -- in a greenlet ---------------------------------------------------------------------------------------------
 
     def handle(self, sock: Any, address: Any, accepted: float) -> None:
-        limit = self.host.options.handshake_timeout
+        limit = self.receiver.options.handshake_timeout
         timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
         try:
             # Bounds each wait of an application's own reading and writing too.
@@ -169,10 +170,10 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
-            logger.info(_TOO_LATE, shown(address), limit)
+            logger.info(_TOO_LATE, format_address(address), limit)
         except OSError as error:
             # What the peer's end of the network does is no error of ours, and other connections go on.
-            logger.info("lost %s before its request: %s", shown(address), error)
+            logger.info("lost %s before its request: %s", format_address(address), error)
         finally:
             timeout.close()
 
@@ -197,7 +198,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     def disown_clients(self) -> None:
         """In a forked child: let go of clients that are not upgraded."""
         for arrival in tuple(self.arrivals):
-            arrival.close()
+            arrival.disown()
         for greenlet in tuple(self.pool):
             close_descriptor(greenlet.args[0])
             if greenlet is not gevent.getcurrent():  # an `http_app` that forks goes on in the child too
@@ -209,12 +210,12 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             path, self._path = self._path, None
             try:
                 os.unlink(path)
-            except OSError as error:  # somebody else has removed it: that was to be done
+            except OSError as error:  # another program has removed it, as we wanted to
                 logger.debug("could not remove the socket %r: %s", path, error)
 
 
 class _Arrival:
-    """A client that has said nothing yet. A watcher and a timer for it cost a tenth of a greenlet's memory."""
+    """A client that has sent nothing yet. Its watcher and timer cost a tenth of a greenlet's memory."""
 
     __slots__ = ("_accepted", "_address", "_listener", "_sock", "_timer", "_watcher")
 
@@ -227,7 +228,7 @@ class _Arrival:
         self._timer: Any = None
 
     def look(self) -> None:
-        """Let the client go its way if it has said something; else wait for that."""
+        """Answer the client, or give it a greenlet, if it has sent something; else wait for that."""
         listener = self._listener
         try:
             done = listener.upgrade_at_once(self._sock, self._address)
@@ -236,10 +237,9 @@ class _Arrival:
                 self._wait()
             return
         except OSError:
-            done = False  # broken already, as pywsgi will find out and say
+            done = False  # broken already; pywsgi finds that out, and it is logged
         except BaseException:
-            # No fault of the client's. It goes to the hub, which shows it; but what the client has said must not bring
-            # it about again and again.
+            # A fault of ours, which the hub prints. Left open, the client would raise it again and again.
             self.close()
             raise
         self._stop()
@@ -250,7 +250,7 @@ class _Arrival:
         loop = self._listener.loop
         self._watcher = loop.io(self._sock.fileno(), 1)
         self._watcher.start(self.look)
-        limit = self._listener.host.options.handshake_timeout
+        limit = self._listener.receiver.options.handshake_timeout
         if limit is not None:
             self._timer = loop.timer(limit)
             self._timer.start(self._expired)
@@ -258,9 +258,15 @@ class _Arrival:
 
     def _expired(self) -> None:
         self.close()
-        gevent.spawn(logger.info, _TOO_LATE, shown(self._address), self._listener.host.options.handshake_timeout)
+        limit = self._listener.receiver.options.handshake_timeout
+        gevent.spawn(logger.info, _TOO_LATE, format_address(self._address), limit)
 
     def close(self) -> None:
+        self._stop()
+        close_socket(self._sock)
+
+    def disown(self) -> None:
+        """In a forked child: close this process's copy only; the connection is the parent's."""
         self._stop()
         self._sock.close()
 

@@ -2,7 +2,7 @@
 
 The response 101 is written to the socket here, not given to `start_response`: frameworks and servers change what goes
 through it, and the socket must not be taken before it has left. What the application returns then goes into the dead
-end that `adoption` leaves behind. How long all this may take is bounded here too, by `handshake_timeout`.
+end that `adoption` leaves behind. `handshake_timeout` bounds how long all this may take.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gowsev.opening.adoption import (
     take_from_server,
 )
 from gowsev.opening.handshake import Handshake, HTTPRequest, Response, refusal
-from gowsev.opening.upgrade import Host, judge, shown, start
+from gowsev.opening.upgrade import Receiver, format_address, judge, refuse_late, start
 from gowsev.request import Request
 from gowsev.wire import frames
 from gowsev.wire.frames import POLICY, TRY_AGAIN_LATER
@@ -37,26 +37,26 @@ logger = logging.getLogger("gowsev")
 _SWITCHING = "101 Switching Protocols"
 
 
-def serve(host: Host, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Answer a request for an upgrade, and hand its connection to the host. May block the calling greenlet.
+def serve(receiver: Receiver, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    """Answer a request for an upgrade, and hand its connection to the receiver. May block the calling greenlet.
 
     Raises:
-        RuntimeError: the server is none that this works under, or this is not the host's thread.
+        RuntimeError: the server is none that this works under, or this is not the receiver's thread.
     """
     websocket = environ.get("wsgi.websocket")
     if is_gevent_websocket(websocket):
-        host.check_thread()
-        _welcome_late(host, environ, websocket)
+        receiver.check_thread()
+        _accept_late(receiver, environ, websocket)
         start_response(_SWITCHING, [])
         return []
     sock, take_buffered = socket_of(environ)
-    host.check_thread()
-    request, handshake = _judge(host, environ, sock)
+    receiver.check_thread()
+    request, handshake = _judge(receiver, environ, sock)
     if request is not None and handshake.response.status_code == 101:
         leftover = take_buffered()
-        if _sent(sock, handshake.response, host.options.handshake_timeout):
-            host.welcome(take_from_server(sock), request.tls, request, handshake, leftover)
-            start_response(_SWITCHING, [])  # for those in between, and for logs; it is not sent
+        if _sent(sock, handshake.response, receiver.options.handshake_timeout):
+            receiver.accept(take_from_server(sock), request.tls, request, handshake, leftover)
+            start_response(_SWITCHING, [])  # for middleware and logs; it is not sent
             return []
         handshake = Handshake(refusal(400, "The request is incomplete.\n"))
     start_response(*start(handshake.response))
@@ -74,7 +74,7 @@ class _Handed:
         close_descriptor(self._sock)
 
 
-def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | None, Handshake]:
+def _judge(receiver: Receiver, environ: WSGIEnvironment, sock: Any) -> tuple[Request | None, Handshake]:
     """Negotiate, within the time there is."""
 
     def read() -> tuple[HTTPRequest, Request]:
@@ -83,12 +83,11 @@ def _judge(host: Host, environ: WSGIEnvironment, sock: Any) -> tuple[Request | N
         return HTTPRequest(request.path, request.headers, method, version), request
 
     peer = peer_of(sock)
-    limit = host.options.handshake_timeout
+    limit = receiver.options.handshake_timeout
     silent: Any = False
     with gevent.Timeout(limit, silent), telling_in_child(_Handed(sock)):
-        return judge(host, read, peer, environ.get("PATH_INFO", ""))
-    logger.info("no answer for %s within %s s", shown(peer), limit)
-    return None, Handshake(refusal(503, "The server took too long.\n"))
+        return judge(receiver, read, peer, environ.get("PATH_INFO", ""))
+    return None, Handshake(refuse_late(receiver, peer, environ.get("PATH_INFO", "")))
 
 
 def _sent(sock: Any, response: Response, limit: float | None) -> bool:
@@ -97,22 +96,22 @@ def _sent(sock: Any, response: Response, limit: float | None) -> bool:
         sock.settimeout(limit)
         sock.sendall(response.serialize())
     except OSError as error:
-        logger.info("lost %s during its request: %s", shown(peer_of(sock)), error)
+        logger.info("lost %s during its request: %s", format_address(peer_of(sock)), error)
         return False
     return True
 
 
-def _welcome_late(host: Host, environ: WSGIEnvironment, websocket: Any) -> None:
-    """Take a connection whose upgrade gevent-websocket has answered before anybody was asked.
+def _accept_late(receiver: Receiver, environ: WSGIEnvironment, websocket: Any) -> None:
+    """Accept a connection whose upgrade gevent-websocket has answered before we could judge it.
 
     It can be refused with a close frame only, and what the options offer has not been negotiated.
     """
-    _, handshake = _judge(host, environ, websocket.handler.socket)
+    _, handshake = _judge(receiver, environ, websocket.handler.socket)
     response = handshake.response
     if response.status_code == 101:
-        foreign = from_gevent_websocket(websocket)
-        agreed = Handshake(response, foreign.subprotocol)
-        host.welcome(foreign.sock, foreign.tls, foreign.request, agreed, foreign.leftover)
+        adopted = from_gevent_websocket(websocket)
+        agreed = Handshake(response, adopted.subprotocol)
+        receiver.accept(adopted.sock, adopted.tls, adopted.request, agreed, adopted.leftover)
         return
     code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY
     reason = bytes(response.body).decode("utf-8", "replace").strip()

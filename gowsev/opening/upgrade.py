@@ -1,9 +1,9 @@
-"""A request for an upgrade, whoever has read it: whether it is one, its answer, and what the program is told of it.
+"""A request for an upgrade, from any kind of server: whether it is one, its answer, and how the program sees it.
 
 Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
-All of them ask here, so that the same request has the same answer everywhere. What is answered is for `handshake` and
-for the `Host` to say; nothing is known of a host but that it admits requests and takes sockets. Nothing is sent here,
-and nothing waits but for the host.
+All of them ask here, so that the same request has the same answer everywhere. `handshake` and the `Receiver` decide
+about the answer; of a receiver no more is known than that it admits requests and accepts sockets. Nothing is sent here,
+and only the receiver may let a request wait.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADERS",
-    "Host",
+    "Receiver",
     "asks_for_websocket",
     "describe",
+    "format_address",
     "host_and_port",
     "judge",
     "note_lost_upgrade",
     "peer_address",
     "read_buffered",
-    "shown",
+    "refuse_late",
     "start",
     "upgrade_required",
 ]
@@ -46,18 +47,18 @@ logger = logging.getLogger("gowsev")
 #: Where `WebSocketHandler` puts a request's headers as they were sent; WSGI's own form joins those that are repeated.
 HEADERS = "gowsev.headers"
 
-#: The options by which each host has refused somebody, and has said so in a warning.
-_warned: WeakKeyDictionary[Host, set[str]] = WeakKeyDictionary()
+#: For each receiver, the options whose first refusal has been logged as a warning.
+_warned: WeakKeyDictionary[Receiver, set[str]] = WeakKeyDictionary()
 
 
-class Host(Protocol):
+class Receiver(Protocol):
     """Who receives connections."""
 
     @property
     def options(self) -> Options: ...
 
     def check_thread(self) -> None:
-        """Check that this is the host's thread.
+        """Check that this is the receiver's thread.
 
         Raises:
             RuntimeError: it is another.
@@ -71,7 +72,7 @@ class Host(Protocol):
     def admit(self, request: Request) -> Response | None:
         """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
 
-    def welcome(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+    def accept(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
 
     def refused(self) -> None:
@@ -86,41 +87,56 @@ def asks_for_websocket(environ: WSGIEnvironment) -> bool:
 
 
 def judge(
-    host: Host, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
+    receiver: Receiver, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
 ) -> tuple[Request | None, Handshake]:
-    """Answer a request for an upgrade, by the rules and as the host wants it. May block the calling greenlet.
+    """Answer a request for an upgrade, by the rules and as the receiver wants it. May block the calling greenlet.
 
     Args:
-        host: who is to have the connection.
+        receiver: who is to have the connection.
         read: returns the request, as it is negotiated and as the program is told of it; raises a `WebSocketException`
-            if it has headers that cannot be.
+            if a header is invalid.
         peer: where the request comes from; for the log.
         target: what it asks for, likewise.
     """
     description = None
     try:
         request, description = read()
-        handshake = negotiate(request, host.options)
+        handshake = negotiate(request, receiver.options)
         if handshake.response.status_code == 101:
-            handshake = handshake._replace(response=host.admit(description) or handshake.response)
+            handshake = handshake._replace(response=receiver.admit(description) or handshake.response)
     except WebSocketException as error:
-        logger.debug("headers from %s that cannot be: %r", shown(peer), error)
+        logger.debug("invalid headers from %s: %r", format_address(peer), error)
         handshake = Handshake(refusal(400, "Invalid header.\n"))
-    response = handshake.response
-    if response.status_code != 101:
-        host.refused()
-        option = response.option if isinstance(response, Refusal) else None
-        logger.log(
-            _level(host, option),
-            "refused %s, which asked for %r: %d %r",
-            shown(peer), target, response.status_code, bytes(response.body[:200]).decode("utf-8", "replace").rstrip(),
-        )  # fmt: skip
+    if handshake.response.status_code != 101:
+        _note_refusal(receiver, handshake.response, peer, target)
     return description, handshake
 
 
-def _level(host: Host, option: str | None) -> int:
+def refuse_late(receiver: Receiver, peer: Any, target: str) -> Refusal:
+    """Refuse a request for an upgrade that has had no answer within `handshake_timeout`.
+
+    Args:
+        receiver: who was to have the connection.
+        peer: where the request comes from; for the log.
+        target: what it asks for, likewise.
+    """
+    text = f"No answer within {receiver.options.handshake_timeout} s: see handshake_timeout of gowsev.Options.\n"
+    response = refusal(503, text, option="handshake_timeout")
+    _note_refusal(receiver, response, peer, target)
+    return response
+
+
+def _note_refusal(receiver: Receiver, response: Response, peer: Any, target: str) -> None:
+    receiver.refused()
+    option = response.option if isinstance(response, Refusal) else None
+    who, status = format_address(peer), response.status_code
+    text = bytes(response.body[:200]).decode("utf-8", "replace").rstrip()
+    logger.log(_level(receiver, option), "refused %s, which asked for %r: %d %r", who, target, status, text)
+
+
+def _level(receiver: Receiver, option: str | None) -> int:
     """Return the level for a refusal: the first by each option is a warning, so that a wrong setup is seen."""
-    warned = _warned.setdefault(host, set())
+    warned = _warned.setdefault(receiver, set())
     if option is None or option in warned:
         return logging.INFO
     warned.add(option)
@@ -133,7 +149,7 @@ def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
 
 
 def note_lost_upgrade(environ: WSGIEnvironment) -> None:
-    """Log that a request has come from a WebSocket client, and lost its `Upgrade` on the way, if it has."""
+    """Log it if a request of a WebSocket client has lost its `Upgrade` on the way."""
     if _has_lost_upgrade(environ):
         host, _ = host_and_port((environ.get("REMOTE_ADDR", ""), 0))
         why = "but no Upgrade: a proxy in front does not pass Upgrade and Connection on"
@@ -143,7 +159,7 @@ def note_lost_upgrade(environ: WSGIEnvironment) -> None:
 
 
 def _has_lost_upgrade(environ: WSGIEnvironment) -> bool:
-    # RFC 9110 section 7.6.1: a proxy takes out Connection, and what that names. The key is named by nobody, and stays.
+    # RFC 9110 section 7.6.1: a proxy removes Connection and the headers that it names. The key stays.
     return "HTTP_SEC_WEBSOCKET_KEY" in environ and not asks_for_websocket(environ)
 
 
@@ -183,7 +199,7 @@ def read_buffered(rfile: Any, sock: Any) -> bytes:
     sock.settimeout(0.0)
     try:
         return rfile.read1(1 << 16) or b""
-    except OSError:  # broken already, or nothing there: the connection will find out which
+    except OSError:  # broken already, or nothing there: the connection's first read finds out
         return b""
 
 
@@ -195,10 +211,11 @@ def host_and_port(address: Any) -> tuple[str, int]:
 
 
 def peer_address(address: Any) -> tuple[str, int]:
-    """The same of the other end, whose unix socket may have been given any name: it has none here."""
+    """The same for the peer's address. A unix socket's peer may have any name, and is given none here."""
     return host_and_port(address) if isinstance(address, tuple) else ("", 0)
 
 
-def shown(address: Any) -> str:
+def format_address(address: Any) -> str:
+    """Return a socket's address as it stands in a log."""
     host, port = host_and_port(address)
     return f"{host}:{port}" if port else "a unix socket"

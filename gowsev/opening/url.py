@@ -23,7 +23,7 @@ class Target(NamedTuple):
     uri: WebSocketURI
     host: str
     """What to connect to: the host of `uri`, and its zone where it has one."""
-    shown: str
+    safe_url: str
     """The URL without user and password, which have no place in a log."""
 
 
@@ -36,7 +36,7 @@ def parse_url(url: str) -> Target:
     """
     if not isinstance(url, str):
         raise TypeError(f"url must be str, not {url!r}")
-    shown = _USER_INFO.sub("//", url, count=1)
+    safe_url = _USER_INFO.sub("//", url, count=1)
     try:
         if _UNPRINTABLE.search(url):
             raise InvalidURI(url, "a blank or control character must be percent-encoded")
@@ -46,16 +46,16 @@ def parse_url(url: str) -> Target:
             raise InvalidURI(url, "the user name of basic authorization cannot hold a colon")
         uri.host.encode("idna")
     except (InvalidURI, ValueError) as error:
-        shown = _ALL_USER_INFO.sub(r"\1", url)
+        safe_url = _ALL_USER_INFO.sub(r"\1", url)
         if isinstance(error, InvalidURI):
             why = error.msg
-        elif shown == url:
+        elif safe_url == url:
             why = str(error)
         else:  # whose text may hold a part of the password
             why = "wrong host or port, or a user or password in which / ? # [ ] @ or others are not percent-encoded"
-        raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {shown!r}: {why}") from None
+        raise ValueError(f"url must be like ws://host:port/path or wss://host/path, not {safe_url!r}: {why}") from None
     # RFC 6874 section 2: a zone stands behind "%25", and section 3 keeps it to ourselves.
     address, percent, zone = uri.host.partition("%")
     if ":" not in address or not percent:
-        return Target(uri, uri.host, shown)
-    return Target(replace(uri, host=address), f"{address}%{zone.removeprefix('25')}", shown)
+        return Target(uri, uri.host, safe_url)
+    return Target(replace(uri, host=address), f"{address}%{zone.removeprefix('25')}", safe_url)

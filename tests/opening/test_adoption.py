@@ -18,7 +18,7 @@ from geventwebsocket.handler import WebSocketHandler
 from geventwebsocket.logging import create_logger
 from raw import RawClient
 
-from gowsev.opening import adoption as foreign
+from gowsev.opening import adoption
 from gowsev.wire import frames
 
 # -- gevent-websocket --------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_masked_header_is_put_together_again():
         header=(1, 0, 0, 0, 2, 1, 5), length=5, mask_value=b"mask", recv_buffer=[b"p", b"ay"]
     )
     ws = types.SimpleNamespace(cont_frame=types.SimpleNamespace(cont_data=None), frame_buffer=buffer)
-    assert foreign._unread(ws) == b"\x82\x85maskpay"
+    assert adoption._unread(ws) == b"\x82\x85maskpay"
 
 
 def test_a_websocket_client_on_a_gevent_socket_is_added(serve, client_side):
@@ -351,7 +351,7 @@ def test_a_module_that_only_has_the_name_is_none(client_side, monkeypatch):
 def test_a_dead_end_is_left_behind():
     ours, theirs = gevent.socket.socketpair()
     reader = ours.makefile("rb")
-    taken = foreign.take_from_server(ours)
+    taken = adoption.take_from_server(ours)
     taken.send(b"from the taker")
     assert theirs.recv(100) == b"from the taker"
     assert ours.recv(100) == b""
@@ -368,8 +368,8 @@ def test_a_dead_end_is_left_behind():
 
 def test_the_address_of_a_broken_socket_is_unknown():
     with gevent.socket.socket() as sock:
-        assert foreign.peer_of(sock) == ("", 0)
+        assert adoption.peer_of(sock) == ("", 0)
     ours, theirs = gevent.socket.socketpair()
-    assert foreign.peer_of(ours) == ("", 0)
+    assert adoption.peer_of(ours) == ("", 0)
     ours.close()
     theirs.close()

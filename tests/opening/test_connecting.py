@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 
 import gevent
 import gevent.socket
+import greenlet
 import pytest
-from conftest import PATIENCE, open_files, wait_until
+from conftest import PATIENCE, open_sockets, wait_until
 
 from gowsev.opening.connecting import connect, interleaved
 
@@ -65,10 +67,10 @@ def test_families_take_turns():
 
 def test_a_silent_address_does_not_use_up_the_time(names, silent, listening):
     names(silent, listening)
-    before = open_files()
+    before = open_sockets()
     with gevent.Timeout(PATIENCE), connect("both", 1) as sock:
         assert sock.getpeername() == listening[4]
-    wait_until(lambda: open_files() <= before)
+    wait_until(lambda: open_sockets() <= before)
 
 
 def test_the_next_address_is_tried_at_once_where_one_refuses(names, refusing, listening):
@@ -94,16 +96,39 @@ def test_one_address_is_simply_connected_to(names, listening, refusing):
 @pytest.mark.parametrize("other", ["silent", "refusing"])
 def test_nothing_is_left_of_an_attempt_that_is_given_up(names, silent, other, request):
     names(silent, request.getfixturevalue(other))
-    before = open_files()
+    before = open_sockets()
     with gevent.Timeout(0.4, False):
         connect("both", 1)
         pytest.fail("nobody answers")
-    wait_until(lambda: open_files() <= before)
+    wait_until(lambda: open_sockets() <= before)
 
 
 def test_who_comes_second_is_closed(names, listening):
     names(listening, listening, listening)
-    before = open_files()
+    before = open_sockets()
     for _ in range(20):
         connect("all", 1).close()
-    wait_until(lambda: open_files() <= before)
+    wait_until(lambda: open_sockets() <= before)
+
+
+def test_an_interruption_right_after_connecting_loses_no_socket(names, silent):
+    dialling, left = gevent.getcurrent(), []
+
+    def interrupt(event, switched):
+        """Interrupt the greenlet as a timeout would, if it waits although it has its connection."""
+        if switched[0] is dialling and select.select([server], [], [], 0)[0]:
+            left.append(event)
+        if switched[1] is dialling and left:
+            raise gevent.Timeout(None)  # in the greenlet that is switched to
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        names(silent, entry(socket.AF_INET, *server.getsockname()))
+        before = open_sockets()
+        traced = greenlet.settrace(interrupt)
+        try:
+            sock = connect("both", 1)
+        finally:
+            greenlet.settrace(traced)
+        assert sock.getpeername() == server.getsockname()
+        sock.close()
+        wait_until(lambda: open_sockets() <= before)

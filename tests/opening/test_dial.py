@@ -1,12 +1,12 @@
 """`dial`: a client connection by itself, in a synchronous style, against gowsev, another library and plain sockets."""
 
 import contextlib
+import ipaddress
 import random
 import re
 import socket
 import ssl
 import threading
-import time
 
 import gevent
 import gevent.socket
@@ -14,7 +14,7 @@ import pytest
 import websockets.sync.server
 from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
 from gevent.event import Event
-from websockets.utils import accept_key
+from scripted_server import accepting, answer_close, close_frame, frame, reset, until_the_end
 
 import gowsev
 from gowsev.wire import frames
@@ -70,83 +70,6 @@ def echo_url(request, serve, library):
     return serve(EchoBoth()).url if request.param == "gowsev" else library(echo_in_thread)
 
 
-def accepting(head, more=()):
-    """The response 101 to a request."""
-    key = re.search(rb"\r\nSec-WebSocket-Key: (\S+)\r\n", head)[1].decode()
-    lines = [
-        "HTTP/1.1 101 Switching Protocols",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Accept: {accept_key(key)}",
-        *more,
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-class Scripted:
-    """A listener that reads one request for each connection, and answers as `script(sock, head)` does."""
-
-    def __init__(self, script):
-        self.script = script
-        self.heads = []
-        self.listener = gevent.socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen()
-        self.port = self.listener.getsockname()[1]
-        self.url = f"ws://127.0.0.1:{self.port}/"
-        self.greenlets = [gevent.spawn(self.accept)]
-
-    def accept(self):
-        while True:
-            sock, _ = self.listener.accept()
-            self.greenlets.append(gevent.spawn(self.answer, sock))
-
-    def answer(self, sock):
-        with sock, contextlib.suppress(OSError):
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):
-                head += sock.recv(1 << 16) or b"\r\n\r\n"
-            self.heads.append(head)
-            self.script(sock, head)
-
-    def close(self):
-        gevent.killall(self.greenlets)
-        self.listener.close()
-
-
-@pytest.fixture
-def scripted():
-    """A factory of listeners: `scripted(script)`; `script` may be bytes, sent before the connection is closed."""
-    listeners = []
-
-    def start(script):
-        if isinstance(script, bytes):
-            data = script
-
-            def script(sock, head):
-                sock.sendall(data)
-
-        listeners.append(Scripted(script))
-        return listeners[-1]
-
-    yield start
-    for listener in listeners:
-        listener.close()
-
-
-def frame(payload, opcode=frames.BINARY):
-    return frames.encode_frame(frames.FIN | opcode, payload)
-
-
-def close_frame(code, reason=""):
-    return frame(frames.encode_close_payload(code, reason), frames.CLOSE)
-
-
-def reset(sock):
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    sock.close()
-
-
 def error_of(function, *args):
     """Spawn a call that is to fail; the greenlet's value is the error. A greenlet that fails itself is printed."""
 
@@ -156,21 +79,6 @@ def error_of(function, *args):
         return caught.value
 
     return gevent.spawn(call)
-
-
-def answer_close(sock):
-    """Wait for a close frame, which is all that is to come, and answer it."""
-    sock.recv(1 << 16)
-    sock.sendall(close_frame(1000))
-    until_the_end(sock)
-
-
-def until_the_end(sock):
-    """Read until the peer closes the connection; return all of it."""
-    received = bytearray()
-    while data := sock.recv(1 << 16):
-        received += data
-    return bytes(received)
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +141,32 @@ def test_messages_are_compressed_where_both_agree(library, takeover):
         sent, received = conn.bytes_sent - before[0], conn.bytes_received - before[1]
         assert [sent < 100, received < 100] == [takeover, takeover]
     assert asked[0].startswith("permessage-deflate")
+
+
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_window_of_8_bits_is_kept_to_by_compressing_nothing(scripted, takeover):
+    # RFC 7692 section 7.1.2.2 lets a server ask for a window that zlib cannot make.
+    received = []
+    payload = b"the same again and again " * 8
+
+    def script(sock, head):
+        others = "" if takeover else "; server_no_context_takeover; client_no_context_takeover"
+        extension = f"permessage-deflate; client_max_window_bits=8{others}"
+        sock.sendall(accepting(head, [f"Sec-WebSocket-Extensions: {extension}"]))
+        sock.sendall(frame(b"\xaa\xa8\x00\x01\x00\x00", frames.RSV1 | frames.BINARY))  # b"xxxxxx"
+        while len(received) < 2:
+            header = sock.recv(8, gevent.socket.MSG_WAITALL)
+            assert header[:4] == bytes((frames.FIN | frames.BINARY, 0x80 | 126, 0, len(payload)))
+            masked = sock.recv(len(payload), gevent.socket.MSG_WAITALL)
+            received.append(bytes(byte ^ header[4 + i % 4] for i, byte in enumerate(masked)))
+        answer_close(sock)
+
+    options = gowsev.Options(compression="deflate", compression_takeover=takeover)
+    with gowsev.Dial(scripted(script).url, options=options) as conn:
+        assert conn.ReadMessage() == (gowsev.BinaryMessage, b"xxxxxx")
+        for _ in range(2):
+            conn.WriteMessage(gowsev.BinaryMessage, payload)
+        wait_until(lambda: received == [payload] * 2)
 
 
 def test_short_messages_are_sent_as_they_are(serve):
@@ -316,41 +250,44 @@ def test_the_request_is_what_was_asked_for(serve):
     conn.Close()
 
 
+def link_local():
+    """An address of this machine that needs a zone, and its interface's name and number; or none."""
+    with open("/proc/net/if_inet6") as table:
+        for digits, number, _, scope, _, name in map(str.split, table):
+            if scope == "20":
+                return ipaddress.IPv6Address(int(digits, 16)).compressed, name, int(number, 16)
+    return None
+
+
+@pytest.mark.skipif(link_local() is None, reason="no interface has a link-local IPv6 address")
+@pytest.mark.parametrize("percent", ["%", "%25"])
+def test_a_zone_is_for_connecting_and_stays_out_of_the_host_that_is_sent(percent):
+    # RFC 6874 section 3: a zone means something on this machine only.
+    address, name, number = link_local()
+    hosts = []
+
+    def answer():
+        sock, _ = listener.accept()
+        with sock:
+            head = sock.recv(1 << 16)
+            hosts.append(re.search(rb"\r\nHost: (.*?)\r\n", head)[1].decode())
+            sock.sendall(accepting(head))
+            answer_close(sock)
+
+    with gevent.socket.socket(socket.AF_INET6) as listener:
+        listener.bind((address, 0, 0, number))
+        listener.listen()
+        port = listener.getsockname()[1]
+        answering = gevent.spawn(answer)
+        gowsev.Dial(f"ws://[{address}{percent}{name}]:{port}/").Close()
+        answering.get(timeout=PATIENCE)
+    assert hosts == [f"[{address}]:{port}"]
+
+
 def test_headers_may_be_pairs_and_be_repeated(serve):
     server = serve(EchoBoth())
     with gowsev.Dial(server.url, headers=[("X-Two", "a"), ("X-Two", "b")]):
         assert server.handler.requests[0].headers.get_all("X-Two") == ["a", "b"]
-
-
-def test_headers_of_the_program_replace_ours(scripted):
-    asked = []
-
-    def script(sock, head):
-        asked.append(head.decode().split("\r\n"))
-        sock.sendall(accepting(head))
-        answer_close(sock)
-
-    url = scripted(script).url.replace("//", "//user:password@")
-    headers = {"host": "example.org", "Origin": "http://mine", "Authorization": "Bearer x"}
-    gowsev.Dial(url, headers=headers, origin="http://other").Close()
-    (lines,) = asked
-    found = {line for line in lines if line.lower().startswith(("host:", "origin:", "authorization:"))}
-    assert found == {"host: example.org", "Origin: http://mine", "Authorization: Bearer x"}
-
-
-def test_a_header_that_replaces_ours_may_be_spelt_in_two_ways(scripted):
-    asked = []
-
-    def script(sock, head):
-        asked.append(head.decode().split("\r\n"))
-        sock.sendall(accepting(head))
-        answer_close(sock)
-
-    headers = [("Authorization", "Bearer x"), ("authorization", "Bearer y")]
-    gowsev.Dial(scripted(script).url.replace("//", "//user:password@"), headers=headers).Close()
-    (lines,) = asked
-    found = [line for line in lines if line.lower().startswith("authorization:")]
-    assert found == ["Authorization: Bearer x", "authorization: Bearer y"]
 
 
 @pytest.mark.parametrize(
@@ -360,21 +297,6 @@ def test_a_header_that_replaces_ours_may_be_spelt_in_two_ways(scripted):
 def test_headers_of_the_handshake_are_not_the_programs(name):
     with pytest.raises(ValueError, match=f"header {name} is made by the handshake"):
         gowsev.Dial("ws://localhost:1/", headers={name: "x"})
-
-
-def test_without_extras_the_request_has_the_headers_of_the_rfc_only(scripted):
-    listener = scripted(lambda sock, head: sock.sendall(accepting(head)))
-    gowsev.Dial(listener.url).Close()
-    lines = listener.heads[0].decode().split("\r\n")
-    assert lines[0] == "GET / HTTP/1.1"
-    headers = dict(line.split(": ") for line in lines[1:-2])
-    assert re.fullmatch("[A-Za-z0-9+/]{22}==", headers.pop("Sec-WebSocket-Key"))
-    assert headers == {
-        "Host": f"127.0.0.1:{listener.port}",
-        "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec-WebSocket-Version": "13",
-    }
 
 
 def test_no_common_subprotocol_is_none(serve):
@@ -403,6 +325,23 @@ def test_a_url_that_is_none_is_a_value_error_that_names_it(url):
 def test_a_url_of_another_type_is_a_type_error(url):
     with pytest.raises(TypeError, match=r"^url must be str, not"):
         gowsev.Dial(url)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [
+        (["one.example", "two.example"], "one Host header, not 2"),
+        (["same.example", "same.example"], "one Host header, not 2"),
+        (["one.example,two.example"], "Host header is no host: 'one.example,two.example'"),
+        (["a b"], "Host header is no host: 'a b'"),
+    ],
+)
+def test_a_host_that_no_server_takes_is_a_value_error_and_nothing_is_sent(scripted, hosts, text):
+    listener = scripted(accepting)
+    names = ["Host", "host"]
+    with pytest.raises(ValueError, match=text):
+        gowsev.Dial(listener.url, headers=[*zip(names, hosts, strict=False)])
+    assert listener.heads == []
 
 
 @pytest.mark.parametrize("path", ["a room", "a\x00room", "a\x7froom", "room\r\nX-Injected:1"])
@@ -609,213 +548,6 @@ def test_no_timeout_at_all(serve):
     gowsev.Dial(serve().url, timeout=None).Close()
 
 
-@pytest.mark.parametrize(
-    ("answer", "status"),
-    [
-        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", 403),
-        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone", 404),
-        (b"HTTP/1.1 404 Not Found\r\n\r\na body that ends with the connection", 404),
-        (b"HTTP/1.1 503 Service Unavailable\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbusy\r\n0\r\n\r\n", 503),
-        (b"HTTP/1.1 301 Moved Permanently\r\nLocation: ws://localhost/\r\nContent-Length: 0\r\n\r\n", 301),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200),
-    ],
-)
-def test_a_server_that_refuses_is_an_error_with_its_status(scripted, answer, status):
-    with pytest.raises(gowsev.DialError, match=f"HTTP {status}") as caught:
-        gowsev.Dial(scripted(answer).url)
-    assert caught.value.status == status
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(b"HTTP/1.1 404 Not Found\r\nContent-Length: 100\r\n\r\ncut off", id="cut off"),
-        pytest.param(b"HTTP/1.1 404 Not Found\r\nContent-Length: 3000000\r\n\r\n" + b"x" * 3000000, id="large"),
-        pytest.param(b"HTTP/1.0 404 Not Found\r\n\r\n", id="HTTP/1.0"),
-    ],
-)
-def test_a_refusal_whose_body_is_not_to_be_had_still_has_its_status(scripted, answer):
-    with pytest.raises(gowsev.DialError) as caught:
-        gowsev.Dial(scripted(answer).url)
-    assert caught.value.status == 404
-
-
-def test_a_body_that_comes_late_is_waited_for(scripted):
-    def script(sock, head):
-        sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\n")
-        gevent.sleep(0.01)
-        sock.sendall(b"gone")
-
-    with pytest.raises(gowsev.DialError) as caught:
-        gowsev.Dial(scripted(script).url)
-    assert caught.value.status == 404
-
-
-def test_a_gowsev_server_that_refuses_is_an_error_with_its_status(serve):
-    class Bouncer(Recorder):
-        def ConnRequested(self, context, request):
-            return gowsev.Reject(403, "members only")
-
-    with pytest.raises(gowsev.DialError) as caught:
-        gowsev.Dial(serve(Bouncer()).url)
-    assert caught.value.status == 403
-
-
-def with_wrong_key(head):
-    return re.sub(rb"(?<=Accept: ).{4}", b"AAAA", accepting(head))
-
-
-def without_accept(head):
-    return re.sub(rb"Sec-WebSocket-Accept: .*?\r\n", b"", accepting(head))
-
-
-def without_upgrade(head):
-    return accepting(head).replace(b"Upgrade: websocket\r\n", b"")
-
-
-def without_connection(head):
-    return accepting(head).replace(b"Connection: Upgrade\r\n", b"")
-
-
-def with_a_subprotocol_nobody_asked_for(head):
-    return accepting(head, ["Sec-WebSocket-Protocol: chat"])
-
-
-def with_an_extension_nobody_asked_for(head):
-    return accepting(head, ["Sec-WebSocket-Extensions: permessage-deflate"])
-
-
-def without_version(head):
-    return accepting(head).replace(b"HTTP/1.1 ", b"")
-
-
-def with_a_line_that_is_none(head):
-    return accepting(head, ["nonsense"])
-
-
-def garbage(head):
-    return b"220 mail.example.org ESMTP\r\n\r\n"
-
-
-def binary(head):
-    return bytes(range(256)) * 300
-
-
-def endless_headers(head):
-    return b"HTTP/1.1 101 Switching Protocols\r\n" + b"X: y\r\n" * 20_000
-
-
-def endless_line(head):
-    return b"HTTP/1.1 101 Switching Protocols\r\nX: " + b"y" * 100_000
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        # RFC 6455 section 4.1: "the client MUST _Fail the WebSocket Connection_" in each case.
-        *(with_wrong_key, without_accept, without_upgrade, without_connection),
-        *(with_a_subprotocol_nobody_asked_for, with_an_extension_nobody_asked_for),
-        *(without_version, with_a_line_that_is_none, garbage, binary, endless_headers, endless_line),
-    ],
-)
-def test_an_answer_that_is_no_handshake_is_an_error(scripted, answer):
-    def script(sock, head):
-        sock.sendall(answer(head))
-        until_the_end(sock)
-
-    listener = scripted(script)
-    with pytest.raises(gowsev.DialError) as caught:
-        gowsev.Dial(listener.url)
-    assert str(caught.value).startswith(f"dial {listener.url}: ")
-    assert caught.value.status is None
-    assert len(str(caught.value)) < 1000
-    wait_until(lambda: all(greenlet.dead for greenlet in listener.greenlets[1:]))  # the socket was closed
-
-
-@pytest.mark.parametrize(
-    ("answer", "text"),
-    [
-        (b"", "closed the connection without a response"),
-        (b"HTTP/1.1 101 Switching Protocols\r\nUpgr", "in the middle of its response, after 38 bytes"),
-    ],
-)
-def test_a_connection_closed_without_a_response_is_an_error(scripted, answer, text):
-    with pytest.raises(gowsev.DialError, match=text):
-        gowsev.Dial(scripted(answer).url)
-
-
-# What must stand in the text of the error, by what the server answers to the head of the request.
-FAULTS = [
-    ("HTTP/1.0", lambda head: accepting(head).replace(b"HTTP/1.1", b"HTTP/1.0"), "101 over HTTP/1.0"),
-    ("too many headers", lambda head: accepting(head, ["X: y"] * 100), "more than 100 headers"),
-    ("a header without a colon", lambda head: accepting(head, ["nonsense"]), "no header: b'nonsense'"),
-    ("no end of interim responses", lambda head: b"HTTP/1.1 103 Early Hints\r\n\r\n" * 20, "16 interim responses"),
-    ("an endless header", lambda head: accepting(head, ["X: " + "y" * 70_000]), "no end within 65536 bytes"),
-]
-
-
-@pytest.mark.parametrize(("answer", "text"), [pytest.param(*row, id=id) for id, *row in FAULTS])
-def test_the_error_says_what_is_wrong_with_the_response(scripted, answer, text):
-    def script(sock, head):
-        sock.sendall(answer(head))
-        until_the_end(sock)
-
-    with pytest.raises(gowsev.DialError, match=re.escape(text)):
-        gowsev.Dial(scripted(script).url)
-
-
-def without_reason(head):
-    return accepting(head).replace(b" Switching Protocols", b"", 1)
-
-
-ODD = [
-    ("RFC 9110 15.2: interim responses", lambda head: b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + accepting(head)),
-    ("RFC 9110 15.2: with headers", lambda head: b"HTTP/1.1 103 Hints\r\nLink: x\r\n\r\n" + accepting(head)),
-    ("RFC 9112 4: no reason", without_reason),
-    ("RFC 9112 5.2: a folded header", lambda head: accepting(head, ["X-Folded: one", "  two"])),
-    ("a header of 9 KB", lambda head: accepting(head, ["X-Long: " + "y" * 9000])),
-    ("RFC 9112 2.2: a single LF", lambda head: accepting(head).replace(b"\r\n", b"\n")),
-]
-
-
-@pytest.mark.parametrize("answer", [pytest.param(answer, id=id) for id, answer in ODD])
-def test_odd_responses_are_taken(scripted, answer):
-    def script(sock, head):
-        sock.sendall(answer(head) + frame(b"behind"))
-        answer_close(sock)
-
-    with gowsev.Dial(scripted(script).url) as conn:
-        assert conn.ReadMessage() == (gowsev.BinaryMessage, b"behind")
-        if "X-Folded" in conn.headers:
-            assert conn.headers["X-Folded"] == "one two"
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(lambda head, filling: accepting(head, [f"X: a{filling}b"]), id="within a value"),
-        pytest.param(lambda head, filling: accepting(head, [f"X: {filling}"]), id="behind a colon"),
-        pytest.param(
-            lambda head, filling: accepting(head).replace(b" Switching", b" " + filling.encode()), id="in the reason"
-        ),
-    ],
-)
-def test_blanks_in_a_response_cost_as_much_as_letters(scripted, answer):
-    # To take the square of their number stopped everything else for half a minute: 10,000 times what letters cost.
-    def cost(filling):
-        def script(sock, head):
-            sock.sendall(answer(head, filling))
-            answer_close(sock)
-
-        url = scripted(script).url
-        began = time.process_time()
-        gowsev.Dial(url).Close()
-        return time.process_time() - began
-
-    letters = min(cost("x" * 60_000) for _ in range(3))
-    assert min(cost(" " * 60_000) for _ in range(3)) < 100 * letters
-
-
 def test_what_came_before_a_reset_is_delivered(scripted):
     def script(sock, head):
         sock.sendall(accepting(head) + frame(b"last words") + close_frame(1008, "go away"))
@@ -856,54 +588,6 @@ def test_a_password_is_not_shown_in_an_error(scripted):
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
-
-
-def test_frames_right_behind_the_response_are_received(scripted):
-    def script(sock, head):
-        sock.sendall(accepting(head) + frame(b"first") + frame(b"zweite", frames.TEXT) + frame(b"x" * 300_000))
-        answer_close(sock)
-
-    conn = gowsev.Dial(scripted(script).url)
-    assert conn.ReadMessage() == (gowsev.BinaryMessage, b"first")
-    assert conn.ReadMessage() == (gowsev.TextMessage, "zweite")
-    assert conn.ReadMessage() == (gowsev.BinaryMessage, b"x" * 300_000)
-    conn.Close()
-
-
-def test_an_end_right_behind_the_response_comes_after_the_messages(scripted):
-    listener = scripted(lambda sock, head: sock.sendall(accepting(head) + frame(b"last") + close_frame(4000, "bye")))
-    conn = gowsev.Dial(listener.url)
-    assert conn.ReadMessage() == (gowsev.BinaryMessage, b"last")
-    with pytest.raises(gowsev.ConnectionClosed) as caught:
-        conn.ReadMessage()
-    assert (caught.value.code, caught.value.reason) == (4000, "bye")
-
-
-def test_a_response_in_pieces_with_much_behind_it(scripted):
-    payload = b"x" * 65_500
-
-    def script(sock, head):
-        answer = accepting(head)
-        sock.sendall(answer[:100])
-        gevent.sleep(0.01)
-        sock.sendall(answer[100:] + frame(payload))
-        answer_close(sock)
-
-    conn = gowsev.Dial(scripted(script).url)
-    assert conn.ReadMessage() == (gowsev.BinaryMessage, payload)
-    conn.Close()
-
-
-def test_a_response_in_pieces(scripted):
-    def script(sock, head):
-        for byte in accepting(head) + frame(b"hello"):
-            sock.sendall(bytes((byte,)))
-            gevent.sleep(0)
-        answer_close(sock)
-
-    conn = gowsev.Dial(scripted(script).url)
-    assert conn.ReadMessage() == (gowsev.BinaryMessage, b"hello")
-    conn.Close()
 
 
 def test_reading_waits_in_its_own_greenlet_only(serve):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from raw import RawClient, binary
 
 import gowsev
-from gowsev.opening.framing import Framing, absolute_form, judge_framing, tokens
+from gowsev.opening.framing import Framing, absolute_form, check_target, judge_framing, tokens
 from gowsev.wire.frames import BINARY
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
@@ -85,6 +85,10 @@ HOSTS = [
     ("a port that is no number", "1.1", ["a:x"], False),
     ("not ASCII", "1.1", ["\xe9"], False),
     ("an address that does not end", "1.1", ["[::1"], False),
+    ("3986 3.2.2: no address", "1.1", ["[:::]"], False),
+    ("3986 3.2.2: an address of the future", "1.1", ["[v1.a]"], False),
+    ("a port that no host has", "1.1", ["a:65536"], False),
+    ("the highest port", "1.1", ["a:65535"], True),
 ]
 
 
@@ -130,12 +134,40 @@ def test_whatever_comes_there_is_one_reading_or_none(fields):
         ("http://good/path?a=b", ("good", "/path?a=b")),
         ("HTTPS://good:81", ("good:81", "/")),
         ("http://good?a=b", ("good", "/?a=b")),
-        ("http://", ("", "/")),
         ("http://a@b/", ("a@b", "/")),
     ],
 )
 def test_absolute_form(target, parts):
     assert absolute_form(target) == parts
+
+
+@pytest.mark.parametrize(
+    ("method", "target"), [("GET", "/"), ("OPTIONS", "*"), ("GET", "http://a"), ("GET", "https://[::1]:1/")]
+)
+def test_targets_of_an_origin_server(method, target):
+    check_target(method, target)
+
+
+# What RFC 9112 section 3 and RFC 9110 have no room for in a request line.
+NO_REQUEST_LINES = [
+    ("9112 3: another blank", "GET\t/first HTTP/1.1"),
+    ("9112 3: a CR", "GET /first\rHTTP/1.1"),
+    ("9112 3: two blanks", "GET  /first HTTP/1.1"),
+    ("9112 3: a blank behind", "GET /first HTTP/1.1 "),
+    ("9112 3: a control character", "GET /fir\x00st HTTP/1.1"),
+    ("9110 9.1: a method that is no token", "GE(T /first HTTP/1.1"),
+    ("9112 2.3: no version", "GET /first"),
+    ("9112 2.3: HTTP/0.9", "GET /first HTTP/0.9"),
+    ("9112 2.3: HTTP/1.00", "GET /first HTTP/1.00"),
+    ("9112 2.3: HTTP/1.+1", "GET /first HTTP/1.+1"),
+    ("9112 2.3: in small letters", "GET /first http/1.1"),
+    ("9112 3.2: no form", "GET first HTTP/1.1"),
+    ("9112 3.2.2: another scheme", "GET ws://evil/first HTTP/1.1"),
+    ("9110 4.2.1: no host", "GET http:///first HTTP/1.1"),
+    ("9110 4.2.1: a port only", "GET http://:80/first HTTP/1.1"),
+    ("9112 3.2.3: of a proxy", "CONNECT first:80 HTTP/1.1"),
+    ("9112 3.2.4: not of OPTIONS", "GET * HTTP/1.1"),
+]
 
 
 def test_tokens_are_the_elements_of_a_list():
@@ -150,12 +182,14 @@ class Pages:
 
     def __init__(self):
         self.asked = []
+        self.chunked = False
+        """Whether the answer is."""
 
     def __call__(self, environ, start_response):
         self.asked.append((environ["PATH_INFO"], environ["wsgi.input"].read(), environ.get("HTTP_HOST")))
         self.environ = environ
-        start_response("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
+        start_response("200 OK", [] if self.chunked else [("Content-Length", "2")])
+        return iter([b"ok"])
 
 
 @pytest.fixture(params=["listener", "WebSocketHandler"])
@@ -199,6 +233,43 @@ def test_what_stands_behind_an_unclear_request_is_never_answered(pages, version,
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert pages.asked == []
+
+
+@pytest.mark.parametrize("line", [pytest.param(line, id=id) for id, line in NO_REQUEST_LINES])
+@pytest.mark.parametrize("more", [[], [("Connection", "Upgrade"), ("Upgrade", "websocket")]], ids=["page", "upgrade"])
+def test_what_stands_behind_a_request_line_that_is_none_is_never_answered(pages, line, more):
+    client = pages.connect()
+    client.send(message(line, [HOST, *more]) + BEHIND)
+    answer = client.read_to_end()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert pages.asked == []
+
+
+@pytest.mark.parametrize("options", [["close, x"], ["x", "close"], ["X,CLOSE"]], ids=repr)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_no_request_behind_one_that_closes_the_connection_is_answered(pages, options, version):
+    client = pages.connect()
+    more = [("Connection", option) for option in (["keep-alive"] if version == "1.0" else []) + options]
+    client.send(message(f"GET /last HTTP/{version}", [HOST, *more]) + BEHIND)
+    client.read_to_end()
+    assert [path for path, *_ in pages.asked] == ["/last"]
+
+
+def test_an_expectation_over_http_1_0_is_ignored(pages):
+    client = pages.connect()
+    client.send(message("POST / HTTP/1.0", [HOST, ("Expect", "100-continue"), ("Content-Length", "1")], b"x"))
+    assert client.read_to_end().startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_the_answer_to_head_has_no_body(pages, chunked):
+    pages.chunked = chunked
+    client = pages.connect()
+    client.send(message("HEAD / HTTP/1.1", [HOST]) + message("GET / HTTP/1.1", [HOST, ("Connection", "close")]))
+    head, between, _ = client.read_to_end().split(b"\r\n\r\n", 2)
+    assert between.startswith(b"HTTP/1.1 200 ")
+    assert (b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 2") in head
 
 
 @pytest.mark.parametrize(("version", "hosts", "good"), [pytest.param(*row, id=id) for id, *row in HOSTS if not row[-1]])

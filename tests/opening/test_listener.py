@@ -22,7 +22,19 @@ import gevent.os
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, greenlets, listeners_of, open_sockets, wait_until
+from conftest import (
+    PATIENCE,
+    Conns,
+    Judge,
+    Recorder,
+    echo,
+    echoes,
+    greenlets,
+    held_sockets,
+    listeners_of,
+    open_sockets,
+    wait_until,
+)
 from gevent.event import Event
 from raw import RawClient
 
@@ -166,13 +178,13 @@ def test_a_failing_application_is_a_500_and_a_logged_traceback(serve, caplog, er
 
     server = serve(http_app=failing)
     client = server.client(handshake=False)
-    client.send(get("/\x1b[31mred"))
+    client.send(get("/\x9b31mred"))
     response = client.read_to_end()
     assert response.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
     assert b"its own fault" not in response
     record = expected_error(caplog)
     assert record.exc_info[1] is error
-    assert record.getMessage() == r"error in answering 'GET /\x1b[31mred HTTP/1.1'"
+    assert record.getMessage() == r"error in answering 'GET /\x9b31mred HTTP/1.1'"
     assert echoes(server.client())
 
 
@@ -309,7 +321,7 @@ FAULTS = [
     ("RFC 9110 7.8: HTTP/1.0 has no Upgrade", upgrade(line="GET / HTTP/1.0"), 426),
     ("4.2.1 (1) HTTP/1.2", upgrade(line="GET / HTTP/1.2"), 505),
     ("4.2.1 (1) HTTP/2", upgrade(line="GET / HTTP/2.0"), 400),
-    ("4.2.1 (1) no version", upgrade(line="GET /"), 505),
+    ("4.2.1 (1) no version", upgrade(line="GET /"), 400),
     ("4.2.1 (1) another protocol", upgrade(line="GET / RTSP/1.0"), 400),
     ("4.2.1 (4) Connection is missing", upgrade({"Connection": None}), 426),
     ("4.2.1 (4) Connection is another", upgrade({"Connection": "keep-alive"}), 426),
@@ -481,7 +493,7 @@ def test_nothing_of_a_request_gets_into_the_log_unescaped(serve, informed, data)
 
 def test_the_path_of_an_upgrade_is_logged_escaped_at_debug_level(serve, caplog):
     client = serve().client(handshake=False)
-    client.send(upgrade(line="GET /\x1b[31mred HTTP/1.1"))
+    client.send(upgrade(line="GET /%1b[31mred HTTP/1.1"))
     client.read_head()
     wait_until(lambda: any(r"'/\x1b[31mred'" in record.getMessage() for record in caplog.records))
 
@@ -560,6 +572,18 @@ def test_a_client_that_dribbles_is_given_up(serve, data):
     sender.kill()
 
 
+@pytest.mark.parametrize("kind", ["plain", "TLS", "half-closed"])
+def test_a_client_that_is_given_up_sees_the_end_although_another_process_holds_its_socket(serve, certificate, kind):
+    server = serve(certificate=certificate if kind == "TLS" else None, handshake_timeout=SHORT)
+    before = open_sockets()
+    client = server.client(handshake=False)
+    wait_until(lambda: len(open_sockets() - before) == 2)  # both ends
+    with held_sockets():
+        if kind == "half-closed":
+            client.sock.shutdown(socket.SHUT_WR)
+        assert client.read_to_end() == b""
+
+
 def test_an_endless_request_line_is_refused_at_its_bound(serve):
     client = serve().client(handshake=False)
     with contextlib.suppress(OSError):
@@ -633,7 +657,9 @@ def test_a_request_that_nobody_judges_is_a_503(informed):
         client.send(upgrade())
         assert client.read_to_end().startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         host, port = client.sock.getsockname()
-        assert informed() == [f"no answer for {host}:{port} within {SHORT} s"]
+        text = f"No answer within {SHORT} s: see handshake_timeout of gowsev.Options."
+        assert informed() == [f"refused {host}:{port}, which asked for '/': 503 '{text}'"]
+        assert context.Stats().rejected == 1
     finally:
         client.close()
         context.Shutdown(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import gevent
 import pytest
 
 import gowsev
@@ -34,6 +35,20 @@ def test_the_first_refusal_by_an_option_is_a_warning_that_names_it(serve, caplog
     assert all("see allowed_origins of gowsev.Options" in text for text in texts[:3])
     assert all("see max_connections of gowsev.Options" in text for text in texts[3:])
     held.close()
+
+
+class Slow(gowsev.Handler):
+    def ConnRequested(self, context, request):
+        gevent.sleep(0.2)
+
+
+def test_so_is_the_first_refusal_since_nobody_answered_in_time(serve, caplog):
+    caplog.set_level(logging.INFO, "gowsev")
+    server = serve(Slow(), handshake_timeout=0.05)
+    for _ in range(2):
+        assert refused(server).startswith(b"HTTP/1.1 503 ")
+    assert [level for level, _ in refusals(caplog)] == ["WARNING", "INFO"]
+    assert all("see handshake_timeout of gowsev.Options" in text for _, text in refusals(caplog))
 
 
 def test_each_context_warns_for_itself(serve, caplog):

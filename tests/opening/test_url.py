@@ -36,7 +36,7 @@ BAD = [
 def test_good_urls(url, parts):
     target = parse_url(url)
     assert (target.uri.host, target.host, target.uri.port) == parts
-    assert target.shown == url
+    assert target.safe_url == url
 
 
 @pytest.mark.parametrize(("url", "fault"), [pytest.param(*row, id=id) for id, *row in BAD])
