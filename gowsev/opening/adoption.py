@@ -18,11 +18,9 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent.socket
-import gevent.ssl
 from gevent import monkey
 
-from gowsev.connection.sockets import take_over
-from gowsev.connection.tls import TakenTLS
+from gowsev.connection.sockets import is_tls, leave_dead_end, take_over
 from gowsev.opening.upgrade import HEADERS, host_and_port, peer_address, read_buffered
 from gowsev.request import Headers, Request
 from gowsev.wire import frames
@@ -120,12 +118,12 @@ def _from_websocket_client(websocket: Any) -> Adopted:
         headers=Headers(answer.headers if answer is not None else ()),
         peer=peer_of(sock),
         local=host_and_port(sock.getsockname()),
-        tls=_is_tls(sock),
+        tls=is_tls(sock),
     )
     leftover = _unread(websocket)
     websocket.sock = None
     websocket.connected = False
-    return Adopted(_take(sock), request.tls, True, request, websocket.subprotocol, leftover)
+    return Adopted(take_over(sock), request.tls, True, request, websocket.subprotocol, leftover)
 
 
 def _unread(websocket: Any) -> bytes:
@@ -153,32 +151,11 @@ def _unread(websocket: Any) -> bytes:
 # -- sockets -----------------------------------------------------------------------------------------------------------
 
 
-def _take(sock: Any) -> Any:
-    """Take the connection out of a socket of gevent's or the standard library's; return a non-blocking socket."""
-    if isinstance(sock, gevent.ssl.SSLSocket):
-        taken: Any = TakenTLS(sock._sock, sock._sslobj)
-        sock._detach_socket("detached")
-        sock._sslobj = None
-    elif isinstance(sock, monkey.get_original("ssl", "SSLSocket")):
-        sock.setblocking(False)
-        taken = sock
-    else:
-        taken = take_over(sock)
-    return taken
-
-
 def take_from_server(sock: Any) -> Any:
     """Take the connection out of a server's gevent socket, and leave a dead end there; return a non-blocking socket."""
-    taken = _take(sock)
-    ours, theirs = monkey.get_original("socket", "socketpair")()
-    theirs.close()
-    dead = gevent.socket.socket(ours.family, ours.type, ours.proto, ours.detach())
-    sock._sock, sock._read_event, sock._write_event = dead._sock, dead._read_event, dead._write_event
+    taken = take_over(sock)
+    leave_dead_end(sock)
     return taken
-
-
-def _is_tls(sock: Any) -> bool:
-    return isinstance(sock, gevent.ssl.SSLSocket | monkey.get_original("ssl", "SSLSocket"))
 
 
 def peer_of(sock: Any) -> tuple[str, int]:
@@ -213,7 +190,7 @@ def request_of(environ: dict[str, Any], sock: Any) -> Request:
         headers=headers,
         peer=peer_of(sock),
         local=host_and_port(sock.getsockname()),
-        tls=_is_tls(sock),
+        tls=is_tls(sock),
     )
 
 

@@ -16,7 +16,7 @@ import gevent
 from gevent.pywsgi import WSGIHandler
 from geventwebsocket.handler import WebSocketHandler as GeventWebSocketHandler
 
-from gowsev.connection.sockets import poll_sockets, take_over
+from gowsev.connection.sockets import ServedSocket, poll_sockets, take_over
 from gowsev.opening.chunked import ChunkedFile, MalformedBody
 from gowsev.opening.framing import absolute_form, check_target, judge_framing, tokens
 from gowsev.opening.handshake import MAX_HEAD_BYTES, MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
@@ -165,6 +165,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
 class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc]  # gevent-websocket has no types
     """One socket that a listener of ours accepted: HTTP requests, until one of them asks for an upgrade."""
 
+    served: ServedSocket
+    """The client's socket, below TLS."""
     timeout: Any
     """Runs while a request is awaited or being upgraded."""
     socket: Any
@@ -238,11 +240,8 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
             limit = self.server.receiver.options.handshake_timeout
             logger.info("no answer for %s within %s s", format_address(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))
-        elif issubclass(t, OSError) and (
-            asks_for_websocket(self.environ) or self.rfile.failed or "socket error" in str(self.status)
-        ):
-            # Not the application's error: the request's body could not be read or, as pywsgi notes in `status`, the
-            # response not be sent.
+        elif issubclass(t, OSError) and (asks_for_websocket(self.environ) or self.rfile.failed or self.served.failed):
+            # Not the application's error: the request's body could not be read, or the response not be sent.
             logger.info("lost %s during its request: %s", format_address(self.client_address), v)
             self._refuse(refusal(400, "The request is incomplete.\n"))
         elif not issubclass(t, gevent.GreenletExit):

@@ -13,14 +13,12 @@ import time
 from typing import Any
 
 import gevent
-import gevent.socket
-from gevent import monkey
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from websockets.exceptions import WebSocketException
 
 from gowsev.connection.fork import close_descriptor
-from gowsev.connection.sockets import close_socket
+from gowsev.connection.sockets import ServedSocket, accept, close_socket
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
@@ -63,8 +61,6 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         application = receiver.options.http_app or upgrade_required
         # A pool, so that `stop` knows the greenlets that are still at a request.
         super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ, spawn=Pool())
-        # Not gevent's, patched or not.
-        self._plain_socket = monkey.get_original("socket", "socket")
         self._exhausted = False
         self.arrivals: set[_Arrival] = set()
 
@@ -74,7 +70,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         """Accept connections."""
         for _ in range(self.max_accept):
             try:
-                accepted = self._accept()
+                accepted = accept(self.socket)
             except OSError as error:
                 if error.errno in self.fatal_errors:
                     raise
@@ -82,22 +78,13 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
                 return
             if accepted is None:
                 return
+            if self._exhausted:
+                self._exhausted = False
+                gevent.spawn(logger.info, "accepting connections again")
             if self.certificate is None:
                 _Arrival(self, *accepted).look()
             else:
                 self.serve(*accepted, time.monotonic())
-
-    def _accept(self) -> tuple[Any, Any] | None:
-        try:
-            descriptor, address = self.socket._accept()
-        except BlockingIOError:  # no connection waits any more
-            return None
-        sock = self._plain_socket(self.socket.family, self.socket.type, self.socket.proto, descriptor)
-        sock.setblocking(False)
-        if self._exhausted:
-            self._exhausted = False
-            gevent.spawn(logger.info, "accepting connections again")
-        return sock, address
 
     def _accept_later(self, error: OSError) -> None:
         # As a rule there are no more file descriptors. The connections wait in the backlog, and accepting is soon tried
@@ -147,23 +134,25 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             address: the peer's.
             accepted: when it was accepted, in seconds of `time.monotonic`.
         """
-        sock = gevent.socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+        sock = ServedSocket(sock.family, sock.type, sock.proto, sock.detach())
         # The link closes the socket however the greenlet ends, even before its start. A socket that was handed over is
         # an empty shell by then.
         self.pool.spawn(self.handle, sock, address, accepted).rawlink(lambda _greenlet: close_socket(sock))
 
     # -- in a greenlet ---------------------------------------------------------------------------------------------
 
-    def handle(self, sock: Any, address: Any, accepted: float) -> None:
+    def handle(self, served: ServedSocket, address: Any, accepted: float) -> None:
         limit = self.receiver.options.handshake_timeout
         timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
         try:
             # Bounds each wait of an application's own reading and writing too.
-            sock.settimeout(limit)
+            served.settimeout(limit)
+            sock: Any = served
             if self.certificate is not None:
-                sock = TLSSocket(sock, self.certificate.context())
+                sock = TLSSocket(served, self.certificate.context())
                 sock.do_handshake()
             handler = Upgrader(sock, address, self)
+            handler.served = served
             handler.rfile = FairFile(handler.rfile)
             handler.timeout = timeout
             handler.handle()
