@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVarTuple, Unpack
-from weakref import WeakSet, finalize
+from weakref import finalize
 
-import gevent
-
+from gowsev.arguments import as_bytes, as_seconds, check_callable
 from gowsev.conn import Conn
 from gowsev.connection.events import CALL
 from gowsev.connection.fork import tell_in_child
@@ -22,6 +21,7 @@ from gowsev.loop.callbacks import check_handler, misspelt
 from gowsev.loop.dispatch import Dispatch
 from gowsev.loop.loop import Loop
 from gowsev.loop.patching import warn_if_half_patched
+from gowsev.loop.shutdown import shut_down_with
 from gowsev.loop.signals import end_on_signal
 from gowsev.opening.address import listen, parse_port
 from gowsev.opening.admission import Admission
@@ -31,9 +31,9 @@ from gowsev.opening.dial import DialledConn, release
 from gowsev.opening.listener import Listener
 from gowsev.opening.serve_http import serve
 from gowsev.opening.upgrade import asks_for_websocket, note_lost_upgrade, upgrade_required
-from gowsev.options import Options, as_seconds
+from gowsev.options import Options
 from gowsev.timer import Timer
-from gowsev.wire.frames import BINARY, GOING_AWAY, TEXT, encode_close_payload
+from gowsev.wire.frames import BINARY, TEXT, encode_close_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,15 +47,9 @@ if TYPE_CHECKING:
 
     Args = TypeVarTuple("Args")
 
-__all__ = ["Context", "MakeContext", "shut_down_all"]
+__all__ = ["Context", "MakeContext"]
 
 logger = logging.getLogger("gowsev")
-
-#: Seconds between looks at whether the loop has ended, where another server waits for that.
-_LOOK = 0.05
-
-#: Every context that is still held by somebody, for a server that ends and must tell them.
-_contexts: WeakSet[Context] = WeakSet()
 
 
 def MakeContext(handler: Callbacks[Context], options: Options | None = None) -> Context:
@@ -69,20 +63,6 @@ def MakeContext(handler: Callbacks[Context], options: Options | None = None) -> 
         TypeError: `handler` lacks a method or has an async one, or `options` is no `Options`.
     """
     return Context(handler, options)
-
-
-def shut_down_all(timeout: float) -> Callable[[], bool]:
-    """Shut down every context of this process; return a function that tells whether all have ended.
-
-    One that nobody drives has ended when its sockets are closed.
-
-    Args:
-        timeout: as for `Context.Shutdown`.
-    """
-    contexts = tuple(_contexts)
-    for context in contexts:
-        context._shut_down_from_anywhere(timeout)
-    return lambda: all(context._loop.ended for context in contexts)
 
 
 class Context:
@@ -99,13 +79,11 @@ class Context:
         if options is not None and not isinstance(options, Options):
             raise TypeError(f"options must be gowsev.Options or None, not {options!r}")
         self.options: Options = options or Options()
-        self._listeners: list[Listener] = []
-        self._loop = loop = Loop(self.options, self._finished)
+        self._loop = loop = Loop(self.options)
         self._connections = loop.connections
         self._dispatch = Dispatch(self, handler, loop, self.options.raise_errors)
         self._admission = Admission(self.options, loop.connections, loop.queue, loop, self._dispatch.asks)
         finalize(self, loop.queue.close)
-        _contexts.add(self)
         tell_in_child(self)
         for name, callback in misspelt(handler):
             logger.warning("the loop never calls %s of handler %r: the callback's name is %s", name, handler, callback)
@@ -150,7 +128,7 @@ class Context:
         sock = listen(address, self.options)
         listener = Listener(sock, address, self._admission, certificate)
         listener.start()
-        self._listeners.append(listener)
+        self._loop.listeners.append(listener)
         bound = sock.getsockname()
         return (str(bound[0]), int(bound[1])) if isinstance(bound, tuple) else (address.host, 0)
 
@@ -259,7 +237,7 @@ class Context:
             TypeError: `message` is not bytes, a bytearray or a memoryview.
             RuntimeError: this is not the thread that made the context.
         """
-        return self._write(id, BINARY, _as_bytes(message))
+        return self._write(id, BINARY, as_bytes(message))
 
     def WriteText(self, id: int, text: str) -> Exception | None:
         """Send a text message; otherwise like `Write`.
@@ -292,7 +270,7 @@ class Context:
         if isinstance(message, str):
             opcode, payload = TEXT, message.encode()
         else:
-            opcode, payload = BINARY, _as_bytes(message)
+            opcode, payload = BINARY, as_bytes(message)
         if not self._connections.batch.held:
             self._loop.check_thread()
         return self._connections.groups.broadcast(tuple(ids), opcode, payload)
@@ -334,7 +312,7 @@ class Context:
             TypeError: `callback` is not callable.
             RuntimeError: the context has been shut down.
         """
-        _check_callable(callback)
+        check_callable(callback)
         if self._loop.finished:
             self._loop.check_not_stopped()
         self._loop.queue.post((CALL, callback, args))
@@ -351,7 +329,7 @@ class Context:
             TypeError, ValueError: `delay` is no number of seconds of at least 0, or `callback` not callable.
             RuntimeError: this is not the thread that made the context.
         """
-        _check_callable(callback)
+        check_callable(callback)
         seconds = as_seconds("delay", delay)
         if seconds is None:
             raise TypeError("delay must be a number of seconds, not None")
@@ -419,19 +397,7 @@ class Context:
         """
         seconds = as_seconds("timeout", timeout)
         self._loop.check_thread()
-        if not self._loop.stopping:
-            self._loop.stopping = True
-            for listener in self._listeners:
-                listener.close()
-        for connection in self._connections.open():
-            connection.close(GOING_AWAY, "shutting down", seconds)
-        self._loop.finish_if_drained()
-
-    def _shut_down_from_anywhere(self, timeout: float) -> None:
-        if self._loop.is_here:
-            self.Shutdown(timeout)
-        elif not self._loop.finished:
-            self.Post(Context.Shutdown, timeout)  # it belongs to another thread
+        self._loop.stop(seconds)
 
     def ShutdownOnSignal(self, *servers: WSGIServer, timeout: float | timedelta | None = 10.0) -> None:
         """Let SIGTERM, and SIGINT (Ctrl-C), end the program in order, from now on: by a `Shutdown`. Returns at once.
@@ -454,24 +420,8 @@ class Context:
             if not server.started:
                 raise ValueError(f"servers must have been started, which {server!r} is not: call its start() first")
         self._loop.check_thread()
-        end_on_signal(lambda: self._end(servers, seconds), lambda: self._loop.finished)
-
-    def _end(self, servers: tuple[WSGIServer, ...], timeout: float | None) -> None:
-        """Shut down together with other servers, from the first listener to the last connection."""
-        for server in servers:
-            if not server.closed:
-                # Not `close`: `serve_forever` would return, and the program end, before the connections are closed.
-                server.stop_accepting()
-                server.socket.close()
-        self.Shutdown(timeout)
-        while not self._loop.ended:
-            gevent.sleep(_LOOK)
-        for server in servers:
-            server.stop()
-
-    def _finished(self) -> None:
-        for listener in self._listeners:
-            listener.abandon()
+        loop = self._loop
+        end_on_signal(lambda: shut_down_with(servers, loop, seconds), lambda: loop.finished)
 
     def disown(self) -> None:
         """Leave to the parent what is its own; called in a forked child.
@@ -480,26 +430,7 @@ class Context:
         the child may drive it, with its listeners, timers and posted calls, but without the clients that have come
         already: they stay with the parent too.
         """
-        for listener in self._listeners:
-            listener.disown_clients()
         if self._loop.undriven:
             self._admission.disown(self._loop.disown_clients())
-            return
-        self._loop.disown()
-        for listener in self._listeners:
-            listener.disown()
-
-
-def _as_bytes(message: object) -> bytes:
-    if type(message) is bytes:
-        return message
-    if isinstance(message, bytes | bytearray | memoryview):
-        return bytes(message)
-    if isinstance(message, str):
-        raise TypeError("message must be bytes, bytearray or memoryview, not str; WriteText sends text")
-    raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}")
-
-
-def _check_callable(callback: object) -> None:
-    if not callable(callback):
-        raise TypeError(f"callback must be callable, not {callback!r}")
+        else:
+            self._loop.disown()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
-from gowsev.context import shut_down_all
+from gowsev.loop.shutdown import shut_down_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,12 +1,11 @@
 """`Options`: everything about a `Context` that can be set, validated when it is made.
 
 Seconds are floats, sizes are bytes, and `None` turns a limit off. The defaults are meant to be safe on the open
-internet without reading anything. This module knows nothing of the rest of the package.
+internet without reading anything.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from wsgiref.types import WSGIApplication
 
-__all__ = ["TOKEN", "Options", "as_seconds", "as_tokens"]
+from gowsev.arguments import as_seconds, as_strings, as_tokens
 
+__all__ = ["Options"]
 
-#: RFC 9110 section 5.6.2: what names of headers and of subprotocols are made of.
-TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 
 #: RFC 6454 section 6.2: a scheme and a host in lower case, perhaps a port, or `null`. An asterisk stands for any.
 _ORIGIN = re.compile(r"\*|null|[a-z][-+.0-9a-z]*://[^/\\?#\sA-Z]+")
@@ -118,7 +116,7 @@ class Options:
         if self.allowed_origins is not None:
             # Another would be like nothing that a browser sends, and allow nobody.
             expected = "origins like 'https://example.com', 'null' or '*'"
-            _set(self, "allowed_origins", _strings("allowed_origins", self.allowed_origins, _ORIGIN, expected))
+            _set(self, "allowed_origins", as_strings("allowed_origins", self.allowed_origins, _ORIGIN, expected))
         if self.http_app is not None and not callable(self.http_app):
             raise TypeError(f"http_app must be a WSGI application (a callable) or None, not {self.http_app!r}")
         for name in ("compression_takeover", "reuse_port", "raise_errors"):
@@ -142,51 +140,6 @@ def _whole_numbers(options: Options, names: Iterable[str], optional: bool = True
             raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
-def as_seconds(name: str, value: float | timedelta | None) -> float | None:
-    """Return a time as seconds; `None` stays `None`.
-
-    Raises:
-        TypeError: `value` is no number, no `timedelta` and not `None`; the text names it, and `name`.
-        ValueError: it is negative, infinite or no number.
-    """
-    if value is None:
-        return None
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, a timedelta or None, not {value!r}")
-    try:
-        seconds = float(value)
-    except OverflowError:
-        seconds = math.inf
-    if not (seconds >= 0 and math.isfinite(seconds)):
-        raise ValueError(f"{name} must be a finite number of seconds of at least 0, not {value!r}")
-    return seconds
-
-
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-
-
-def as_tokens(name: str, value: object) -> tuple[str, ...]:
-    """Return several names as a tuple.
-
-    Raises:
-        TypeError: `value` is not several str.
-        ValueError: one is no token (RFC 9110 section 5.6.2), as a subprotocol's name must be.
-    """
-    return _strings(name, value, TOKEN, "names without blanks or separators")
-
-
-def _strings(name: str, value: object, pattern: re.Pattern[str], expected: str) -> tuple[str, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a tuple of str, not {value!r}")
-    strings = tuple(value)
-    for item in strings:
-        if not isinstance(item, str) or not item:
-            raise TypeError(f"{name} must hold non-empty str only, not {item!r}")
-    for item in strings:
-        if not pattern.fullmatch(item):
-            raise ValueError(f"{name} must hold {expected}, not {item!r}")
-    return strings

@@ -8,7 +8,7 @@ from typing import cast
 
 from websockets.datastructures import Headers
 
-from gowsev.options import TOKEN
+from gowsev.arguments import TOKEN
 
 __all__ = ["FRAMING", "Headers", "Reject", "Request", "header_pairs"]
 

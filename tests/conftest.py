@@ -370,7 +370,7 @@ def sweep(server):
 
 
 def listeners_of(server):
-    return server.context._listeners
+    return server.context._loop.listeners
 
 
 class IdleServer(RawClients):

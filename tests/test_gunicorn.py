@@ -16,8 +16,8 @@ from programs import Program
 from raw import RawClient, binary
 
 import gowsev
-from gowsev.context import shut_down_all
 from gowsev.gunicorn import Worker
+from gowsev.loop.shutdown import shut_down_all
 from gowsev.testing import Client
 from gowsev.wire import frames
 

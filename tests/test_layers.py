@@ -16,7 +16,7 @@ PACKAGE = Path(gowsev.__file__).parent
 #: The rooms of the house, from the lowest to the top: a module imports from its own room and from lower ones. The words
 #: of a program stand in the package itself: on the ground those that need nothing else, on top those that need all.
 ROOMS = {
-    "ground": {"errors", "options", "request", "stats", "timer", "version"},
+    "ground": {"arguments", "errors", "options", "request", "stats", "timer", "version"},
     "wire": {"wire", "wire.deflate", "wire.encoder", "wire.frames", "wire.protocol"},
     "connection": {
         "connection",
@@ -58,6 +58,7 @@ ROOMS = {
         "loop.loop",
         "loop.patching",
         "loop.queue",
+        "loop.shutdown",
         "loop.signals",
     },
     "top": {"__init__", "context", "gunicorn", "handler", "pytest_plugin", "testing"},
@@ -67,7 +68,7 @@ HEIGHT = {room: number for number, room in enumerate(ROOMS)}
 
 #: No I/O, no greenlets and no clocks here.
 PURE = (
-    {"errors", "options", "request", "stats", "version"}
+    {"arguments", "errors", "options", "request", "stats", "version"}
     | ROOMS["wire"]
     | {
         "opening.framing",

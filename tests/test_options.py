@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from gowsev.options import Options, as_seconds
+from gowsev.arguments import as_seconds
+from gowsev.options import Options
 
 DEFAULTS = {
     "max_message_bytes": 1 << 20,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import gevent
 
@@ -23,16 +23,21 @@ from gowsev.connection.connections import Connections
 from gowsev.connection.events import CALL, TIMEOUT
 from gowsev.connection.sockets import poll_sockets
 from gowsev.loop.queue import MOST_IN_A_ROW, Empty, EventQueue
+from gowsev.wire.frames import GOING_AWAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.connection.events import Event
+    from gowsev.opening.listener import Listener
     from gowsev.options import Options
 
-__all__ = ["Loop"]
+__all__ = ["Loop", "loops"]
 
 logger = logging.getLogger("gowsev")
+
+#: Those of this process whose contexts are still held.
+loops: WeakSet[Loop] = WeakSet()
 
 _TIMED_OUT: Event = (TIMEOUT, None, None)
 
@@ -50,13 +55,12 @@ class Loop:
 
     Args:
         options: the context's.
-        finished: called when the loop has ended.
     """
 
-    def __init__(self, options: Options, finished: Callable[[], None]) -> None:
+    def __init__(self, options: Options) -> None:
+        self.listeners: list[Listener] = []
         self.queue = EventQueue()
         self.connections = Connections(options, self.queue, self.finish_if_drained)
-        self._finished_callback = finished
         self._hub = gevent.get_hub()
         self._driver: Any = None
         self._forsaken = False
@@ -67,6 +71,7 @@ class Loop:
         self.finished = False
         self.timeout: float | None = 60.0
         """Seconds without an event after which there is a `TIMEOUT`; `None` for never."""
+        loops.add(self)
 
     # -- driving -------------------------------------------------------------------------------------------------
 
@@ -191,6 +196,16 @@ class Loop:
         """Whether it has ended; a loop that nobody drives has when its sockets are closed."""
         return self.finished or (self._driver is None and not self.connections.open())
 
+    def stop(self, timeout: float | None) -> None:
+        """Stop listening, close every connection with 1001 within `timeout` seconds, and finish when all are gone."""
+        if not self.stopping:
+            self.stopping = True
+            for listener in self.listeners:
+                listener.close()
+        for connection in self.connections.open():
+            connection.close(GOING_AWAY, "shutting down", timeout)
+        self.finish_if_drained()
+
     def check_not_stopped(self) -> None:
         """Check that the loop still takes something new.
 
@@ -215,10 +230,13 @@ class Loop:
         if self._drained():
             self.finished = True
             self.queue.close()
-            self._finished_callback()
+            for listener in self.listeners:
+                listener.abandon()
 
     def disown_clients(self) -> list[Event]:
         """In a forked child: keep the calls that were posted, and return the other events, which are the parent's."""
+        for listener in self.listeners:
+            listener.disown_clients()
         self.connections.clear()
         events = self.queue.take_all()
         for event in events:
@@ -230,6 +248,9 @@ class Loop:
         """In a forked child: the loop is the parent's, and has ended here."""
         self.stopping = self.finished = True
         self.queue.disown()
+        for listener in self.listeners:
+            listener.disown_clients()
+            listener.disown()
 
 
 def _warn_if_undriven(held: ref[Loop]) -> None:

@@ -15,6 +15,7 @@ from gevent.event import Event
 from gevent.queue import SimpleQueue
 from websockets.client import ClientProtocol
 
+from gowsev.arguments import as_seconds, as_tokens
 from gowsev.conn import Conn
 from gowsev.connection.connection import Connection
 from gowsev.connection.events import CLOSED
@@ -29,7 +30,7 @@ from gowsev.opening.connecting import connect
 from gowsev.opening.framing import judge_framing
 from gowsev.opening.handshake import SILENT
 from gowsev.opening.url import parse_url
-from gowsev.options import Options, as_seconds, as_tokens
+from gowsev.options import Options
 from gowsev.request import FRAMING, Headers, Request, header_pairs
 from gowsev.wire import deflate
 from gowsev.wire.encoder import MaskingEncoder

@@ -590,7 +590,7 @@ def test_a_loop_that_is_driven_in_time_or_shut_down_is_no_fault(idle, caplog, mo
 
 def test_a_loop_that_is_gone_is_no_fault(caplog, monkeypatch):
     monkeypatch.setattr("gowsev.loop.loop._UNDRIVEN", 0.01)
-    loop = Loop(gowsev.Options(), lambda: None)
+    loop = Loop(gowsev.Options())
     loop.expect_driver()
     del loop
     gc.collect()
@@ -600,7 +600,7 @@ def test_a_loop_that_is_gone_is_no_fault(caplog, monkeypatch):
 
 def test_a_program_that_ends_does_not_wait_to_say_that_its_loop_was_not_driven(monkeypatch):
     monkeypatch.setattr("gowsev.loop.loop._UNDRIVEN", 3600)
-    loop = Loop(gowsev.Options(), lambda: None)
+    loop = Loop(gowsev.Options())
     loop.expect_driver()
     assert gevent.wait(timeout=PATIENCE), "it would be waited for"
 

@@ -1,0 +1,83 @@
+"""Arguments that a program gives: each is checked at the call, and the error names the value and what was expected."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+
+__all__ = ["TOKEN", "as_bytes", "as_seconds", "as_strings", "as_tokens", "check_callable"]
+
+#: RFC 9110 section 5.6.2: what names of headers and of subprotocols are made of.
+TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+
+
+def as_seconds(name: str, value: float | timedelta | None) -> float | None:
+    """Return a time as seconds; `None` stays `None`.
+
+    Raises:
+        TypeError: `value` is no number, no `timedelta` and not `None`; the text names it, and `name`.
+        ValueError: it is negative, infinite or no number.
+    """
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, a timedelta or None, not {value!r}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if not (seconds >= 0 and math.isfinite(seconds)):
+        raise ValueError(f"{name} must be a finite number of seconds of at least 0, not {value!r}")
+    return seconds
+
+
+def as_tokens(name: str, value: object) -> tuple[str, ...]:
+    """Return several names as a tuple.
+
+    Raises:
+        TypeError: `value` is not several str.
+        ValueError: one is no token (RFC 9110 section 5.6.2), as a subprotocol's name must be.
+    """
+    return as_strings(name, value, TOKEN, "names without blanks or separators")
+
+
+def as_strings(name: str, value: object, pattern: re.Pattern[str], expected: str) -> tuple[str, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a tuple of str, not {value!r}")
+    strings = tuple(value)
+    for item in strings:
+        if not isinstance(item, str) or not item:
+            raise TypeError(f"{name} must hold non-empty str only, not {item!r}")
+    for item in strings:
+        if not pattern.fullmatch(item):
+            raise ValueError(f"{name} must hold {expected}, not {item!r}")
+    return strings
+
+
+def as_bytes(message: object) -> bytes:
+    """Return a binary message as bytes.
+
+    Raises:
+        TypeError: it is not bytes, a bytearray or a memoryview.
+    """
+    if type(message) is bytes:
+        return message
+    if isinstance(message, bytes | bytearray | memoryview):
+        return bytes(message)
+    if isinstance(message, str):
+        raise TypeError("message must be bytes, bytearray or memoryview, not str; WriteText sends text")
+    raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}")
+
+
+def check_callable(callback: object) -> None:
+    """Check that a callback can be called.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not callable(callback):
+        raise TypeError(f"callback must be callable, not {callback!r}")
