@@ -515,7 +515,8 @@ def test_a_broadcast_to_a_group_is_encoded_once(idle):
     assert server.context.Stats().callback_errors == 0
 
 
-def test_short_rows_of_events_are_not_interrupted_however_many_came_before(idle):
+def test_short_rows_of_events_are_not_interrupted_however_many_came_before(idle, monkeypatch):
+    monkeypatch.setattr("gowsev.loop.loop._LONGEST_GATHERING", 0.5)  # a row takes that long on no machine
     server = idle()
     (client,), (id,) = connect(server)
     loop = gevent.spawn(server.context.EventLoop)
@@ -531,6 +532,7 @@ def test_short_rows_of_events_are_not_interrupted_however_many_came_before(idle)
         wait_until(lambda sent=sent: len(sent) == 12)
         assert set(sent) == {row * 12 * 3}, "gathered, and sent before the next row"
         assert [client.read_frame() for _ in sent] == [(BINARY, b"x")] * 12
+        gevent.sleep(0.1)  # all rows together take longer
     loop.kill(timeout=PATIENCE)
 
 

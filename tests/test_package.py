@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 import pytest
 
 import gowsev
-from gowsev.opening.upgrade import Host
+from gowsev.opening.upgrade import Receiver
 
 # -- the names ---------------------------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ def documented():
             function = member.fget if isinstance(member, property) else member
             if not method.startswith("_") and inspect.isfunction(function):
                 # What a context does for its listeners is documented where they ask for it.
-                asked = getattr(Host, method, None) if value is gowsev.Context else None
+                asked = getattr(Receiver, method, None) if value is gowsev.Context else None
                 yield f"{name}.{method}", member.__doc__ or asked.__doc__, function
 
 
