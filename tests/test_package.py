@@ -10,7 +10,6 @@ from dataclasses import is_dataclass
 import pytest
 
 import gowsev
-from gowsev.opening.upgrade import Receiver
 
 # -- the names ---------------------------------------------------------------------------------------------------
 
@@ -57,9 +56,7 @@ def documented():
         for method, member in vars(value).items():
             function = member.fget if isinstance(member, property) else member
             if not method.startswith("_") and inspect.isfunction(function):
-                # What a context does for its listeners is documented where they ask for it.
-                asked = getattr(Receiver, method, None) if value is gowsev.Context else None
-                yield f"{name}.{method}", member.__doc__ or asked.__doc__, function
+                yield f"{name}.{method}", member.__doc__, function
 
 
 DOCUMENTED = [pytest.param(*row, id=row[0]) for row in documented()]
@@ -164,6 +161,7 @@ class Errors:
             and isinstance(node.value, ast.Name)
             and node.value.id == "self"
             and inspect.isfunction(getattr(owner, node.attr, None))
+            and is_ours(getattr(owner, node.attr))
         )
 
 

@@ -154,11 +154,13 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
     # beginning of the next response.
 
     def finalize_headers(self) -> None:
+        """Complete the response's headers; called by pywsgi."""
         super().finalize_headers()
         if self.command == "HEAD":
             self.response_use_chunked = False
 
     def write(self, data: Any) -> None:
+        """Send a part of the response's body; called by pywsgi and by applications. May block the calling greenlet."""
         super().write(b"" if self.command == "HEAD" else data)
 
 
