@@ -132,15 +132,15 @@ def test_a_timeout_that_was_there_when_the_wait_was_broken_off_is_taken_away(que
 
     def throw():
         if len(queue):  # the token is there, and the one that waits has not been woken
+            queue.put("event")
             waiting.throw(gevent.GreenletExit())
         elif not waiting.ready():
             gevent.get_hub().loop.run_callback(throw)
 
     throw()
     waiting.join(PATIENCE)
-    assert len(queue) == 0
-    gevent.spawn(lambda: queue.put("later"))
-    assert queue.wait(PATIENCE) == "later"
+    assert len(queue) == 1
+    assert queue.wait(PATIENCE) == "event"
 
 
 def test_an_event_that_comes_with_the_token_of_the_timeout_comes_first(queue):
@@ -278,6 +278,17 @@ def test_after_so_many_events_in_a_row_the_sockets_are_looked_at(queue, socket_e
             looked_after.append(taken)
             socket_event()
     assert looked_after == [4, 9, 14]
+
+
+def test_who_looks_at_the_sockets_while_another_takes_the_event_waits_on(queue, monkeypatch):
+    monkeypatch.setattr(queue_module, "MOST_IN_A_ROW", 1)
+    for event in ("first", "second"):
+        queue.put(event)
+    assert queue.wait(None) == "first"
+    other = gevent.spawn(queue.get_nowait)
+    gevent.spawn_later(0.02, queue.put, "third")
+    assert queue.wait(PATIENCE) == "third"
+    assert other.value == "second"
 
 
 # -- other threads -----------------------------------------------------------------------------------------------
