@@ -5,10 +5,10 @@ for its requests and exits; WebSocket connections are no requests any more by th
 its contexts down: each connection is closed with 1001, and the loops end.
 
 The order is what matters. A client that is closed comes back at once, and must not come back to this worker, which
-would refuse it. So connections are closed only when the worker's listeners are, and when whoever was accepted before
-has been answered.
+would refuse it. So connections are closed only when the worker's listeners are, and when every client that was accepted
+before has been answered.
 
-The only importer of gunicorn, which is an extra; nobody else imports this module.
+The only importer of gunicorn, which is an extra; no other module imports this one.
 """
 
 from __future__ import annotations

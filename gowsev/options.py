@@ -37,7 +37,7 @@ class Options:
     max_message_bytes: int | None = 1 << 20
     """A longer message, however fragmented or compressed, is refused before it is held, with close code 1009."""
     max_connections: int | None = None
-    """An upgrade beyond so many open connections is answered with 503."""
+    """An upgrade beyond this number of open connections is answered with 503."""
     handshake_timeout: float | None = 10.0
     """Seconds from accept to upgrade, the TLS handshake included; also of an idle plain-HTTP keep-alive."""
     ping_interval: float | None = 20.0
@@ -47,7 +47,7 @@ class Options:
     close_timeout: float | None = 5.0
     """Seconds from our close frame to the end of the socket."""
     outbox_bytes: int | None = 4 << 20
-    """A write is refused while more than so many bytes already wait for that connection."""
+    """A write is refused while more than this already waits for that connection."""
     slow_consumer: Literal["close", "drop"] = "close"
     """What a refused write does besides: `"close"` closes with 1013, `"drop"` leaves it at the refusal."""
     inbox_messages: int | None = 256

@@ -17,7 +17,7 @@ class Timer:
 
     Args:
         seconds: from now until the call is due.
-        due: called with this timer when it is; it may not block. It sees to it that `run` is called in the loop.
+        due: called with this timer when the time has come. It must let the loop call `run`, and may not block.
     """
 
     __slots__ = ("_timer",)

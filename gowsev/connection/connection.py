@@ -12,7 +12,7 @@ connection (measured: echo with one message in flight costs 8.2 us so, 10.2 us w
                input would take back the close frame we just sent
     gone       the socket is closed
 
-Whoever puts the connection's `CLOSED` event does it once, after every message read before. Each state but the first
+The connection's `CLOSED` event is put once, after every message read before. Each state but the first
 ends at a deadline, `close_timeout` after it began. A socket that ends or breaks leads straight to *gone*.
 
 Invariant: nothing is logged here. Hub callbacks must not block, and a logging handler may; `end` says what happened,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-#: One receive takes at most so many bytes. A larger buffer, made anew each time, costs page faults.
+#: Receive at most this many bytes at once. A larger buffer, made anew each time, costs page faults.
 _SCRATCH_BYTES = 1 << 18
 #: Each hub's receive buffer, shared by its readers: the protocol copies what it keeps before the next one runs.
 _scratches: WeakKeyDictionary[Any, bytearray] = WeakKeyDictionary()

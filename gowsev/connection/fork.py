@@ -1,7 +1,7 @@
 """What a forked child does with what it has inherited: it lets go of it, without a word to anybody.
 
 A fork copies gevent's hub with all its watchers and timers. A child that waits in gevent's way would run its parent's
-readers, and take messages, clients and writes away from it. So whoever holds watchers that belong to one process says
+readers, and take messages, clients and writes away from it. So an object that holds watchers of one process says
 so here, and is told in each child, before that runs any other code: after `os.fork`, `os.forkpty`, `multiprocessing`'s
 fork, gevent's own, and in a `subprocess` with a `preexec_fn`. Without one, a subprocess runs no Python before its exec,
 which closes the descriptors.

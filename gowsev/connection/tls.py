@@ -3,7 +3,7 @@
 A TLS socket of the standard library lets OpenSSL read the network by itself, and OpenSSL goes on reading for as long as
 what comes holds no data: a peer that sends nothing but KeyUpdate messages (RFC 8446 section 4.6.3) keeps one call, and
 with it the whole process, busy until it stops. Here the network is read by us, OpenSSL gets the bytes in memory, and
-whoever sends much without saying anything is cut off.
+a peer that sends much without any data is cut off.
 
 A `TLSSocket` can do what is needed of a socket. On a gevent socket its methods wait cooperatively, for the handshakes;
 `take_over` in `connection` then puts a plain non-blocking one in its place, where they raise what those of `ssl` would.
@@ -23,11 +23,11 @@ from typing import Any
 
 __all__ = ["TLSSocket", "TakenTLS"]
 
-#: OpenSSL is given so many bytes at a time, in either direction: its buffers grow with more, and never shrink.
+#: Give OpenSSL this many bytes at a time, in either direction: its buffers grow with more, and never shrink.
 _PART = 1 << 14
-#: So many bytes may come without any data in them: several records that are not complete yet, or session tickets.
+#: The most bytes that may come without any data in them: several records that are not complete yet, or session tickets.
 _MOST_FRUITLESS = 1 << 16
-#: So many bytes of answers (each KeyUpdate may ask for one) may wait for a peer that does not read.
+#: The most bytes of answers (each KeyUpdate may ask for one) that may wait for a peer that does not read.
 _MOST_ANSWERS = 1 << 16
 
 
@@ -222,7 +222,7 @@ class TLSSocket(_OnASocket):
 
 
 class TakenTLS(_OnASocket):
-    """TLS that somebody else has set up on a gevent socket, with gevent and its waiting left out.
+    """TLS that another library has set up on a gevent socket, with gevent and its waiting left out.
 
     OpenSSL reads the network by itself here: what `TLSSocket` bounds is not bounded.
 

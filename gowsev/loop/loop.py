@@ -165,7 +165,7 @@ class Loop:
         """
         self._forsaken = True
         if isinstance(gevent.getcurrent(), gevent.Greenlet):
-            killed = isinstance(error, gevent.GreenletExit)  # which somebody meant
+            killed = isinstance(error, gevent.GreenletExit)  # which was meant
             logger.log(
                 logging.INFO if killed else logging.ERROR,
                 "the greenlet of this loop has ended with %r; its %d connections wait, and new ones are refused, until "

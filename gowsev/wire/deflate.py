@@ -49,7 +49,7 @@ _TAIL = b"\x00\x00\xff\xff"
 #: bytes make one, so that a message of nothing else would be more work than its bytes are worth.
 _MOST_FINAL_BLOCKS = 256
 
-#: So many bytes are inflated at a time: what zlib returns it has gathered in buffers as long, so that a message would
+#: Inflate this many bytes at a time: what zlib returns it has gathered in buffers as long, so that a message would
 #: else be held twice over.
 _PART = 1 << 17
 

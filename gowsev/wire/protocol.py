@@ -43,7 +43,7 @@ DONE: Final = 2
 #: takes no more memory than one that arrives whole.
 _SMALL_PIECE = 4096
 
-#: One call of `receive` takes at most so many frames, and stops once it has returned so many bytes.
+#: One call of `receive` stops after this many frames, or once it has returned this many bytes.
 _TURN_FRAMES = 256
 _TURN_BYTES = 1 << 20
 
@@ -104,7 +104,7 @@ class Protocol:
         self.failure: ProtocolError | None = None
         """How the peer broke the rules, if it did."""
         self.output = bytearray()
-        """Bytes to send. Whoever sends them clears it."""
+        """Bytes to send. The sender clears it."""
         self.more = False
         """Whether the last `receive` left bytes behind that may hold further messages: call it again."""
         self.settled = True
