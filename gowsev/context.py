@@ -17,7 +17,7 @@ import signal
 import time
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, Unpack, cast
 from weakref import WeakSet, finalize, ref
 
 import gevent
@@ -95,6 +95,14 @@ _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
 _contexts: WeakSet[Context] = WeakSet()
 
 
+class Part(Protocol):
+    """A part of this package that is attached to a context."""
+
+    def connection_ended(self, id: int) -> None: ...
+    def loop_ended(self) -> None: ...
+    def disown(self) -> None: ...
+
+
 def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
     """Make a context: an event loop with its own connections, independent of any other.
 
@@ -154,6 +162,7 @@ class Context:
         self._plain = Encoder()
         self._encoders: dict[int | None, Encoder] = {None: self._plain}
         self._listeners: list[Listener] = []
+        self._parts: list[Part] = []
         self._driver: Any = None
         self._hub = gevent.get_hub()
         self._stats = Stats()
@@ -745,6 +754,8 @@ class Context:
             del self._connections[id]
             self._stats.closed += 1
             _count(self._stats, connection)
+            for part in self._parts:
+                part.connection_ended(id)
             self._finish_if_drained()
 
     def _judge(self, question: _Question) -> None:
@@ -762,6 +773,10 @@ class Context:
         finally:
             question.answer.set(response)
 
+    def attach(self, part: Part) -> None:
+        """Tell a part of this package what becomes of the context and of its connections; no part may raise."""
+        self._parts.append(part)
+
     def _drained(self) -> bool:
         return self._shutting_down and not self._connections and not self._keepalive.connections
 
@@ -773,6 +788,8 @@ class Context:
             self._mailbox.close()
             for listener in self._listeners:
                 listener.abandon()
+            for part in self._parts:
+                part.loop_ended()
 
     def _finish_if_drained(self) -> None:
         """Let the loop end, if a shutdown has nothing more to wait for."""
@@ -793,6 +810,8 @@ class Context:
         """
         for listener in self._listeners:
             listener.disown_clients()
+        for part in self._parts:
+            part.disown()
         if self._undriven:
             self._connections.clear()
             self._abandoned = 0
@@ -806,6 +825,8 @@ class Context:
         self._mailbox.disown()
         for listener in self._listeners:
             listener.disown()
+        for part in self._parts:
+            part.loop_ended()
 
     # -- what `upgrade.Host` asks for -----------------------------------------------------------------------------
 

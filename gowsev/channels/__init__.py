@@ -1,0 +1,29 @@
+"""Publish and subscribe over any number of processes.
+
+    from gowsev.channels import Channels
+
+    channels = Channels(context)                                # this process alone
+    channels = Channels(context, "redis://localhost:6379/0")    # all that name the same Redis
+
+A handler subscribes its connections and publishes; whatever is published reaches every subscriber, in one order.
+"""
+
+from gowsev.channels.channels import Channels, Status, deliver
+from gowsev.channels.errors import ChannelsAway, ChannelsError, Refused, TooManyChannels, TooMuchInFlight
+from gowsev.channels.limits import Limits
+from gowsev.channels.publication import Gap, Publication, Subscription
+
+__all__ = [
+    "Channels",
+    "ChannelsAway",
+    "ChannelsError",
+    "Gap",
+    "Limits",
+    "Publication",
+    "Refused",
+    "Status",
+    "Subscription",
+    "TooManyChannels",
+    "TooMuchInFlight",
+    "deliver",
+]
