@@ -18,15 +18,13 @@ class ChannelsError(GowsevError):
     nobody knows.
     """
 
-    certain = True
+    def __init__(self, reason: str, certain: bool = True) -> None:
+        super().__init__(reason if certain else f"{reason}; perhaps it was stored")
+        self.certain = certain
 
 
 class ChannelsAway(ChannelsError):
     """Redis cannot be reached, or not be used. With `certain` false, it may have stored the message before."""
-
-    def __init__(self, reason: str, certain: bool = True) -> None:
-        super().__init__(reason if certain else f"{reason}; perhaps it was stored")
-        self.certain = certain
 
 
 class Refused(ChannelsError):

@@ -1,0 +1,268 @@
+"""Channels over Redis: the backend that joins processes.
+
+A publish is one script, which stores the message and notifies of it (`scripts`). What arrives is notified of; a
+channel's stream is only read to recover (`followed`). Two connections serve that, one to ask and one to be notified,
+in greenlets of the context's thread; nothing here waits for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from hashlib import sha1
+from typing import TYPE_CHECKING, Any
+
+from gowsev.channels import scripts
+from gowsev.channels.errors import ChannelsAway, Refused
+from gowsev.channels.followed import Followed
+from gowsev.channels.health import Health, describe
+from gowsev.channels.notifications import Notifications
+from gowsev.channels.pipeline import Command, Pipeline, comes_later
+from gowsev.channels.presence import Presence
+from gowsev.channels.replies import notification, position_of, timeline_of
+from gowsev.channels.url import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gowsev.channels.backend import Joining, Publishing, Receiver
+    from gowsev.channels.limits import Limits
+    from gowsev.channels.line import Line
+    from gowsev.channels.publication import Position
+
+__all__ = ["Redis", "publish_words", "script_words"]
+
+logger = logging.getLogger("gowsev")
+
+_SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in scripts.ALL}
+
+
+def script_words(script: str, keys: tuple[bytes, ...], *arguments: Any) -> tuple[Any, ...]:
+    """Return the words of the command that runs a script."""
+    return ("EVALSHA", _SHA[script], len(keys), *keys, *arguments)
+
+
+def publish_words(
+    prefix: bytes, channel: bytes, session: str, number: int, text: bool, payload: bytes, limits: Limits, key: str = ""
+) -> tuple[Any, ...]:
+    """Return the words of the command that publishes."""
+    return script_words(
+        scripts.PUBLISH, scripts.channel_keys(prefix, channel), session, number, b"t" if text else b"b", payload,
+        secrets.token_hex(5), limits.history_messages, limits.history_bytes, math.ceil(limits.history_seconds),
+        scripts.META_SECONDS, key,
+    )  # fmt: skip
+
+
+def prepare(line: Line, prefix: bytes, limits: Limits) -> None:
+    """Make a connection ready, and see whether publishing works over it.
+
+    Raises:
+        FAILED: it does not.
+    """
+    for script in scripts.ALL:
+        line.ask("SCRIPT", "LOAD", script)
+    # The channel without a name is nobody's. What is wrong with it alone, such as a lack of memory, passes.
+    line.send([publish_words(prefix, b"", "probe", 1, False, b"", limits, key="probe")])
+    answer = line.read()
+    if comes_later(answer) or (isinstance(answer, Exception) and "NOPERM" in f"{type(answer).__name__} {answer}"):
+        raise answer
+
+
+class Redis:
+    """The backend over Redis.
+
+    Args:
+        url: its address.
+        prefix: of all keys.
+        receiver: is told what happens.
+        limits: how much is kept.
+    """
+
+    def __init__(self, url: str, prefix: str, receiver: Receiver, limits: Limits) -> None:
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix must be str, not {prefix!r}")
+        if not prefix or not prefix.isprintable() or set(prefix) & set("{} "):
+            raise ValueError(f"prefix must be a word without braces, not {prefix!r}")
+        self._address = parse(url)
+        self._prefix = prefix.encode()
+        self._receiver = receiver
+        self._limits = limits
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin as a process that has asked for nothing yet."""
+        self._session = secrets.token_hex(6)
+        self._followed: dict[str, Followed] = {}
+        self._by_name: dict[bytes, Followed] = {}
+        self._failed: set[str] = set()
+        self.health = Health(self._address, (Pipeline.NAME, Notifications.NAME))
+        self._pipeline = Pipeline(
+            self._address, self.health, lambda line: prepare(line, self._prefix, self._limits), self._connected
+        )
+        self._notifications = Notifications(
+            self._address,
+            self.health,
+            scripts.channel_keys(self._prefix, b"")[2],
+            self._confirmed,
+            self._notified,
+            self._cut_off,
+            self._receiver.has_room,
+        )
+        self._presence = Presence(self._session, self._ask_script, self._receiver)
+
+    # -- publishing ----------------------------------------------------------------------------------------------
+
+    def publish(self, publishing: Publishing) -> Exception | None:
+        if self.health.is_away(Pipeline.NAME):
+            return ChannelsAway(self.health.reason)
+        channel = _encoded(publishing.channel)
+
+        def words(number: int) -> tuple[Any, ...]:
+            text, payload = publishing.text, publishing.payload
+            return publish_words(self._prefix, channel, self._session, number, text, payload, self._limits)
+
+        def answered(answer: Any) -> None:
+            self._receiver.settled(publishing, *self._outcome(answer))
+
+        self._pipeline.ask(publishing.account, Command(words, len(publishing.payload), answered))
+        self._notifications.start()
+        return None
+
+    def _outcome(self, answer: Any) -> tuple[Position | None, Exception | None]:
+        """Return what became of a publish: where it stands, or why not."""
+        if isinstance(answer, ChannelsAway):
+            return None, answer
+        if isinstance(answer, Exception):
+            reason = self._address.hide(describe(answer))
+            return None, ChannelsAway(reason, False) if reason.startswith("UNKNOWN") else Refused(reason)
+        if len(answer) > 3:  # stored, and nobody was told
+            return None, Refused(self._address.hide(answer[3].decode("utf-8", "replace")), certain=False)
+        return position_of(answer), None
+
+    def _ask_script(
+        self, script: str, keys: Callable[[bytes, bytes], tuple[bytes, ...]], channel: str, arguments: tuple[Any, ...],
+        answered: Callable[[Any], object],
+    ) -> None:  # fmt: skip
+        words = script_words(script, keys(self._prefix, _encoded(channel)), *arguments)
+        self._pipeline.ask(script, Command(lambda _number: words, sum(map(len, map(str, arguments))), answered))
+
+    # -- following -----------------------------------------------------------------------------------------------
+
+    def follow(self, joining: Joining) -> None:
+        followed = self._followed.get(joining.channel)
+        if followed is None:
+            followed = Followed(joining.channel, self._receiver, self._limits.history_bytes)
+            name = scripts.channel_keys(self._prefix, _encoded(joining.channel))[2]
+            self._followed[joining.channel] = self._by_name[name] = followed
+            self._notifications.follow(name)
+            self._pipeline.start()
+        followed.join(joining)
+        self._look(followed)
+
+    def leave(self, channel: str) -> None:
+        del self._followed[channel]
+        self._failed.discard(channel)
+        name = scripts.channel_keys(self._prefix, _encoded(channel))[2]
+        del self._by_name[name]
+        self._notifications.leave(name)
+
+    def _look(self, followed: Followed) -> None:
+        """Look a channel up, if that is wanted."""
+        if not followed.wants_look:
+            return
+        resumes, lowest = followed.begin_look()
+        number = followed.look_number
+        arguments: list[Any] = [secrets.token_hex(5), scripts.META_SECONDS, "0" if resumes else ""]
+        for epoch, offset in lowest.items():
+            arguments += [epoch, offset]
+
+        def answered(answer: Any) -> None:
+            if self._followed.get(followed.channel) is followed and followed.look_number == number:
+                self._looked(followed, answer)
+
+        def keys(prefix: bytes, channel: bytes) -> tuple[bytes, ...]:
+            return scripts.channel_keys(prefix, channel)[:2]
+
+        self._ask_script(scripts.LOOK, keys, followed.channel, tuple(arguments), answered)
+
+    def _looked(self, followed: Followed, answer: Any) -> None:
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            timeline = timeline_of(answer)
+        except (ChannelsAway, Refused) as error:
+            self._look_failed(followed, error)
+        except Exception as error:
+            # This channel's keys are not what they should be, or may not be read. The others go on.
+            self._look_failed(followed, Refused(self._address.hide(describe(error))))
+        else:
+            self._failed.discard(followed.channel)
+            followed.looked(timeline)
+            self._look(followed)
+
+    def _look_failed(self, followed: Followed, error: Exception) -> None:
+        if followed.channel not in self._failed:
+            self._failed.add(followed.channel)
+            logger.error("channel %r cannot be read: %s", followed.channel[:100], error)
+        for joining in followed.look_failed():
+            if not joining.cancelled:
+                self._receiver.failed(joining, error)
+        followed.joining.clear()
+
+    # -- what the connections tell -------------------------------------------------------------------------------
+
+    def _connected(self) -> None:
+        self._presence.connected()
+
+    def _confirmed(self, name: bytes) -> None:
+        followed = self._by_name[name]
+        followed.confirmed()
+        self._look(followed)
+
+    def _notified(self, name: bytes, data: bytes) -> None:
+        followed = self._by_name.get(name)
+        if followed is None:  # it was left meanwhile
+            return
+        try:
+            message = notification(data)
+        except ValueError as error:
+            # Whoever publishes so must be mended; what is in the stream is looked at.
+            logger.warning("a notification of channel %r is not understood: %s", followed.channel[:100], error)
+            followed.doubt()
+        else:
+            followed.notified(message)
+        self._look(followed)
+
+    def _cut_off(self) -> None:
+        for followed in self._followed.values():
+            followed.cut_off()
+
+    # -- presence, and the end -----------------------------------------------------------------------------------
+
+    def present(self, channel: str, member: str, connections: int) -> None:
+        self._presence.present(channel, member, connections)
+
+    def members(self, channel: str, done: Callable[..., object]) -> None:
+        if self.health.is_away(Pipeline.NAME):
+            self._receiver.answer(done, {}, ChannelsAway(self.health.reason))
+        else:
+            self._presence.members(channel, done)
+
+    def go_on(self) -> None:
+        self._notifications.go_on()
+
+    def close(self) -> None:
+        self._presence.close()
+        self._pipeline.close()
+        self._notifications.close()
+
+    def disown(self) -> None:
+        self._presence.close()
+        self._pipeline.disown()
+        self._notifications.disown()
+        self._begin()
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
