@@ -17,7 +17,7 @@ import signal
 import time
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVarTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack, cast
 from weakref import WeakSet, finalize, ref
 
 import gevent
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
     from gowsev.connection.connection import Sink
     from gowsev.handler import Callbacks
+    from gowsev.loop.parts import Part
     from gowsev.wire.deflate import Deflate
 
     Args = TypeVarTuple("Args")
@@ -93,14 +94,6 @@ _LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
 
 #: Every context that is still held by somebody, for a server that ends and must tell them.
 _contexts: WeakSet[Context] = WeakSet()
-
-
-class Part(Protocol):
-    """A part of this package that is attached to a context."""
-
-    def connection_ended(self, id: int) -> None: ...
-    def loop_ended(self) -> None: ...
-    def disown(self) -> None: ...
 
 
 def MakeContext(handler: Callbacks, options: Options | None = None) -> Context:
@@ -774,7 +767,7 @@ class Context:
             question.answer.set(response)
 
     def attach(self, part: Part) -> None:
-        """Tell a part of this package what becomes of the context and of its connections; no part may raise."""
+        """Tell a part of this package what becomes of the context and of its connections; see `Part`."""
         self._parts.append(part)
 
     def _drained(self) -> bool:

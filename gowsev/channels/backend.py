@@ -92,15 +92,29 @@ class Receiver(Protocol):
 class Health(Protocol):
     """How a backend fares."""
 
-    up: bool
-    since: float
-    reason: str
+    @property
+    def up(self) -> bool:
+        """Whether it stores and carries."""
+        ...
+
+    @property
+    def since(self) -> float:
+        """Since when, as `time.time()` tells it."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it does not; empty if it does."""
+        ...
 
 
 class Backend(Protocol):
     """What stores and carries."""
 
-    health: Health
+    @property
+    def health(self) -> Health:
+        """How it fares."""
+        ...
 
     def publish(self, publishing: Publishing) -> Exception | None:
         """Store a message; `Receiver.settled` follows, unless an error is returned."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from gowsev.channels.backend import Joining, Publishing
-from gowsev.channels.errors import ChannelsAway, ChannelsError, TooManyChannels
+from gowsev.channels.errors import ChannelsAway, TooManyChannels
 from gowsev.channels.in_flight import InFlight
-from gowsev.channels.limits import Limits
+from gowsev.channels.limits import DEFAULTS, Limits
 from gowsev.channels.memory import Memory
 from gowsev.channels.publication import (
     Gap,
@@ -118,7 +118,7 @@ class Channels:
         *,
         prefix: str = "gowsev",
         deliver: Deliver = deliver,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULTS,
     ) -> None:
         if not isinstance(limits, Limits):
             raise TypeError(f"limits must be gowsev.channels.Limits, not {limits!r}")
@@ -227,10 +227,8 @@ class Channels:
         error = error or self._in_flight.enter(id, len(payload))
         if error is None:
             publishing = Publishing(channel, text, payload, id, done)
-            if gevent.get_hub() is self._hub:
-                error = self._backend.publish(publishing)
-            else:
-                error = self._hand_over(publishing)
+            is_here = gevent.get_hub() is self._hub
+            error = self._backend.publish(publishing) if is_here else self._hand_over(publishing)
             if error is not None:
                 self._in_flight.leave(id, len(payload))
         if error is not None:
@@ -374,7 +372,7 @@ class Channels:
         if not joining.cancelled:
             self._program(context, (joining.id,), publication_of(joining.channel, message))
 
-    def _joined(self, context: Context, joining: Joining, subscription: Subscription) -> None:
+    def _joined(self, _context: Context, joining: Joining, subscription: Subscription) -> None:
         if self._subscribers.find(joining.id, joining.channel) is not joining:
             return
         channel = self._subscribers.join(joining, subscription.position)
@@ -382,7 +380,7 @@ class Channels:
             self._count(joining, channel.members, 1)
         self._tell(joining, subscription)
 
-    def _failed(self, context: Context, joining: Joining, error: Exception) -> None:
+    def _failed(self, _context: Context, joining: Joining, error: Exception) -> None:
         self._refused += 1
         if joining.cancelled:
             return

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["Limits"]
+__all__ = ["DEFAULTS", "Limits"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,3 +53,6 @@ class Limits:
                 raise TypeError(f"{field.name} must be a number, not {value!r}")
             if not (math.isfinite(value) and 1 <= value <= 1 << 40):
                 raise ValueError(f"{field.name} must be at least 1, and finite, not {value!r}")
+
+
+DEFAULTS = Limits()

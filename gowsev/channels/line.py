@@ -33,7 +33,7 @@ class _OnGevent(redis.Connection):
     """redis-py's connection, on a socket that somebody else opens."""
 
     def __init__(self, open_socket: Callable[[], Any], **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]
         self._open_socket = open_socket
 
     def _connect(self) -> Any:
@@ -53,7 +53,7 @@ class Line:
         self._address = address
         self._timeout = timeout
         self._sock: Any = None
-        self._connection = _OnGevent(self._open, retry=Retry(NoBackoff(), 0), protocol=2, **address.options)
+        self._connection: Any = _OnGevent(self._open, retry=Retry(NoBackoff(), 0), protocol=2, **address.options)
 
     def open(self) -> None:
         """Connect, and authenticate. Blocks the greenlet.

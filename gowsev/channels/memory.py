@@ -92,7 +92,7 @@ class Memory:
         self._bytes = 0
         self._members: dict[str, dict[str, int]] = {}
 
-    def publish(self, publishing: Publishing) -> None:
+    def publish(self, publishing: Publishing) -> Exception | None:
         stream = self._stream(publishing.channel)
         before = stream.bytes
         message = stream.append(publishing.text, publishing.payload)
@@ -102,6 +102,7 @@ class Memory:
         if stream.followed:
             self._receiver.arrived(publishing.channel, message)
         self._receiver.settled(publishing, message.position, None)
+        return None
 
     def follow(self, joining: Joining) -> None:
         stream = self._stream(joining.channel)

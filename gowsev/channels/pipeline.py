@@ -23,7 +23,7 @@ from gevent.event import Event
 
 from gowsev.channels.errors import ChannelsAway
 from gowsev.channels.health import describe
-from gowsev.channels.line import ANSWER, FAILED, Line
+from gowsev.channels.line import FAILED, Line
 from gowsev.channels.turns import Turns
 
 if TYPE_CHECKING:
@@ -81,14 +81,16 @@ class Command:
     """Something to ask of Redis.
 
     Args:
-        words: of the number that the command gets, makes the words to send.
+        words: makes the words to send, of the number that the command gets, and whether it was sent before.
         size: in bytes, about.
         answered: called with the answer, which may be an error of Redis's, or `ChannelsAway`.
     """
 
     __slots__ = ("answered", "deadline", "number", "size", "words")
 
-    def __init__(self, words: Callable[[int], tuple[Any, ...]], size: int, answered: Callable[[Any], object]) -> None:
+    def __init__(
+        self, words: Callable[[int, bool], tuple[Any, ...]], size: int, answered: Callable[[Any], object]
+    ) -> None:
         self.words = words
         self.size = size
         self.answered = answered
@@ -210,7 +212,7 @@ class Pipeline:
             else:
                 self._to_write.clear()
                 if not self._to_write.wait(_IDLE) and not self._sent:
-                    self._turns.put("ping", Command(lambda _number: ("PING",), 0, lambda _answer: None))
+                    self._turns.put("ping", Command(lambda _number, _again: ("PING",), 0, lambda _answer: None))
 
     def _take(self) -> list[tuple[Any, ...]]:
         """Move what may be sent now to what is sent; return its words."""
@@ -219,11 +221,12 @@ class Pipeline:
             if self._sent and (len(self._sent) >= WINDOW or self._sent_bytes >= WINDOW_BYTES):
                 break
             command = self._again.popleft() if self._again else self._turns.take()
-            if not command.number:
+            again = command.number > 0
+            if not again:
                 command.number = next(self._numbers)
             self._sent.append(command)
             self._sent_bytes += command.size
-            batch.append(command.words(command.number))
+            batch.append(command.words(command.number, again))
         return batch
 
     def _read(self, line: Line) -> None:

@@ -11,7 +11,10 @@ import gevent
 
 from gowsev.channels.errors import ChannelsError, Refused
 from gowsev.channels.health import describe
+from gowsev.channels.publication import encoded
+from gowsev.channels.replies import members_of
 from gowsev.channels.scripts import ALIVE, MEMBERS, member_keys
+from gowsev.channels.words import script_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,12 +31,14 @@ class Presence:
     """The members of this process.
 
     Args:
+        prefix: of all keys.
         process: its name.
-        ask: called with a script, a function that returns its keys, the channel, arguments, and what gets the answer.
+        ask: called with the words of a command, and with what gets the answer.
         receiver: is told who is there.
     """
 
-    def __init__(self, process: str, ask: Callable[..., None], receiver: Receiver) -> None:
+    def __init__(self, prefix: bytes, process: str, ask: Callable[..., None], receiver: Receiver) -> None:
+        self._prefix = prefix
         self._process = process
         self._ask = ask
         self._receiver = receiver
@@ -57,17 +62,13 @@ class Presence:
         """Find out who is there."""
 
         def answered(answer: Any) -> None:
-            members: dict[str, int] = {}
-            error = answer if isinstance(answer, Exception) else None
-            if error is None:
-                for name, connections in zip(answer[::2], answer[1::2], strict=True):
-                    member = name.decode("utf-8", "surrogateescape")
-                    members[member] = members.get(member, 0) + int(connections)
-            elif not isinstance(error, ChannelsError):
-                error = Refused(describe(error))
-            self._receiver.answer(done, members, error)
+            if isinstance(answer, Exception):
+                error = answer if isinstance(answer, ChannelsError) else Refused(describe(answer))
+                self._receiver.answer(done, {}, error)
+            else:
+                self._receiver.answer(done, members_of(answer), None)
 
-        self._ask(MEMBERS, member_keys, channel, (), answered)
+        self._ask(script_words(MEMBERS, self._keys(channel)), answered)
 
     def connected(self) -> None:
         """Say everything: Redis may have lost it."""
@@ -88,10 +89,13 @@ class Presence:
     def _say(self, channel: str, everything: bool, members: dict[str, int]) -> None:
         words: list[Any] = [self._process, LIFETIME, "1" if everything else "0"]
         for member, connections in members.items():
-            words += [member.encode("utf-8", "surrogateescape"), connections]
+            words += [encoded(member), connections]
 
         def answered(answer: Any) -> None:
             if answer == 0 and channel in self._members:  # it was forgotten: Redis was emptied, or this process slept
                 self._say(channel, True, self._members[channel])
 
-        self._ask(ALIVE, member_keys, channel, tuple(words), answered)
+        self._ask(script_words(ALIVE, self._keys(channel), *words), answered)
+
+    def _keys(self, channel: str) -> tuple[bytes, bytes]:
+        return member_keys(self._prefix, encoded(channel))

@@ -12,7 +12,18 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Gap", "Message", "Position", "Publication", "Subscription", "check_message", "check_name", "publication_of"]
+__all__ = [
+    "Gap",
+    "Message",
+    "Position",
+    "Publication",
+    "Subscription",
+    "check_message",
+    "check_name",
+    "check_prefix",
+    "encoded",
+    "publication_of",
+]
 
 _POSITION = re.compile(r"(\w{1,40})\.(\d{1,15})\.([-\w]{1,80})", re.ASCII)
 
@@ -109,6 +120,25 @@ def check_name(what: str, name: object, most: int) -> bytes:
     if not 1 <= len(encoded) <= most:
         raise ValueError(f"{what} must have 1 to {most} bytes in UTF-8, not {len(encoded)}: {name[:50]!r}")
     return encoded
+
+
+def check_prefix(prefix: object) -> bytes:
+    """Return a prefix of keys as bytes.
+
+    Raises:
+        TypeError: it is not str.
+        ValueError: it is empty, or holds something else than visible characters, or a brace.
+    """
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be str, not {prefix!r}")
+    if not prefix or not prefix.isprintable() or set(prefix) & set("{} "):
+        raise ValueError(f"prefix must be a word without braces, not {prefix!r}")
+    return prefix.encode()
+
+
+def encoded(name: str) -> bytes:
+    """Return a name that was checked before as bytes."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def check_message(message: object) -> tuple[bool, bytes]:

@@ -8,53 +8,40 @@ in greenlets of the context's thread; nothing here waits for them.
 from __future__ import annotations
 
 import logging
-import math
 import secrets
-from hashlib import sha1
 from typing import TYPE_CHECKING, Any
+
+import redis
 
 from gowsev.channels import scripts
 from gowsev.channels.errors import ChannelsAway, Refused
 from gowsev.channels.followed import Followed
 from gowsev.channels.health import Health, describe
+from gowsev.channels.limits import Limits
 from gowsev.channels.notifications import Notifications
 from gowsev.channels.pipeline import Command, Pipeline, comes_later
 from gowsev.channels.presence import Presence
+from gowsev.channels.publication import check_prefix, encoded
 from gowsev.channels.replies import notification, position_of, timeline_of
 from gowsev.channels.url import parse
+from gowsev.channels.words import look_words, publish_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.channels.backend import Joining, Publishing, Receiver
-    from gowsev.channels.limits import Limits
     from gowsev.channels.line import Line
     from gowsev.channels.publication import Position
 
-__all__ = ["Redis", "publish_words", "script_words"]
+__all__ = ["Redis"]
 
 logger = logging.getLogger("gowsev")
 
-_SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in scripts.ALL}
+#: What Redis says of a command in a script that lacks a permission; there it has no code of its own.
+_FORBIDDEN = "The user executing the script can't"
 
 
-def script_words(script: str, keys: tuple[bytes, ...], *arguments: Any) -> tuple[Any, ...]:
-    """Return the words of the command that runs a script."""
-    return ("EVALSHA", _SHA[script], len(keys), *keys, *arguments)
-
-
-def publish_words(
-    prefix: bytes, channel: bytes, session: str, number: int, text: bool, payload: bytes, limits: Limits, key: str = ""
-) -> tuple[Any, ...]:
-    """Return the words of the command that publishes."""
-    return script_words(
-        scripts.PUBLISH, scripts.channel_keys(prefix, channel), session, number, b"t" if text else b"b", payload,
-        secrets.token_hex(5), limits.history_messages, limits.history_bytes, math.ceil(limits.history_seconds),
-        scripts.META_SECONDS, key,
-    )  # fmt: skip
-
-
-def prepare(line: Line, prefix: bytes, limits: Limits) -> None:
+def prepare(line: Line, prefix: bytes) -> None:
     """Make a connection ready, and see whether publishing works over it.
 
     Raises:
@@ -62,10 +49,14 @@ def prepare(line: Line, prefix: bytes, limits: Limits) -> None:
     """
     for script in scripts.ALL:
         line.ask("SCRIPT", "LOAD", script)
-    # The channel without a name is nobody's. What is wrong with it alone, such as a lack of memory, passes.
-    line.send([publish_words(prefix, b"", "probe", 1, False, b"", limits, key="probe")])
+    # The channel without a name is nobody's; with room for one message, each is trimmed. What is wrong with it alone,
+    # such as a lack of memory, passes.
+    keys = scripts.channel_keys(prefix, b"")
+    line.send([publish_words(keys, secrets.token_hex(6), 1, False, b"", Limits(history_messages=1))])
     answer = line.read()
-    if comes_later(answer) or (isinstance(answer, Exception) and "NOPERM" in f"{type(answer).__name__} {answer}"):
+    if isinstance(answer, list) and len(answer) > 3:
+        answer = redis.exceptions.NoPermissionError(answer[3].decode("utf-8", "replace"))
+    if comes_later(answer) or isinstance(answer, redis.exceptions.NoPermissionError) or _FORBIDDEN in str(answer):
         raise answer
 
 
@@ -80,12 +71,8 @@ class Redis:
     """
 
     def __init__(self, url: str, prefix: str, receiver: Receiver, limits: Limits) -> None:
-        if not isinstance(prefix, str):
-            raise TypeError(f"prefix must be str, not {prefix!r}")
-        if not prefix or not prefix.isprintable() or set(prefix) & set("{} "):
-            raise ValueError(f"prefix must be a word without braces, not {prefix!r}")
+        self._prefix = check_prefix(prefix)
         self._address = parse(url)
-        self._prefix = prefix.encode()
         self._receiver = receiver
         self._limits = limits
         self._begin()
@@ -97,9 +84,7 @@ class Redis:
         self._by_name: dict[bytes, Followed] = {}
         self._failed: set[str] = set()
         self.health = Health(self._address, (Pipeline.NAME, Notifications.NAME))
-        self._pipeline = Pipeline(
-            self._address, self.health, lambda line: prepare(line, self._prefix, self._limits), self._connected
-        )
+        self._pipeline = Pipeline(self._address, self.health, lambda line: prepare(line, self._prefix), self._connected)
         self._notifications = Notifications(
             self._address,
             self.health,
@@ -109,18 +94,18 @@ class Redis:
             self._cut_off,
             self._receiver.has_room,
         )
-        self._presence = Presence(self._session, self._ask_script, self._receiver)
+        self._presence = Presence(self._prefix, self._session, self._ask, self._receiver)
 
     # -- publishing ----------------------------------------------------------------------------------------------
 
     def publish(self, publishing: Publishing) -> Exception | None:
         if self.health.is_away(Pipeline.NAME):
             return ChannelsAway(self.health.reason)
-        channel = _encoded(publishing.channel)
+        keys = self._keys(publishing.channel)
+        session, limits = self._session, self._limits
 
-        def words(number: int) -> tuple[Any, ...]:
-            text, payload = publishing.text, publishing.payload
-            return publish_words(self._prefix, channel, self._session, number, text, payload, self._limits)
+        def words(number: int, again: bool) -> tuple[Any, ...]:
+            return publish_words(keys, session, number, publishing.text, publishing.payload, limits, again)
 
         def answered(answer: Any) -> None:
             self._receiver.settled(publishing, *self._outcome(answer))
@@ -140,12 +125,12 @@ class Redis:
             return None, Refused(self._address.hide(answer[3].decode("utf-8", "replace")), certain=False)
         return position_of(answer), None
 
-    def _ask_script(
-        self, script: str, keys: Callable[[bytes, bytes], tuple[bytes, ...]], channel: str, arguments: tuple[Any, ...],
-        answered: Callable[[Any], object],
-    ) -> None:  # fmt: skip
-        words = script_words(script, keys(self._prefix, _encoded(channel)), *arguments)
-        self._pipeline.ask(script, Command(lambda _number: words, sum(map(len, map(str, arguments))), answered))
+    def _keys(self, channel: str) -> tuple[bytes, bytes, bytes]:
+        return scripts.channel_keys(self._prefix, encoded(channel))
+
+    def _ask(self, words: tuple[Any, ...], answered: Callable[[Any], object]) -> None:
+        """Ask for something that may be done twice."""
+        self._pipeline.ask(words[1], Command(lambda _number, _again: words, 0, answered))
 
     # -- following -----------------------------------------------------------------------------------------------
 
@@ -153,7 +138,7 @@ class Redis:
         followed = self._followed.get(joining.channel)
         if followed is None:
             followed = Followed(joining.channel, self._receiver, self._limits.history_bytes)
-            name = scripts.channel_keys(self._prefix, _encoded(joining.channel))[2]
+            name = self._keys(joining.channel)[2]
             self._followed[joining.channel] = self._by_name[name] = followed
             self._notifications.follow(name)
             self._pipeline.start()
@@ -163,7 +148,7 @@ class Redis:
     def leave(self, channel: str) -> None:
         del self._followed[channel]
         self._failed.discard(channel)
-        name = scripts.channel_keys(self._prefix, _encoded(channel))[2]
+        name = self._keys(channel)[2]
         del self._by_name[name]
         self._notifications.leave(name)
 
@@ -173,18 +158,12 @@ class Redis:
             return
         resumes, lowest = followed.begin_look()
         number = followed.look_number
-        arguments: list[Any] = [secrets.token_hex(5), scripts.META_SECONDS, "0" if resumes else ""]
-        for epoch, offset in lowest.items():
-            arguments += [epoch, offset]
 
         def answered(answer: Any) -> None:
             if self._followed.get(followed.channel) is followed and followed.look_number == number:
                 self._looked(followed, answer)
 
-        def keys(prefix: bytes, channel: bytes) -> tuple[bytes, ...]:
-            return scripts.channel_keys(prefix, channel)[:2]
-
-        self._ask_script(scripts.LOOK, keys, followed.channel, tuple(arguments), answered)
+        self._ask(look_words(self._keys(followed.channel), resumes, lowest), answered)
 
     def _looked(self, followed: Followed, answer: Any) -> None:
         try:
@@ -262,7 +241,3 @@ class Redis:
         self._pipeline.disown()
         self._notifications.disown()
         self._begin()
-
-
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")

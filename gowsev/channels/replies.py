@@ -10,7 +10,7 @@ from typing import Any
 from gowsev.channels.publication import Message, Position
 from gowsev.channels.timeline import Timeline
 
-__all__ = ["notification", "position_of", "timeline_of"]
+__all__ = ["members_of", "notification", "position_of", "timeline_of"]
 
 _FIELDS = [b"i", b"p", b"k", b"m"]
 
@@ -31,6 +31,15 @@ def timeline_of(answer: Any) -> Timeline:
         position = Position(tip.epoch, int(place.partition(b"-")[0]), id.decode())
         messages.append(_message(position, before.decode(), kind, payload))
     return Timeline(tip, messages)
+
+
+def members_of(answer: Any) -> dict[str, int]:
+    """Return what the script MEMBERS has answered: how many connections each has."""
+    members: dict[str, int] = {}
+    for name, connections in zip(answer[::2], answer[1::2], strict=True):
+        member = name.decode("utf-8", "surrogateescape")
+        members[member] = members.get(member, 0) + int(connections)
+    return members
 
 
 def notification(data: bytes) -> Message:

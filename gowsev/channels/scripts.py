@@ -28,10 +28,12 @@ def member_keys(prefix: bytes, channel: bytes) -> tuple[bytes, bytes]:
 
 #: KEYS: those of `channel_keys`. ARGV: the session; the message's number in it, which grows; "t" or "b"; the message; a
 #: new epoch, in case there is none; the limits in messages, bytes and seconds; seconds for the numbers; a key of the
-#: program's, or "". Returns the epoch, the offset and the id; behind them what is wrong, if it is stored all the same.
+#: program's, or ""; "1" if it may have been stored already. Returns the epoch, the offset and the id; behind them what
+#: is wrong, if it is stored all the same.
 #:
 #: The numbers hold for each session the last number that was stored: a publish that comes again after a lost
-#: connection is found by that, and in the stream.
+#: connection is found by that, and in the stream. Of more than 256 sessions those that were silent for longest are
+#: forgotten; what they send again is looked for in the stream alone.
 PUBLISH: Final = """#!lua
 local meta, stream, notify = KEYS[1], KEYS[2], KEYS[3]
 local session, number = ARGV[1], tonumber(ARGV[2])
@@ -49,7 +51,8 @@ if ARGV[10] ~= '' then
     return {e, o, i}
   end
 end
-if now[7] and tonumber(string.match(now[7], '%d+')) >= number then
+local stored = now[7] and tonumber(string.match(now[7], '%d+')) >= number
+if stored or (ARGV[11] == '1' and not now[7]) then
   local up_to = '+'
   repeat
     local entries = redis.call('XREVRANGE', stream, up_to, '-', 'COUNT', 16)
@@ -58,7 +61,7 @@ if now[7] and tonumber(string.match(now[7], '%d+')) >= number then
       up_to = '(' .. entry[1]
     end
   until #entries == 0
-  return redis.error_reply('UNKNOWN whether ' .. id .. ' was stored')
+  if stored then return redis.error_reply('UNKNOWN whether ' .. id .. ' was stored') end
 end
 local left = redis.call('XLEN', stream)
 local fresh = not epoch

@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
+import redis
+from redis.backoff import NoBackoff
 from redis.connection import parse_url
+from redis.retry import Retry
 
-__all__ = ["Address", "parse"]
+__all__ = ["Address", "ordinary_connection", "parse"]
 
 _ENCODE = "in a name and a password, @ / ? # % [ ] are percent-encoded, such as %2F for /"
 #: What may stand behind the ?; timeouts, retries and encodings are ours to choose.
@@ -29,6 +32,8 @@ class Address(NamedTuple):
     """Options of TLS; `None` without it."""
     options: dict[str, Any]
     """What `redis.Connection` takes besides: name, password, database."""
+    all: dict[str, Any]
+    """What redis-py makes of it."""
     shown: str
     """For the log: without name, password and options."""
 
@@ -49,7 +54,8 @@ def parse(url: object) -> Address:
         raise TypeError(f"url must be str, not {type(url).__name__}")
     parts = _split(url)
     try:
-        options: dict[str, Any] = parse_url(url)
+        everything: dict[str, Any] = parse_url(url)
+        options = dict(everything)
         options.pop("connection_class", None)
         tls = {name[4:]: options.pop(name) for name in list(options) if name.startswith("ssl_")}
         options["db"] = int(options.get("db", 0))
@@ -61,8 +67,24 @@ def parse(url: object) -> Address:
         path=options.pop("path", ""),
         tls=tls if parts.scheme == "rediss" else None,
         options=options,
+        all=everything,
         shown=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
     )
+
+
+def ordinary_connection(address: Address, timeout: float = 5.0) -> redis.Connection:
+    """Return redis-py's own connection, not opened yet.
+
+    Args:
+        address: where to.
+        timeout: seconds for Redis to accept, and to answer.
+    """
+    options = dict(address.all)
+    kind = options.pop("connection_class", redis.Connection)
+    made: redis.Connection = kind(
+        **options, socket_timeout=timeout, socket_connect_timeout=timeout, protocol=2, retry=Retry(NoBackoff(), 0)
+    )
+    return made
 
 
 def _split(url: str) -> SplitResult:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gevent
 import pytest
-from channel_tools import Node, nodes  # noqa: F401
 from conftest import Recorder, in_real_thread, wait_until
 
 import gowsev
 from gowsev.channels import (
     Channels,
     ChannelsAway,
-    Gap,
     Limits,
     Publication,
     Subscription,
     TooManyChannels,
-    TooMuchInFlight,
 )
 
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-
-import pytest
 from conftest import Recorder, Server, wait_until
-from redis_server import CLI, SERVER, RedisServer
 
-from gowsev.channels import Channels, Gap, Limits
-
-__all__ = ["Node", "nodes", "redis_nodes"]
+from gowsev.channels import Channels, Gap
 
 
 class Node:
@@ -73,30 +67,3 @@ class Node:
         """Wait until exactly these messages have been delivered to a connection."""
         wait_until(lambda: len(self.messages(id)) >= len(messages))
         assert self.messages(id) == list(messages)
-
-
-@pytest.fixture(params=["memory", "redis"])
-def nodes(request):
-    """A factory of nodes, all of which share one set of channels; in memory there is only one."""
-    with contextlib.ExitStack() as stack:
-        made = []
-        if request.param == "redis":
-            if SERVER is None or CLI is None:
-                pytest.skip("needs redis-server and redis-cli")
-            url = request.getfixturevalue("redis_server").url
-
-        def make(**arguments):
-            if request.param == "memory":
-                if not made:
-                    made.append(Node(stack, None, **arguments))
-                return made[0]
-            return Node(stack, url, **arguments)
-
-        yield make
-
-
-@pytest.fixture
-def redis_nodes(redis_server):
-    """A factory of nodes that share a Redis."""
-    with contextlib.ExitStack() as stack:
-        yield lambda **arguments: Node(stack, redis_server.url, **arguments)
