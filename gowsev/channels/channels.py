@@ -336,7 +336,8 @@ class Channels:
 
     def answer(self, callback: Callable[..., object], *args: object) -> None:
         try:
-            self._context.Post(callback, *args)
+            post: Any = self._context.Post  # whose type wants to know how many arguments there are
+            post(callback, *args)
         except RuntimeError:
             # The loop has ended, and with it whoever would be told; `loop_ended` has been called, or will be.
             logger.debug("nobody is left to be told by %s", callback)

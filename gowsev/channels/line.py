@@ -11,6 +11,7 @@ import gevent.socket
 import gevent.ssl
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError
 from redis.retry import Retry
 
 from gowsev.connection.fork import close_descriptor
@@ -109,7 +110,7 @@ class Line:
             return self._connection.read_response(disconnect_on_error=False)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             # Some answers are of these kinds (`LOADING`); those have not come from the socket.
-            if isinstance(error, redis.exceptions.BusyLoadingError):
+            if isinstance(error, BusyLoadingError):
                 return error
             raise
         except redis.ResponseError as error:

@@ -92,6 +92,11 @@ class Memory:
         self._bytes = 0
         self._members: dict[str, dict[str, int]] = {}
 
+    @property
+    def kept_bytes(self) -> int:
+        """What the histories of all channels cost."""
+        return self._bytes
+
     def publish(self, publishing: Publishing) -> Exception | None:
         stream = self._stream(publishing.channel)
         before = stream.bytes

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 import redis
 from gevent.event import Event
+from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError
 
 from gowsev.channels.errors import ChannelsAway
 from gowsev.channels.health import describe
@@ -56,17 +57,13 @@ _LATER = (
     "CLUSTERDOWN",
     "UNBLOCKED",
 )
-_MESSAGES: dict[type, str] = {
-    redis.exceptions.NoScriptError: "NOSCRIPT",
-    redis.exceptions.ReadOnlyError: "READONLY",
-    redis.exceptions.BusyLoadingError: "LOADING",
-}
+#: The same, where redis-py takes the word out of the text and has a class for it.
+_LATER_CLASSES = (BusyLoadingError, NoScriptError, ReadOnlyError)
 
 
 def comes_later(answer: object) -> bool:
     """Tell whether an answer says that the command was not carried out, and may be yet."""
-    # redis-py takes the code out of the text of some errors, and has a class for those.
-    return isinstance(answer, tuple(_MESSAGES)) or (
+    return isinstance(answer, _LATER_CLASSES) or (
         isinstance(answer, redis.ResponseError) and str(answer).split(" ", 1)[0] in _LATER
     )
 

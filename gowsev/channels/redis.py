@@ -11,7 +11,7 @@ import logging
 import secrets
 from typing import TYPE_CHECKING, Any
 
-import redis
+from redis.exceptions import NoPermissionError, RedisError
 
 from gowsev.channels import scripts
 from gowsev.channels.errors import ChannelsAway, Refused
@@ -55,8 +55,10 @@ def prepare(line: Line, prefix: bytes) -> None:
     line.send([publish_words(keys, secrets.token_hex(6), 1, False, b"", Limits(history_messages=1))])
     answer = line.read()
     if isinstance(answer, list) and len(answer) > 3:
-        answer = redis.exceptions.NoPermissionError(answer[3].decode("utf-8", "replace"))
-    if comes_later(answer) or isinstance(answer, redis.exceptions.NoPermissionError) or _FORBIDDEN in str(answer):
+        answer = NoPermissionError(answer[3].decode("utf-8", "replace"))
+    if isinstance(answer, RedisError) and (
+        comes_later(answer) or isinstance(answer, NoPermissionError) or _FORBIDDEN in str(answer)
+    ):
         raise answer
 
 

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import redis
+from redis.exceptions import NoScriptError
 
 from gowsev.channels.errors import ChannelsAway, Refused
 from gowsev.channels.health import describe
@@ -149,29 +150,35 @@ class Remote:
         with self._lock:
             self._number += 1
             sent = False
-            for attempt in range(_ATTEMPTS):
-                if attempt:
-                    time.sleep(pause(attempt + 1))
+            attempt = 0
+            while True:
                 try:
                     self._connection.connect()
                     again, sent = sent, True
                     return self._try(words(self._number, again))
                 except redis.ResponseError as error:
                     if not comes_later(error):
-                        reason = self._address.hide(describe(error))
-                        if reason.startswith("UNKNOWN"):
-                            raise ChannelsAway(reason, certain=False) from error
-                        raise Refused(reason) from error
-                    failure: Exception = error
+                        raise self._refusal(error) from error
+                    self._give_up(error, attempt, sent)
                 except FAILED as error:  # the next attempt has a new connection
-                    failure = error
-                self._connection.disconnect()
-            raise ChannelsAway(self._address.hide(describe(failure)), certain=not sent) from failure
+                    self._give_up(error, attempt, sent)
+                attempt += 1
+                time.sleep(pause(attempt + 1))
+
+    def _refusal(self, error: Exception) -> Exception:
+        reason = self._address.hide(describe(error))
+        return ChannelsAway(reason, certain=False) if reason.startswith("UNKNOWN") else Refused(reason)
+
+    def _give_up(self, error: Exception, attempt: int, sent: bool) -> None:
+        """Close the connection; raise if there is no other attempt."""
+        self._connection.disconnect()
+        if attempt + 1 == _ATTEMPTS:
+            raise ChannelsAway(self._address.hide(describe(error)), certain=not sent) from error
 
     def _try(self, words: tuple[Any, ...]) -> Any:
         try:
             self._connection.send_command(*words)
             return self._connection.read_response()
-        except redis.exceptions.NoScriptError:
+        except NoScriptError:
             self._connection.send_command(*with_source(words))
             return self._connection.read_response()
