@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gowsev.channels.health import Health
     from gowsev.channels.url import Address
 
-__all__ = ["PATIENCE", "Command", "Pipeline", "pause"]
+__all__ = ["PATIENCE", "Command", "Pipeline", "comes_later", "pause"]
 
 #: Commands, and their bytes, that may be sent and not answered.
 WINDOW, WINDOW_BYTES = 128, 1 << 20
