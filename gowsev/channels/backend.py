@@ -7,6 +7,7 @@ knows channels that are followed, and subscriptions that want to join them. All 
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Joining:
         done: the program's.
     """
 
-    __slots__ = ("after", "cancelled", "channel", "done", "id", "member", "recovers")
+    __slots__ = ("after", "cancelled", "channel", "done", "id", "member", "recovers", "since")
 
     def __init__(self, id: int, channel: str, after: Position | None, recovers: bool, member: Any, done: Any) -> None:
         self.id = id
@@ -55,6 +56,7 @@ class Joining:
         self.member: str | None = member
         self.done = [done]
         self.cancelled = False
+        self.since = time.monotonic()
 
 
 class Receiver(Protocol):

@@ -134,6 +134,14 @@ class Followed:
         self._forget_kept()
         return self.joining
 
+    def give_up(self, before: float) -> list[Joining]:
+        """Remove and return those who have waited to join since before a time of `time.monotonic()`."""
+        late = [one for one in (*self.joining, *(self._asked or ())) if one.since < before]
+        if late:
+            self.joining = [one for one in self.joining if one not in late]
+            self._asked = self._asked and [one for one in self._asked if one not in late]
+        return late
+
     def looked(self, seen: Timeline) -> None:
         """A look has been answered: pass on what is new, and let those join who wait for it."""
         asked, self._asked = self._asked or [], None

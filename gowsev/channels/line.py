@@ -54,7 +54,14 @@ class Line:
         self._address = address
         self._timeout = timeout
         self._sock: Any = None
-        self._connection: Any = _OnGevent(self._open, retry=Retry(NoBackoff(), 0), protocol=2, **address.options)
+        self._connection: Any = _OnGevent(
+            self._open,
+            host=address.path or address.host,  # for the texts of errors
+            port=address.port,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            **address.options,
+        )
 
     def open(self) -> None:
         """Connect, and authenticate. Blocks the greenlet.

@@ -38,7 +38,9 @@ class Notifications:
         probe: a name under which nothing is published, to try whether notifications may be had.
         confirmed: called with a name when notifications under it have begun.
         notified: called with a name and what has come under it.
+        refused: called with a name under which Redis refuses to notify, and why.
         cut_off: called when the connection is lost.
+        away: called with the reason, each time that it could not be opened.
         has_room: whether more may come; where not, nothing is read until `go_on`.
     """
 
@@ -51,7 +53,9 @@ class Notifications:
         probe: bytes,
         confirmed: Callable[[bytes], None],
         notified: Callable[[bytes, bytes], None],
+        refused: Callable[[bytes, Exception], None],
         cut_off: Callable[[], None],
+        away: Callable[[str], None],
         has_room: Callable[[], bool],
     ) -> None:
         self._address = address
@@ -59,11 +63,14 @@ class Notifications:
         self._probe = probe
         self._confirmed = confirmed
         self._notified = notified
+        self._refused = refused
         self._cut_off = cut_off
+        self._away = away
         self._has_room = has_room
         self._names: dict[bytes, None] = {}
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._unanswered: Counter[bytes] = Counter()
+        self._sent: deque[bytes] = deque()  # the names of commands that are not answered yet
         self._line: Line | None = None
         self._open = False
         self._to_write = Event()
@@ -124,7 +131,7 @@ class Notifications:
             except FAILED as error:
                 # It is tried again, until the end; `Status` says why.
                 line.close()
-                self._health.down(self.NAME, error)
+                self._away(self._health.down(self.NAME, error))
                 gevent.sleep(pause(attempt))
                 attempt += 1
                 continue
@@ -140,6 +147,7 @@ class Notifications:
         """Read until the connection is lost."""
         self._waiting.clear()
         self._unanswered.clear()
+        self._sent.clear()
         self._open = True
         for name in self._names:
             self._ask(b"SSUBSCRIBE", name)
@@ -171,20 +179,29 @@ class Notifications:
                 while self._waiting:
                     number = min(len(self._waiting), _BATCH)
                     batch = [self._waiting.popleft() for _ in range(number)]
+                    self._sent.extend(name for _, name in batch)
                     line.send(batch)
         except FAILED:  # the reader ends by it, too
             line.shut()
 
     def _handle(self, answer: Any) -> None:
-        if isinstance(answer, Exception):
-            raise answer
-        kind = answer[0]
-        if kind == b"smessage":
+        if isinstance(answer, Exception):  # of a subscription: to nothing else here Redis says no
+            name = self._sent.popleft()
+            if self._is_last(name):
+                self._refused(name, answer)
+        elif answer[0] == b"smessage":
             self._notified(answer[1], answer[2])
-        elif kind == b"ssubscribe":
-            name = answer[1]
-            self._unanswered[name] -= 1
-            if not self._unanswered[name]:
-                del self._unanswered[name]
-                if name in self._names:
-                    self._confirmed(name)
+        elif answer[0] == b"sunsubscribe":
+            self._sent.popleft()
+        elif answer[0] == b"ssubscribe":
+            name = self._sent.popleft()
+            if self._is_last(name):
+                self._confirmed(name)
+
+    def _is_last(self, name: bytes) -> bool:
+        """Count the answer to a subscription; tell whether no other is to come, and it is wanted."""
+        self._unanswered[name] -= 1
+        if self._unanswered[name]:
+            return False
+        del self._unanswered[name]
+        return name in self._names

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, RedisError
@@ -19,7 +20,7 @@ from gowsev.channels.followed import Followed
 from gowsev.channels.health import Health, describe
 from gowsev.channels.limits import Limits
 from gowsev.channels.notifications import Notifications
-from gowsev.channels.pipeline import Command, Pipeline, comes_later
+from gowsev.channels.pipeline import PATIENCE, Command, Pipeline, comes_later
 from gowsev.channels.presence import Presence
 from gowsev.channels.publication import check_prefix, encoded
 from gowsev.channels.replies import notification, position_of, timeline_of
@@ -93,7 +94,9 @@ class Redis:
             scripts.channel_keys(self._prefix, b"")[2],
             self._confirmed,
             self._notified,
+            self._refused,
             self._cut_off,
+            self._away,
             self._receiver.has_room,
         )
         self._presence = Presence(self._prefix, self._session, self._ask, self._receiver)
@@ -195,6 +198,20 @@ class Redis:
 
     def _connected(self) -> None:
         self._presence.connected()
+        for followed in self._followed.values():
+            self._look(followed)
+
+    def _away(self, reason: str) -> None:
+        """Tell those who have waited to join for too long."""
+        before = time.monotonic() - PATIENCE
+        for followed in self._followed.values():
+            for joining in followed.give_up(before):
+                if not joining.cancelled:
+                    self._receiver.failed(joining, ChannelsAway(reason))
+
+    def _refused(self, name: bytes, error: Exception) -> None:
+        """Redis does not notify of a channel; it may when it is followed anew."""
+        self._look_failed(self._by_name[name], Refused(self._address.hide(describe(error))))
 
     def _confirmed(self, name: bytes) -> None:
         followed = self._by_name[name]

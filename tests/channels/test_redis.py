@@ -8,14 +8,16 @@ from functools import partial
 
 import gevent
 import pytest
+import redis
 from channel_tools import Node
-from conftest import PATIENCE, wait_until
-from redis_server import RedisServer, needs_redis
+from conftest import PATIENCE, in_thread, wait_until
+from redis.crc import key_slot
+from redis_server import RedisServer, free_port, needs_redis
 
-from gowsev.channels import ChannelsAway, Limits, Refused
+from gowsev.channels import ChannelsAway, Limits, Refused, Remote
 from gowsev.channels.limits import DEFAULTS
 from gowsev.channels.scripts import channel_keys
-from gowsev.channels.words import publish_words
+from gowsev.channels.words import publish_words, with_source
 
 pytestmark = needs_redis
 
@@ -420,3 +422,125 @@ def test_a_publish_that_waited_for_too_long_fails(redis_nodes, redis_server):
     assert not error.certain
     assert str(error).endswith("perhaps it was stored")
     assert node.channels.Status().in_flight == 0
+
+
+def test_a_subscription_that_waited_for_too_long_fails(redis_nodes, redis_server):
+    node = redis_nodes()
+    id, gone = node.join("other"), node.connect()
+    redis_server.kill()
+    node.channels.Subscribe(gone, "news")
+    node.channels.Unsubscribe(gone, "news")
+    answers = []
+    for channel in ("news", "more"):
+        node.channels.Subscribe(id, channel, done=lambda context, answer: answers.append(answer))
+    wait_until(lambda: len(answers) == 2, 60)
+    assert all(isinstance(answer.error, ChannelsAway) for answer in answers)
+    assert node.channels.Status().channels == 1
+    redis_server.start()
+    assert wait_until(lambda: node.subscribe(id, "news").error is None)
+    node.publish("back", "other")
+    node.wait_for(id, "back")
+
+
+def test_a_channel_that_may_not_be_heard_concerns_itself_only(redis_server):
+    redis_server.cli("acl", "setuser", "app", "on", ">sesame", "~{gowsev:*", "&{gowsev:}", "&{gowsev:open*", "+@all")
+    with contextlib.ExitStack() as stack:
+        node = Node(stack, redis_server.url.replace("//", "//app:sesame@"))
+        id = node.join("open")
+        assert isinstance(node.subscribe(id, "shut").error, Refused)
+        answers = []
+        node.channels.Publish("shut", "x", lambda context, *answer: answers.append(answer))
+        _, error = wait_until(lambda: answers)[0]
+        assert isinstance(error, Refused)
+        assert not error.certain
+        node.publish("x", "open")
+        node.wait_for(id, "x")
+        assert node.channels.Status().up
+
+
+def test_foreign_entries_in_a_stream(redis_nodes, redis_server):
+    node = redis_nodes()
+    id = node.connect()
+    start = node.publish("1")
+    redis_server.cli("xadd", "{gowsev:news}:stream", "2-0", "a", "b")
+    redis_server.cli("hset", "{gowsev:news}:meta", "offset", "2")
+    assert isinstance(node.subscribe(id, after=start).error, Refused)
+    assert node.subscribe(id, after="nothing").error is None
+
+
+def test_a_publish_that_was_stored_and_is_sent_again_has_its_position(redis_server):
+    with redis_server.client() as client:
+        for number in range(1, 40):
+            client.execute_command(*with_source(publish_words(KEYS, "s", number, True, b"x", DEFAULTS)))
+        for number in (39, 2):
+            again = client.execute_command(*publish_words(KEYS, "s", number, True, b"x", DEFAULTS, again=True))
+            assert again[1:] == [str(number).encode(), f"s-{number}".encode()]
+        few = Limits(history_messages=1)
+        client.execute_command(*publish_words(KEYS, "t", 1, True, b"x", few))
+        with pytest.raises(redis.ResponseError, match="UNKNOWN whether s-39 was stored"):
+            client.execute_command(*publish_words(KEYS, "s", 39, True, b"x", DEFAULTS, again=True))
+
+
+def test_sessions_are_bounded_and_what_they_send_again_is_found(redis_server):
+    with redis_server.client() as client:
+        first = client.execute_command(*with_source(publish_words(KEYS, "first", 1, True, b"x", DEFAULTS)))
+        for number in range(600):
+            client.execute_command(*publish_words(KEYS, f"session{number}", 1, True, b"x", DEFAULTS))
+            assert client.hlen(KEYS[0]) <= 7 + 257
+        assert not client.hexists(KEYS[0], "s:first")
+        assert client.execute_command(*publish_words(KEYS, "first", 1, True, b"x", DEFAULTS, again=True)) == first
+        new = client.execute_command(*publish_words(KEYS, "new", 1, True, b"x", DEFAULTS, again=True))
+        assert new[1] == b"602"
+        assert client.xlen(KEYS[1]) == 602
+
+
+def test_keys_expire_and_are_in_one_slot(redis_nodes, redis_server):
+    node = redis_nodes()
+    node.join("a}b", member="ann")
+    node.publish("x", "a}b")
+    wait_until(lambda: node.members("a}b") == {"ann": 1})
+    with redis_server.client() as client:
+        keys = [key for key in client.scan_iter() if b":}" not in key]
+        assert {key.rpartition(b":")[2] for key in keys} == {b"meta", b"stream", b"members", b"alive"}
+        assert len({key_slot(key) for key in keys}) == 1
+        assert all(client.ttl(key) > 0 for key in client.scan_iter())
+
+
+def test_a_unix_socket_and_tls(tmp_path, certificate, authority):
+    cert, key = certificate
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(ca)
+    server = RedisServer(tmp_path / "sockets", "--unixsocket", str(tmp_path / "redis.sock"))
+    try:
+        with contextlib.ExitStack() as stack:
+            node = Node(stack, f"unix://{tmp_path}/redis.sock?db=1")
+            id = node.join()
+            node.publish("x")
+            node.wait_for(id, "x")
+        server.kill()
+        with contextlib.ExitStack() as stack:
+            node = Node(stack, f"unix://{tmp_path}/redis.sock")
+            node.channels.Publish("news", "x")
+            wait_until(lambda: "Connection refused" in node.channels.Status().reason)
+        port = free_port()
+        files = ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", str(ca)]
+        server.options = ["--tls-port", str(port), *files, "--tls-auth-clients", "optional"]
+        server.start()
+        for query in (
+            f"ssl_ca_certs={ca}",
+            "ssl_cert_reqs=none",
+            f"ssl_ca_certs={ca}&ssl_certfile={cert}&ssl_keyfile={key}",
+        ):
+            with contextlib.ExitStack() as stack:
+                node = Node(stack, f"rediss://localhost:{port}/?{query}")
+                id = node.join(str(len(query)))
+                node.publish("x", str(len(query)))
+                node.wait_for(id, "x")
+            with Remote(f"rediss://localhost:{port}/?{query}") as remote:
+                assert [item.message for item in in_thread(remote.History, str(len(query)))] == ["x"]
+        with contextlib.ExitStack() as stack:
+            node = Node(stack, f"rediss://localhost:{port}")
+            node.channels.Publish("news", "x")
+            wait_until(lambda: "certificate" in node.channels.Status().reason.lower())
+    finally:
+        server.kill()
