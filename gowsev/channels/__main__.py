@@ -69,10 +69,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ChannelsError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except KeyboardInterrupt:  # the end of `tail`
+    except (KeyboardInterrupt, BrokenPipeError):  # the end of `tail`, by Ctrl-C or by what reads it
         return 0
     return 0
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover  # in a process of its own
     sys.exit(main())

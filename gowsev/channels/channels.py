@@ -223,12 +223,11 @@ class Channels:
         check_name("channel", channel, self.limits.name_bytes)
         text, payload = check_message(message)
         _check_callable("done", done, optional=True)
-        error: Exception | None = ChannelsAway(self._ended) if self._ended else None
-        error = error or self._in_flight.enter(id, len(payload))
+        error: Exception | None = self._in_flight.enter(id, len(payload))
         if error is None:
             publishing = Publishing(channel, text, payload, id, done)
             is_here = gevent.get_hub() is self._hub
-            error = self._backend.publish(publishing) if is_here else self._hand_over(publishing)
+            error = self._publish(publishing) if is_here else self._hand_over(publishing)
             if error is not None:
                 self._in_flight.leave(id, len(payload))
         if error is not None:
@@ -373,26 +372,30 @@ class Channels:
         if not joining.cancelled:
             self._program(context, (joining.id,), publication_of(joining.channel, message))
 
-    def _joined(self, _context: Context, joining: Joining, subscription: Subscription) -> None:
+    def _joined(self, context: Context, joining: Joining, subscription: Subscription) -> None:
         if self._subscribers.find(joining.id, joining.channel) is not joining:
             return
         channel = self._subscribers.join(joining, subscription.position)
         if joining.member is not None:
             self._count(joining, channel.members, 1)
-        self._tell(joining, subscription)
+        self._tell(context, joining, subscription)
 
-    def _failed(self, _context: Context, joining: Joining, error: Exception) -> None:
+    def _failed(self, context: Context, joining: Joining, error: Exception) -> None:
         self._refused += 1
         if joining.cancelled:
             return
         if self._subscribers.find(joining.id, joining.channel) is joining:  # not so where it was refused at once
             self._remove(joining)
-        self._tell(joining, Subscription(joining.channel, "", False, error))
+        self._tell(context, joining, Subscription(joining.channel, "", False, error))
 
-    def _tell(self, joining: Joining, subscription: Subscription) -> None:
-        for done in joining.done:
+    def _tell(self, context: Context, joining: Joining, subscription: Subscription) -> None:
+        """Call what waits for the answer, before anything else is delivered."""
+        first, *others = joining.done
+        for done in others:
             if done is not None:
                 self.answer(done, subscription)
+        if first is not None:
+            first(context, subscription)
 
     # -- other threads, and what the context tells ---------------------------------------------------------------
 
@@ -404,8 +407,11 @@ class Channels:
             return ChannelsAway(str(error))
         return None
 
+    def _publish(self, publishing: Publishing) -> Exception | None:
+        return ChannelsAway(self._ended) if self._ended else self._backend.publish(publishing)
+
     def _publish_for_thread(self, _context: Context, publishing: Publishing) -> None:
-        error = ChannelsAway(self._ended) if self._ended else self._backend.publish(publishing)
+        error = self._publish(publishing)
         if error is not None:
             self.settled(publishing, None, error)
 

@@ -10,11 +10,12 @@ import gevent
 import pytest
 import redis
 from channel_tools import Node
-from conftest import PATIENCE, in_thread, wait_until
+from conftest import PATIENCE, in_real_thread, in_thread, wait_until
 from redis.crc import key_slot
 from redis_server import RedisServer, free_port, needs_redis
 
-from gowsev.channels import ChannelsAway, Limits, Refused, Remote
+import gowsev
+from gowsev.channels import Channels, ChannelsAway, Limits, Refused, Remote
 from gowsev.channels.limits import DEFAULTS
 from gowsev.channels.scripts import channel_keys
 from gowsev.channels.words import publish_words, with_source
@@ -544,3 +545,69 @@ def test_a_unix_socket_and_tls(tmp_path, certificate, authority):
             wait_until(lambda: "certificate" in node.channels.Status().reason.lower())
     finally:
         server.kill()
+
+
+def test_a_context_that_nobody_drives_yet_begins_anew_in_a_child(redis_server):
+    context = gowsev.MakeContext(gowsev.Handler())
+    channels = Channels(context, redis_server.url)
+    for message in ("parent", "child"):
+        assert channels.Publish("news", message) is None
+        wait_until(lambda: not channels.Status().in_flight)
+        context.disown()  # as it is called in a child
+    with Remote(redis_server.url) as remote:
+        assert [item.message for item in in_thread(remote.History, "news")] == ["parent", "child"]
+    here = Channels(gowsev.MakeContext(gowsev.Handler()))
+    here.Publish("news", "x")
+    here.disown()
+    assert here.Status().channels == 0
+
+
+def test_from_a_thread_while_redis_is_away(redis_nodes, redis_server):
+    node = redis_nodes()
+    node.publish("x")
+    redis_server.kill()
+    wait_until(lambda: isinstance(node.channels.Publish("news", "x"), ChannelsAway))
+    done = []
+    assert in_real_thread(node.channels.Publish, "news", "y", lambda context, *answer: done.append(answer)) is None
+    position, error = wait_until(lambda: done)[0]
+    assert position is None
+    assert isinstance(error, ChannelsAway)
+    assert error.certain
+
+
+def test_follow_and_leave_in_a_hurry(redis_nodes):
+    node = redis_nodes()
+    id = node.connect()
+    for _ in range(20):
+        node.channels.Subscribe(id, "news")
+        node.channels.Unsubscribe(id, "news")
+    assert node.subscribe(id).error is None
+    for _ in range(20):
+        node.channels.Unsubscribe(id, "news")
+        node.channels.Subscribe(id, "news")
+    assert node.subscribe(id).error is None
+    node.publish("x")
+    node.wait_for(id, "x")
+
+
+def test_whoever_leaves_gets_nothing_of_what_is_on_its_way(redis_nodes):
+    node = redis_nodes()
+    id, other = node.join(), node.connect()
+    start = node.publish("0")
+    for _ in range(30):
+        node.channels.Publish("news", "x")
+        node.channels.Subscribe(other, "news", after=start)
+        gevent.sleep(0)
+        node.channels.Unsubscribe(other, "news")
+        node.channels.Unsubscribe(id, "news")
+        assert node.subscribe(id).error is None
+
+
+def test_members_that_may_not_be_looked_up(redis_nodes, redis_server):
+    node = redis_nodes()
+    redis_server.cli("set", "{gowsev:news}:alive", "x")
+    answers = []
+    node.channels.Members("news", lambda context, *answer: answers.append(answer))
+    members, error = wait_until(lambda: answers)[0]
+    assert members == {}
+    assert isinstance(error, Refused)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +14,11 @@ import pytest
 from conftest import PATIENCE, in_real_thread, in_thread, wait_until
 from redis_server import needs_redis
 
+from gowsev import channels
 from gowsev.channels import ChannelsAway, Publication, Refused, Remote
+from gowsev.channels.__main__ import main
+from gowsev.channels.scripts import ALIVE, member_keys
+from gowsev.channels.words import script_words, with_source
 
 pytestmark = needs_redis
 
@@ -174,6 +180,11 @@ def test_wrong_arguments(remote, redis_server):
         Remote(redis_server.url, limits=None)
 
 
+def test_without_the_package_redis_there_is_no_other_name():
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = channels.Nothing
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
@@ -230,3 +241,37 @@ def test_what_goes_wrong_in_the_shell(redis_server):
     done = run(redis_server.url, "publish", "news", "x")
     assert done.returncode == 1
     assert done.stderr.startswith(b"ChannelsAway: ")
+
+
+class Stream:
+    """In the place of the standard input or output."""
+
+    def __init__(self, buffer):
+        self.buffer = buffer
+
+
+def test_the_same_in_this_process(redis_server, remote, monkeypatch, capsys):
+    url = ["--url", redis_server.url]
+    assert main(["publish", *url, "news", "1"]) == 0
+    first = capsys.readouterr().out.strip()
+    monkeypatch.setattr(sys, "stdin", Stream(io.BytesIO(b"2")))
+    assert main(["publish", *url, "--key", "k", "news", "-"]) == 0
+    assert [publication.message for publication in remote.History("news")] == ["1", b"2"]
+    capsys.readouterr()
+    remote_members = channels.Remote(redis_server.url)
+    words = script_words(ALIVE, member_keys(b"gowsev", b"news"), "p", 30, "1", b"ann", 2)
+    with redis_server.client() as client:
+        client.execute_command(*with_source(words))
+    assert remote_members.Members("news") == {"ann": 2}
+    remote_members.Close()
+    assert main(["members", *url, "news"]) == 0
+    assert capsys.readouterr().out == "2 ann\n"
+    assert main(["members", "--url", "nowhere", "news"]) == 1
+    for after in (["--after", first], []):
+        reads, writes = os.pipe()
+        os.close(reads)
+        with open(writes, "wb", buffering=0) as output, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Stream(output))
+            if not after:  # it waits for more
+                threading.Timer(1.0, lambda: Remote(redis_server.url).Publish("news", "3")).start()
+            assert in_thread(main, ["tail", *url, "news", *after]) == 0
