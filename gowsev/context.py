@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gevent.pywsgi import WSGIServer
 
     from gowsev.loop.callbacks import Callbacks
+    from gowsev.loop.parts import Part
     from gowsev.stats import Stats
 
     Args = TypeVarTuple("Args")
@@ -422,6 +423,10 @@ class Context:
         self._loop.check_thread()
         loop = self._loop
         end_on_signal(lambda: shut_down_with(servers, loop, seconds), lambda: loop.finished)
+
+    def attach(self, part: Part) -> None:
+        """Tell a part of this package what becomes of the context and of its connections; see `Part`."""
+        self._loop.parts.append(part)
 
     def disown(self) -> None:
         """Leave to the parent what is its own; called in a forked child.

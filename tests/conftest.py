@@ -281,6 +281,37 @@ def redis_server(tmp_path):
     server.kill()
 
 
+@pytest.fixture(params=["memory", "redis"])
+def nodes(request):
+    """A factory of contexts with channels, all of which share one set of channels; in memory there is only one."""
+    from channel_tools import Node
+    from redis_server import CLI, SERVER
+
+    url = None
+    if request.param == "redis":
+        if SERVER is None or CLI is None:
+            pytest.skip("needs redis-server and redis-cli")
+        url = request.getfixturevalue("redis_server").url
+    with contextlib.ExitStack() as stack:
+        made = []
+
+        def make(**arguments):
+            if url is not None or not made:
+                made.append(Node(stack, url, **arguments))
+            return made[-1]
+
+        yield make
+
+
+@pytest.fixture
+def redis_nodes(redis_server):
+    """A factory of contexts with channels over one Redis."""
+    from channel_tools import Node
+
+    with contextlib.ExitStack() as stack:
+        yield lambda **arguments: Node(stack, redis_server.url, **arguments)
+
+
 @pytest.fixture
 def browser(tmp_path):
     """A headless Chromium."""

@@ -19,7 +19,7 @@ from programs import COVERED, DOCUMENTS, ROOT, fences, read, transcripts
 from test_readme import SETUP_CFG, TOX_INI
 
 import gowsev
-from gowsev import pytest_plugin, testing
+from gowsev import channels, pytest_plugin, testing
 
 # -- snippets ----------------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,9 @@ def documented():
 
 
 def test_reference_has_every_public_name():
-    public = {f"{module.__name__}.{name}" for module in (gowsev, testing, pytest_plugin) for name in module.__all__}
+    public = {
+        f"{module.__name__}.{name}" for module in (gowsev, channels, testing, pytest_plugin) for name in module.__all__
+    }
     assert documented() == public | {"gowsev.gunicorn.Worker"}
 
 

@@ -56,12 +56,39 @@ ROOMS = {
         "loop.callbacks",
         "loop.dispatch",
         "loop.loop",
+        "loop.parts",
         "loop.patching",
         "loop.queue",
         "loop.shutdown",
         "loop.signals",
     },
     "top": {"__init__", "context", "gunicorn", "handler", "pytest_plugin", "testing"},
+    "channels": {
+        "channels",
+        "channels.__main__",
+        "channels.backend",
+        "channels.channels",
+        "channels.errors",
+        "channels.followed",
+        "channels.health",
+        "channels.in_flight",
+        "channels.limits",
+        "channels.line",
+        "channels.memory",
+        "channels.notifications",
+        "channels.pipeline",
+        "channels.presence",
+        "channels.publication",
+        "channels.redis",
+        "channels.remote",
+        "channels.replies",
+        "channels.scripts",
+        "channels.subscribers",
+        "channels.timeline",
+        "channels.turns",
+        "channels.url",
+        "channels.words",
+    },
 }
 ROOM = {module: room for room, modules in ROOMS.items() for module in modules}
 HEIGHT = {room: number for number, room in enumerate(ROOMS)}
@@ -91,6 +118,9 @@ OUTSIDE = {
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
 LOGGING = {
+    "channels.channels",
+    "channels.health",
+    "channels.redis",
     "context",
     "loop.dispatch",
     "loop.loop",
@@ -207,6 +237,24 @@ def test_only_the_server_knows_pywsgi_and_gevent_websocket():
     assert importers("geventwebsocket") == {"opening.http"}
     assert importers("gunicorn") == {"gunicorn"}
     assert not importers("websocket")
+
+
+def test_only_channels_over_redis_know_redis():
+    need = importers("redis")
+    assert (
+        need
+        == {
+            "channels.line",
+            "channels.notifications",
+            "channels.pipeline",
+            "channels.redis",
+            "channels.remote",
+            "channels.url",
+        }
+        & need
+    )
+    assert "channels.line" in need
+    assert not {name for name in imports(SOURCES["channels.channels"]) if name.startswith("redis")}
 
 
 def test_only_the_plugin_knows_pytest():

@@ -92,4 +92,6 @@ class Dispatch(Generic[Context]):
             self._handler.ConnClosed(self._context, connection.id)
         finally:
             self._connections.forget(connection)
+            for part in self._loop.parts:
+                part.connection_ended(connection.id)
             self._loop.finish_if_drained()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.connection.events import Event
+    from gowsev.loop.parts import Part
     from gowsev.opening.listener import Listener
     from gowsev.options import Options
 
@@ -59,6 +60,7 @@ class Loop:
 
     def __init__(self, options: Options) -> None:
         self.listeners: list[Listener] = []
+        self.parts: list[Part] = []
         self.queue = EventQueue()
         self.connections = Connections(options, self.queue, self.finish_if_drained)
         self._hub = gevent.get_hub()
@@ -232,11 +234,15 @@ class Loop:
             self.queue.close()
             for listener in self.listeners:
                 listener.abandon()
+            for part in self.parts:
+                part.loop_ended()
 
     def disown_clients(self) -> list[Event]:
         """In a forked child: keep the calls that were posted, and return the other events, which are the parent's."""
         for listener in self.listeners:
             listener.disown_clients()
+        for part in self.parts:
+            part.disown()
         self.connections.clear()
         events = self.queue.take_all()
         for event in events:
@@ -251,6 +257,9 @@ class Loop:
         for listener in self.listeners:
             listener.disown_clients()
             listener.disown()
+        for part in self.parts:
+            part.disown()
+            part.loop_ended()
 
 
 def _warn_if_undriven(held: ref[Loop]) -> None:

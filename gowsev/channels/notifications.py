@@ -1,0 +1,207 @@
+"""The connection over which Redis notifies of messages: sharded pub/sub, one subscription for each channel followed.
+
+Invariant: a channel is confirmed when every subscription to it that was sent on this connection has been answered; so
+an answer to one that was taken back in between confirms nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.event import Event
+
+from gowsev.channels.line import ANSWER, FAILED, Line
+from gowsev.channels.pipeline import pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gowsev.channels.health import Health
+    from gowsev.channels.url import Address
+
+__all__ = ["Notifications"]
+
+#: Seconds between questions whether Redis is still there.
+_PING = 3.0
+#: Commands that are sent at once.
+_BATCH = 256
+
+
+class Notifications:
+    """The connection that notifies.
+
+    Args:
+        address: of the Redis.
+        health: is told how it fares, under the name `NAME`.
+        probe: a name under which nothing is published, to try whether notifications may be had.
+        confirmed: called with a name when notifications under it have begun.
+        notified: called with a name and what has come under it.
+        refused: called with a name under which Redis refuses to notify, and why.
+        cut_off: called when the connection is lost.
+        away: called with the reason, each time that it could not be opened.
+        has_room: whether more may come; where not, nothing is read until `go_on`.
+    """
+
+    NAME = "notifications"
+
+    def __init__(
+        self,
+        address: Address,
+        health: Health,
+        probe: bytes,
+        confirmed: Callable[[bytes], None],
+        notified: Callable[[bytes, bytes], None],
+        refused: Callable[[bytes, Exception], None],
+        cut_off: Callable[[], None],
+        away: Callable[[str], None],
+        has_room: Callable[[], bool],
+    ) -> None:
+        self._address = address
+        self._health = health
+        self._probe = probe
+        self._confirmed = confirmed
+        self._notified = notified
+        self._refused = refused
+        self._cut_off = cut_off
+        self._away = away
+        self._has_room = has_room
+        self._names: dict[bytes, None] = {}
+        self._waiting: deque[tuple[bytes, bytes]] = deque()
+        self._unanswered: Counter[bytes] = Counter()
+        self._sent: deque[bytes] = deque()  # the names of commands that are not answered yet
+        self._line: Line | None = None
+        self._open = False
+        self._to_write = Event()
+        self._room = Event()
+        self._greenlets: list[Any] = []
+        self._closed = False
+
+    def follow(self, name: bytes) -> None:
+        """Be notified of what is published under a name. Does not block."""
+        self._names[name] = None
+        if self._open:
+            self._ask(b"SSUBSCRIBE", name)
+        self.start()
+
+    def leave(self, name: bytes) -> None:
+        """Be notified of it no longer. Does not block."""
+        del self._names[name]
+        if self._open:
+            self._ask(b"SUNSUBSCRIBE", name)
+
+    def start(self) -> None:
+        """Connect, unless that was begun. Does not block."""
+        if not self._greenlets and not self._closed:
+            self._greenlets.append(gevent.spawn(self._run))
+
+    def go_on(self) -> None:
+        """There is room again."""
+        self._room.set()
+
+    def close(self) -> None:
+        """End. Does not block."""
+        self._closed = True
+        if self._line is not None:
+            self._line.shut()
+        gevent.killall(self._greenlets, block=False)
+
+    def disown(self) -> None:
+        """In a forked child: leave the connection to the parent."""
+        self._closed = True
+        if self._line is not None:
+            self._line.disown()
+        gevent.killall(self._greenlets, block=False)
+
+    def _ask(self, word: bytes, name: bytes) -> None:
+        self._waiting.append((word, name))
+        self._unanswered[name] += word == b"SSUBSCRIBE"
+        self._to_write.set()
+
+    def _run(self) -> None:
+        attempt = 0
+        while True:
+            self._line = line = Line(self._address, _PING + ANSWER)
+            try:
+                line.open()
+                # An answer shows that this Redis can notify, and that it may be asked to.
+                line.ask(b"SSUBSCRIBE", self._probe)
+                line.ask(b"SUNSUBSCRIBE", self._probe)
+            except FAILED as error:
+                # It is tried again, until the end; `Status` says why.
+                line.close()
+                self._away(self._health.down(self.NAME, error))
+                gevent.sleep(pause(attempt))
+                attempt += 1
+                continue
+            except BaseException:
+                line.close()
+                raise
+            attempt = 0
+            self._health.is_up(self.NAME)
+            self._use(line)
+            self._health.lost(self.NAME)
+
+    def _use(self, line: Line) -> None:
+        """Read until the connection is lost."""
+        self._waiting.clear()
+        self._unanswered.clear()
+        self._sent.clear()
+        self._open = True
+        for name in self._names:
+            self._ask(b"SSUBSCRIBE", name)
+        writer = gevent.spawn(self._write, line)
+        self._greenlets.append(writer)
+        try:
+            while True:
+                self._handle(line.read())
+                while not self._has_room():
+                    self._room.clear()
+                    self._room.wait()
+        except FAILED:  # it is opened again, and what was missed is looked up
+            pass
+        finally:
+            self._open = False
+            line.shut()
+            writer.kill()
+            self._greenlets.remove(writer)
+            line.close()
+            if not self._closed:
+                self._cut_off()
+
+    def _write(self, line: Line) -> None:
+        try:
+            while True:
+                self._to_write.clear()
+                if not self._waiting and not self._to_write.wait(_PING):
+                    line.send([(b"PING",)])
+                while self._waiting:
+                    number = min(len(self._waiting), _BATCH)
+                    batch = [self._waiting.popleft() for _ in range(number)]
+                    self._sent.extend(name for _, name in batch)
+                    line.send(batch)
+        except FAILED:  # the reader ends by it, too
+            line.shut()
+
+    def _handle(self, answer: Any) -> None:
+        if isinstance(answer, Exception):  # of a subscription: to nothing else here Redis says no
+            name = self._sent.popleft()
+            if self._is_last(name):
+                self._refused(name, answer)
+        elif answer[0] == b"smessage":
+            self._notified(answer[1], answer[2])
+        elif answer[0] == b"sunsubscribe":
+            self._sent.popleft()
+        elif answer[0] == b"ssubscribe":
+            name = self._sent.popleft()
+            if self._is_last(name):
+                self._confirmed(name)
+
+    def _is_last(self, name: bytes) -> bool:
+        """Count the answer to a subscription; tell whether no other is to come, and it is wanted."""
+        self._unanswered[name] -= 1
+        if self._unanswered[name]:
+            return False
+        del self._unanswered[name]
+        return name in self._names

@@ -1,0 +1,262 @@
+"""The connection over which Redis is asked, many commands at a time, and again where an answer was lost.
+
+    queued     waits for its turn; one account's commands keep their order, and the accounts take turns
+    sent       may have been carried out, or may yet be; if the connection is lost it is sent again, as it was
+    answered   by Redis; or failed, after `PATIENCE`
+
+Invariants: at most `WINDOW` commands and about `WINDOW_BYTES` are sent and not answered. Each command has a number when
+it is first sent, and commands are sent in the order of their numbers, so that whoever carries them out knows one that
+comes again. One that Redis has certainly not carried out, and may yet, gets a new number.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import redis
+from gevent.event import Event
+from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError
+
+from gowsev.channels.errors import ChannelsAway
+from gowsev.channels.health import describe
+from gowsev.channels.line import FAILED, Line
+from gowsev.channels.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from gowsev.channels.health import Health
+    from gowsev.channels.url import Address
+
+__all__ = ["PATIENCE", "Command", "Pipeline", "comes_later", "pause"]
+
+#: Commands, and their bytes, that may be sent and not answered.
+WINDOW, WINDOW_BYTES = 128, 1 << 20
+#: Seconds after which a command fails, if there has been no answer.
+PATIENCE = 15.0
+#: Seconds between attempts to connect, at first and at most.
+_FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
+#: Seconds without a command after which one is sent, to see whether Redis is still there.
+_IDLE = 5.0
+
+#: What Redis says where it has not carried a command out, and may do so when asked again or elsewhere.
+_LATER = (
+    "NOSCRIPT",
+    "READONLY",
+    "LOADING",
+    "MASTERDOWN",
+    "BUSY",
+    "MOVED",
+    "ASK",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "UNBLOCKED",
+)
+#: The same, where redis-py takes the word out of the text and has a class for it.
+_LATER_CLASSES = (BusyLoadingError, NoScriptError, ReadOnlyError)
+
+
+def comes_later(answer: object) -> bool:
+    """Tell whether an answer says that the command was not carried out, and may be yet."""
+    return isinstance(answer, _LATER_CLASSES) or (
+        isinstance(answer, redis.ResponseError) and str(answer).split(" ", 1)[0] in _LATER
+    )
+
+
+def pause(attempt: int) -> float:
+    """Return the seconds to wait before an attempt to connect; many processes should not come at once."""
+    delay: float = min(_FIRST_RETRY * 2 ** min(attempt, 10), _LAST_RETRY)
+    return delay * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class Command:
+    """Something to ask of Redis.
+
+    Args:
+        words: makes the words to send, of the number that the command gets, and whether it was sent before.
+        size: in bytes, about.
+        answered: called with the answer, which may be an error of Redis's, or `ChannelsAway`.
+    """
+
+    __slots__ = ("answered", "deadline", "number", "size", "words")
+
+    def __init__(
+        self, words: Callable[[int, bool], tuple[Any, ...]], size: int, answered: Callable[[Any], object]
+    ) -> None:
+        self.words = words
+        self.size = size
+        self.answered = answered
+        self.number = 0  # not sent yet
+        self.deadline = time.monotonic() + PATIENCE
+
+
+class Pipeline:
+    """The connection to ask over; it is opened when there is something to ask.
+
+    Args:
+        address: of the Redis.
+        health: is told how it fares, under the name `NAME`.
+        prepare: called with each new line, to make it ready; raises `FAILED`.
+        connected: called after each new connection.
+    """
+
+    NAME = "commands"
+
+    def __init__(
+        self, address: Address, health: Health, prepare: Callable[[Line], None], connected: Callable[[], None]
+    ) -> None:
+        self._address = address
+        self._health = health
+        self._prepare = prepare
+        self._connected = connected
+        self._numbers = count(1)
+        self._turns: Turns[Command] = Turns()
+        self._again: deque[Command] = deque()
+        self._sent: deque[Command] = deque()
+        self._later: list[Command] = []
+        self._sent_bytes = 0
+        self._broken: BaseException | None = None
+        self._to_write = Event()
+        self._to_read = Event()
+        self._line: Line | None = None
+        self._greenlets: list[Any] = []
+        self._closed = False
+
+    def ask(self, account: Hashable, command: Command) -> None:
+        """Add a command. Does not block."""
+        self._turns.put(account, command)
+        self._to_write.set()
+        self.start()
+
+    def start(self) -> None:
+        """Connect, unless that was begun. Does not block."""
+        if not self._greenlets and not self._closed:
+            self._greenlets.append(gevent.spawn(self._run))
+
+    def close(self) -> None:
+        """End, with nobody to be told. Does not block."""
+        self._closed = True
+        if self._line is not None:
+            self._line.shut()
+        gevent.killall(self._greenlets, block=False)
+
+    def disown(self) -> None:
+        """In a forked child: leave the connection to the parent."""
+        self._closed = True
+        if self._line is not None:
+            self._line.disown()
+        gevent.killall(self._greenlets, block=False)
+
+    # -- the connection ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        attempt = 0
+        while True:
+            self._line = line = Line(self._address)
+            try:
+                line.open()
+                self._prepare(line)
+            except FAILED as error:
+                # It is tried again, until the end; whoever waits too long is told.
+                line.close()
+                self._give_up(self._health.down(self.NAME, error))
+                gevent.sleep(pause(attempt))
+                attempt += 1
+                continue
+            except BaseException:
+                line.close()
+                raise
+            attempt = 0
+            self._health.is_up(self.NAME)
+            self._connected()
+            self._use(line)
+            self._health.lost(self.NAME)
+
+    def _use(self, line: Line) -> None:
+        """Send and read until the connection is lost, or must be."""
+        self._broken = None
+        reader = gevent.spawn(self._read, line)
+        self._greenlets.append(reader)
+        try:
+            self._write(line)
+        finally:
+            line.shut()
+            self._to_read.set()
+            reader.join()
+            self._greenlets.remove(reader)
+            line.close()
+            for command in self._later:
+                command.number = 0
+            self._again.extendleft(reversed([*self._sent, *self._later]))
+            self._sent.clear()
+            self._later.clear()
+            self._sent_bytes = 0
+
+    def _write(self, line: Line) -> None:
+        while self._broken is None:
+            batch = self._take()
+            if batch:
+                self._to_read.set()
+                try:
+                    line.send(batch)
+                except FAILED as error:  # what was sent is sent again
+                    self._broken = error
+            else:
+                self._to_write.clear()
+                if not self._to_write.wait(_IDLE) and not self._sent:
+                    self._turns.put("ping", Command(lambda _number, _again: ("PING",), 0, lambda _answer: None))
+
+    def _take(self) -> list[tuple[Any, ...]]:
+        """Move what may be sent now to what is sent; return its words."""
+        batch = []
+        while not self._later and (self._again or self._turns):
+            if self._sent and (len(self._sent) >= WINDOW or self._sent_bytes >= WINDOW_BYTES):
+                break
+            command = self._again.popleft() if self._again else self._turns.take()
+            again = command.number > 0
+            if not again:
+                command.number = next(self._numbers)
+            self._sent.append(command)
+            self._sent_bytes += command.size
+            batch.append(command.words(command.number, again))
+        return batch
+
+    def _read(self, line: Line) -> None:
+        while self._broken is None:
+            if not self._sent:
+                self._to_read.clear()
+                self._to_read.wait()
+                continue
+            try:
+                answer = line.read()
+            except FAILED as error:  # what was not answered is sent again
+                self._broken = error
+                break
+            command = self._sent.popleft()
+            self._sent_bytes -= command.size
+            if comes_later(answer):
+                # Nothing more is sent; what was is answered first, so that all of it keeps its order.
+                self._later.append(command)
+            else:
+                command.answered(answer)
+            if self._later and not self._sent:
+                self._broken = RuntimeError(describe(answer))
+            self._to_write.set()
+        self._to_write.set()
+
+    def _give_up(self, reason: str) -> None:
+        """Fail whatever has waited for too long."""
+        now = time.monotonic()
+
+        def is_late(command: Command) -> bool:
+            return command.deadline <= now
+
+        late = [command for command in self._again if is_late(command)]
+        self._again = deque(command for command in self._again if not is_late(command))
+        for command in [*late, *self._turns.remove(is_late)]:
+            command.answered(ChannelsAway(reason, certain=not command.number))

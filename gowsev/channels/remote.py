@@ -1,0 +1,184 @@
+"""`Remote`: the same channels for a process without a loop. It blocks its thread or greenlet, and raises.
+
+redis-py's own connection does the work, with its ordinary sockets, which are gevent's in a patched process.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from gowsev.channels.errors import ChannelsAway, Refused
+from gowsev.channels.health import describe
+from gowsev.channels.limits import DEFAULTS, Limits
+from gowsev.channels.line import FAILED
+from gowsev.channels.pipeline import comes_later, pause
+from gowsev.channels.publication import Position, check_message, check_name, check_prefix, publication_of
+from gowsev.channels.replies import members_of, position_of, timeline_of
+from gowsev.channels.scripts import MEMBERS, channel_keys, member_keys
+from gowsev.channels.url import ordinary_connection, parse
+from gowsev.channels.words import look_words, publish_words, script_words, with_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from gowsev.channels.publication import Publication
+
+__all__ = ["Remote"]
+
+#: Attempts, the first included; where Redis refuses connections they take some two seconds, where it is silent, half a
+#: minute.
+_ATTEMPTS = 6
+
+
+class Remote:
+    """Channels over Redis for a task, a script, or a view that may wait. A context manager, which closes it.
+
+    Threads may share one, and wait for each other. The first call connects. A child that was forked has a connection of
+    its own.
+
+    Args:
+        url: as for `Channels`.
+        prefix: as for `Channels`.
+        limits: the bounds of histories, and how long a name may be.
+
+    Raises:
+        TypeError, ValueError: `url` or `prefix` is not what it should be; the text names what is wrong.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "gowsev", limits: Limits = DEFAULTS) -> None:
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be gowsev.channels.Limits, not {limits!r}")
+        self._prefix = check_prefix(prefix)
+        self._address = parse(url)
+        self._limits = limits
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._session = secrets.token_hex(6)
+        self._number = 0
+        self._connection = ordinary_connection(self._address)
+
+    def Publish(self, channel: str, message: str | bytes, key: str | None = None) -> str:
+        """Publish a message, and return its position once it is stored. Blocks, while Redis is away for half a minute.
+
+        Args:
+            channel: 1 to `Limits.name_bytes` bytes in UTF-8.
+            message: a str is sent as text, bytes as binary.
+            key: names this publish, so that one that is repeated happens once: for a day, nothing more is published to
+                this channel with it, and the position of the first is returned. As long as a channel's name.
+
+        Raises:
+            TypeError, ValueError: an argument is not what it should be.
+            ChannelsAway: Redis cannot be reached; `certain` tells whether the message is certainly not stored.
+            Refused: Redis has refused it.
+        """
+        name = check_name("channel", channel, self._limits.name_bytes)
+        text, payload = check_message(message)
+        if key is not None:
+            check_name("key", key, self._limits.name_bytes)
+        keys = channel_keys(self._prefix, name)
+
+        def words(number: int, again: bool) -> tuple[Any, ...]:
+            return publish_words(keys, self._session, number, text, payload, self._limits, again, key or "")
+
+        answer = self._ask(words)
+        if len(answer) > 3:  # stored, and nobody was told
+            raise Refused(self._address.hide(answer[3].decode("utf-8", "replace")), certain=False)
+        return str(position_of(answer))
+
+    def Members(self, channel: str) -> dict[str, int]:
+        """Return who is there, over all processes, and with how many connections. Blocks.
+
+        Raises:
+            TypeError, ValueError: `channel` is not what it should be.
+            ChannelsAway, Refused: Redis cannot be reached, or has refused it.
+        """
+        words = script_words(
+            MEMBERS, member_keys(self._prefix, check_name("channel", channel, self._limits.name_bytes))
+        )
+        return members_of(self._ask(lambda _number, _again: words))
+
+    def History(self, channel: str, after: str | None = None) -> list[Publication]:
+        """Return what is kept of a channel, the oldest first. Blocks.
+
+        Args:
+            channel: its name.
+            after: a position; only what came later is returned. One that means nothing any more is passed over.
+
+        Raises:
+            TypeError, ValueError: an argument is not what it should be.
+            ChannelsAway, Refused: Redis cannot be reached, or has refused it.
+        """
+        keys = channel_keys(self._prefix, check_name("channel", channel, self._limits.name_bytes))
+        if after is not None and not isinstance(after, str):
+            raise TypeError(f"after must be a position, which is a str, or None, not {after!r}")
+        position = Position.parse(after or "")
+        words = look_words(keys, True, {position.epoch: position.offset} if position else {})
+        try:
+            timeline = timeline_of(self._ask(lambda _number, _again: words))
+        except (ValueError, LookupError, TypeError) as error:  # somebody else has written there
+            raise Refused(describe(error)) from error
+        return [publication_of(channel, message) for message in timeline.messages]
+
+    def Close(self) -> None:
+        """Close the connection. The next call opens another."""
+        if self._pid == os.getpid():
+            with self._lock:
+                self._connection.disconnect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.Close()
+
+    def _ask(self, words: Callable[[int, bool], tuple[Any, ...]]) -> Any:
+        """Ask Redis, again and again if it must be."""
+        if self._pid != os.getpid():
+            # Nothing is done to the parent's connection, and its lock may be held by a thread that is not here.
+            self._begin()
+        with self._lock:
+            self._number += 1
+            sent = False
+            attempt = 0
+            while True:
+                try:
+                    self._connection.connect()
+                    again, sent = sent, True
+                    return self._try(words(self._number, again))
+                except redis.ResponseError as error:
+                    if not comes_later(error):
+                        raise self._refusal(error) from error
+                    self._give_up(error, attempt, sent)
+                except FAILED as error:  # the next attempt has a new connection
+                    self._give_up(error, attempt, sent)
+                attempt += 1
+                time.sleep(pause(attempt + 1))
+
+    def _refusal(self, error: Exception) -> Exception:
+        reason = self._address.hide(describe(error))
+        return ChannelsAway(reason, certain=False) if reason.startswith("UNKNOWN") else Refused(reason)
+
+    def _give_up(self, error: Exception, attempt: int, sent: bool) -> None:
+        """Close the connection; raise if there is no other attempt."""
+        self._connection.disconnect()
+        if attempt + 1 == _ATTEMPTS:
+            raise ChannelsAway(self._address.hide(describe(error)), certain=not sent) from error
+
+    def _try(self, words: tuple[Any, ...]) -> Any:
+        try:
+            self._connection.send_command(*words)
+            return self._connection.read_response()
+        except NoScriptError:
+            self._connection.send_command(*with_source(words))
+            return self._connection.read_response()

@@ -1,0 +1,23 @@
+"""What another room may attach to a context, and is told."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Part"]
+
+
+class Part(Protocol):
+    """A part of this package that is attached to a context. None of this may raise."""
+
+    def connection_ended(self, id: int) -> None:
+        """The `ConnClosed` of a connection has returned."""
+        ...
+
+    def loop_ended(self) -> None:
+        """The loop has ended; nothing that is posted is called any more."""
+        ...
+
+    def disown(self) -> None:
+        """Leave to the parent what is its own; called in a forked child (see `connection.fork`)."""
+        ...

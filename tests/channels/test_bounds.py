@@ -1,0 +1,186 @@
+"""Bounds: what may wait, who takes turns, what is kept."""
+
+from __future__ import annotations
+
+import gevent
+import pytest
+from conftest import Recorder, wait_until
+from redis_server import needs_redis
+
+import gowsev
+from gowsev.channels import Channels, ChannelsAway, Limits, TooMuchInFlight
+from gowsev.channels.backend import Publishing
+from gowsev.channels.in_flight import InFlight
+from gowsev.channels.memory import Memory
+from gowsev.channels.turns import Turns
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("channels", 0, ValueError),
+        ("channels", 1.5, TypeError),
+        ("in_flight", True, TypeError),
+        ("history_messages", None, TypeError),
+        ("history_seconds", float("inf"), ValueError),
+        ("history_seconds", float("nan"), ValueError),
+        ("history_seconds", "1", TypeError),
+        ("history_bytes", -1, ValueError),
+    ],
+)
+def test_limits_that_are_none(name, value, error):
+    with pytest.raises(error, match=f"{name} must be .*{value!r}"):
+        Limits(**{name: value})
+
+
+def test_turns():
+    turns = Turns()
+    assert not turns
+    for account, item in (("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)):
+        turns.put(account, item)
+    assert [turns.take() for _ in range(4)] == [1, 4, 5, 2]
+    assert turns
+    turns.put("c", 7)
+    assert turns.remove(lambda item: item > 100) == []
+    assert turns.remove(lambda item: item in (6, 7)) == [6, 7]
+    turns.put("a", 8)
+    assert turns.remove(lambda item: item == 3) == [3]
+    assert turns.take() == 8
+    assert not turns
+
+
+def test_in_flight_of_one_account():
+    in_flight = InFlight(Limits(in_flight=2))
+    assert in_flight.enter(1, 10) is None
+    assert in_flight.enter(1, 10) is None
+    error = in_flight.enter(1, 10)
+    assert isinstance(error, TooMuchInFlight)
+    assert error.waiting == 2
+    assert error.certain
+    assert in_flight.enter(2, 10) is None
+    in_flight.leave(1, 10)
+    assert in_flight.enter(1, 10) is None
+
+
+def test_in_flight_in_bytes():
+    in_flight = InFlight(Limits(in_flight_bytes=1000, total_in_flight_bytes=2000))
+    assert in_flight.enter(1, 5000) is None  # one message may be longer
+    assert in_flight.enter(1, 1) is not None
+    assert in_flight.enter(2, 1) is not None
+    in_flight.leave(1, 5000)
+    assert in_flight.enter(1, 700) is None
+    assert in_flight.enter(1, 700) is not None
+    assert in_flight.enter(2, 700) is None
+    assert in_flight.enter(3, 700) is not None
+    in_flight.clear()
+    assert (in_flight.number, in_flight.bytes) == (0, 0)
+
+
+def test_in_flight_of_all():
+    in_flight = InFlight(Limits(total_in_flight=2))
+    assert [in_flight.enter(account, 0) for account in (1, 2)] == [None, None]
+    assert isinstance(in_flight.enter(3, 0), TooMuchInFlight)
+
+
+class Receiver:
+    def settled(self, publishing, position, error):
+        pass
+
+
+def test_histories_of_channels_that_nobody_hears_are_bounded():
+    memory = Memory(Receiver(), Limits(), most_bytes=1_000_000)
+    for number in range(20_000):
+        memory.publish(Publishing(f"channel {number}", False, bytes(100), None, None))
+        assert memory.kept_bytes <= 1_001_500
+
+
+def test_histories_of_two_channels_are_bounded_too():
+    memory = Memory(Receiver(), Limits(history_bytes=1 << 30), most_bytes=100_000)
+    for _ in range(200):
+        for channel in ("news", "other"):
+            memory.publish(Publishing(channel, False, bytes(1000), None, None))
+            assert memory.kept_bytes <= 200_000
+
+
+@needs_redis
+def test_in_flight_over_redis(redis_nodes, redis_server):
+    node = redis_nodes(limits=Limits(in_flight=10, total_in_flight=15))
+    id = node.join()
+    redis_server.freeze()
+    done = []
+
+    def publish(account):
+        return node.channels.Publish("news", "x", lambda context, *answer: done.append(answer), id=account)
+
+    refused = [publish(id) for _ in range(20)]
+    assert refused[:10] == [None] * 10
+    assert all(isinstance(error, TooMuchInFlight) for error in refused[10:])
+    assert [publish(None) for _ in range(6)].count(None) == 5
+    assert node.channels.Status().in_flight == 15
+    redis_server.thaw()
+    wait_until(lambda: len(done) == 15)
+    assert publish(id) is None
+    wait_until(lambda: node.channels.Status().in_flight == node.channels.Status().in_flight_bytes == 0)
+
+
+@needs_redis
+def test_who_has_much_to_publish_waits_for_itself(redis_nodes, redis_server):
+    node = redis_nodes(limits=Limits(in_flight=3000))
+    node.publish("connected")
+    order = []
+    redis_server.freeze()
+    for i in range(2000):
+        node.channels.Publish("news", "x", lambda context, *_, i=i: order.append(("flood", i)), id=1)
+    for i in range(3):
+        node.channels.Publish("news", "y", lambda context, *_, i=i: order.append(("polite", i)), id=2)
+    redis_server.thaw()
+    wait_until(lambda: len(order) == 2003)
+    assert order.index(("polite", 2)) < 400
+    assert [i for who, i in order if who == "flood"] == list(range(2000))
+
+
+@needs_redis
+def test_redis_is_not_read_while_the_loop_does_not_deliver(redis_nodes):
+    one, two = redis_nodes(), redis_nodes(limits=Limits(undelivered_bytes=100_000))
+    id = two.join()
+    inside, go_on = [], []
+
+    def block(context):
+        inside.append(True)
+        wait_until(lambda: go_on)
+
+    two.context.Post(block)
+    wait_until(lambda: inside)
+    for i in range(300):
+        one.publish(f"{i} " + "x" * 2000)
+    wait_until(lambda: two.channels.Status().lag > 40)
+    gevent.sleep(0.2)
+    assert two.channels.Status().lag < 60
+    go_on.append(True)
+    wait_until(lambda: len(two.messages(id)) == 300)
+    assert [message.split()[0] for message in two.messages(id)] == [str(i) for i in range(300)]
+    assert not two.gaps(id)
+    assert two.channels.Status().lag == 0
+
+
+@needs_redis
+def test_a_subscriber_that_never_reads_costs_the_others_nothing(redis_nodes):
+    from gowsev.channels import deliver
+
+    node = redis_nodes(deliver=deliver)
+    node.join()
+    slow = node.client
+    node.join()
+    other = node.client
+    for _ in range(100):
+        node.publish(b"x" * 200_000)
+        assert len(other.receive()) == 200_000
+    assert slow.wait_closed().code in (1013, 1006)
+
+
+def test_a_context_that_has_ended_takes_nothing():
+    context = gowsev.MakeContext(Recorder())
+    channels = Channels(context)
+    context.Shutdown(0)
+    context.EventLoop()
+    assert isinstance(channels.Publish("news", "x"), ChannelsAway)
