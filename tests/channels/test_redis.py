@@ -444,7 +444,7 @@ def test_a_subscription_that_waited_for_too_long_fails(redis_nodes, redis_server
 
 
 def test_a_channel_that_may_not_be_heard_concerns_itself_only(redis_server):
-    redis_server.cli("acl", "setuser", "app", "on", ">sesame", "~{gowsev:*", "&{gowsev:}", "&{gowsev:open*", "+@all")
+    redis_server.cli("acl", "setuser", "app", "on", ">sesame", "~{gowsev:*", "&{gowsev:}*", "&{gowsev:open*", "+@all")
     with contextlib.ExitStack() as stack:
         node = Node(stack, redis_server.url.replace("//", "//app:sesame@"))
         id = node.join("open")
