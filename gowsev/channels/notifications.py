@@ -10,6 +10,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import gevent
+import redis
 from gevent.event import Event
 
 from gowsev.channels.line import ANSWER, FAILED, Line
@@ -192,6 +193,8 @@ class Notifications:
         elif answer[0] == b"smessage":
             self._notified(answer[1], answer[2])
         elif answer[0] == b"sunsubscribe":
+            if not self._sent:
+                raise redis.ConnectionError("Redis has ended a subscription by itself")
             self._sent.popleft()
         elif answer[0] == b"ssubscribe":
             name = self._sent.popleft()

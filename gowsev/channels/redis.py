@@ -91,7 +91,7 @@ class Redis:
         self._notifications = Notifications(
             self._address,
             self.health,
-            scripts.channel_keys(self._prefix, b"")[2],
+            scripts.channel_keys(self._prefix, b"")[2] + b":probe",  # where nothing is ever published
             self._confirmed,
             self._notified,
             self._refused,

@@ -41,8 +41,8 @@ _ATTEMPTS = 6
 class Remote:
     """Channels over Redis for a task, a script, or a view that may wait. A context manager, which closes it.
 
-    Threads may share one, and wait for each other. The first call connects. A child that was forked has a connection of
-    its own.
+    Threads may share one, and wait for each other; only real threads of a patched process need one each. The first call
+    connects. A child that was forked has a connection of its own.
 
     Args:
         url: as for `Channels`.

@@ -161,8 +161,12 @@ def test_a_forked_child_has_a_connection_of_its_own(remote):
     assert sorted(messages) == ["child 0", "child 1", "child 2", "parent 1", "parent 2", "parent 3"]
 
 
-def test_from_another_thread(remote):
-    in_real_thread(remote.Publish, "news", "x")
+def test_from_another_thread(remote, redis_server):
+    def publish():
+        with Remote(redis_server.url) as mine:  # in a patched process, sockets belong to their thread
+            mine.Publish("news", "x")
+
+    in_real_thread(publish)
     assert [publication.message for publication in remote.History("news")] == ["x"]
 
 

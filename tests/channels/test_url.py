@@ -49,6 +49,7 @@ def test_name_and_password():
         f"redis://:{SECRET}@",
         f"redis://:{SECRET}@localhost:port",
         f"redis://:{SECRET}%40localhost",
+        f"redis://{SECRET}%40localhost",
         "redis://localhost/one",
         "redis://localhost/²",
         "redis://localhost/1#2",
