@@ -235,6 +235,21 @@ def test_an_invalid_chunk_in_a_body_is_a_400(serve, informed):
     assert any(line.startswith("bad request from 127.0.0.1:") for line in informed())
 
 
+def test_an_application_that_cannot_read_its_malformed_body_is_a_400(serve, informed):
+    def application(environ, start_response):
+        try:
+            environ["wsgi.input"].read()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                environ["wsgi.input"].read()  # as one that empties what is left; it ends pywsgi's own care for the body
+            raise error
+
+    client = serve(http_app=application).client(handshake=False)
+    client.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n")
+    assert client.read_to_end().startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert any("no size of a chunk in a chunked body: b'none" in line for line in informed())
+
+
 @pytest.mark.parametrize(
     "tls",
     [False, True],

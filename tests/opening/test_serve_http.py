@@ -3,6 +3,7 @@
 gunicorn, which has processes of its own, is in `test_gunicorn`.
 """
 
+import contextlib
 import gc
 import io
 import ssl
@@ -341,6 +342,38 @@ def test_a_client_that_leaves_during_its_request_is_no_error(beside, handler, in
     answer.set()
     wait_until(lambda: any("during its request: " in line for line in informed()))
     assert server.handler.events == []
+
+
+def test_an_application_that_cannot_read_its_malformed_body_is_a_400(beside, capfd):
+    def app(context):
+        def application(environ, start_response):
+            body = environ["wsgi.input"]
+            try:
+                body.read()
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    body.read()  # as one that empties what is left; it ends pywsgi's own care for the body
+                raise error
+
+        return application
+
+    server = beside(app)
+    response = ask(server, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n")
+    assert response.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert "no size of a chunk in a chunked body: b'none" in capfd.readouterr().err, "gevent says it"
+
+
+def test_an_application_that_fails_is_a_500_of_the_server(beside, capfd):
+    def app(context):
+        def application(environ, start_response):
+            raise LookupError("its own fault")
+
+        return application
+
+    server = beside(app)
+    response = ask(server, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert "LookupError: its own fault" in capfd.readouterr().err, "gevent says it"
 
 
 # -- the server lets go ------------------------------------------------------------------------------------------------
