@@ -115,5 +115,8 @@ def _accept_late(receiver: Receiver, environ: WSGIEnvironment, websocket: Any) -
         return
     code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY
     reason = bytes(response.body).decode("utf-8", "replace").strip()
-    websocket.raw_write(frames.encode_frame(frames.FIN | frames.CLOSE, frames.encode_close_payload(code, reason)))
+    try:
+        websocket.raw_write(frames.encode_frame(frames.FIN | frames.CLOSE, frames.encode_close_payload(code, reason)))
+    except OSError as error:  # the peer has not waited for the refusal, which is no error of the application
+        logger.info("lost %s during its request: %s", format_address(websocket.handler.client_address), error)
     websocket.closed = True

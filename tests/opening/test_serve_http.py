@@ -344,6 +344,41 @@ def test_a_client_that_leaves_during_its_request_is_no_error(beside, handler, in
     assert server.handler.events == []
 
 
+def test_a_client_that_leaves_before_gevent_websockets_handshake_is_refused_is_no_error(beside, informed, caplog):
+    caplog.set_level("INFO", "gowsev")
+    asked, answer, ended = Event(), Event(), []
+
+    class Slow(Judge):
+        def ConnRequested(self, context, request):
+            asked.set()
+            answer.wait(PATIENCE)
+            return gowsev.Reject(403)
+
+    def app(context):
+        def application(environ, start_response):
+            try:
+                body = context.ServeHTTP(environ, start_response)
+            except OSError as error:
+                ended.append(error)
+                raise
+            ended.append("quietly")
+            return body
+
+        return application
+
+    server = beside(app, "gevent-websocket", Slow())
+    client = server.client()
+    assert asked.wait(PATIENCE)
+    client.reset()
+    answer.set()
+    wait_until(lambda: ended)
+    assert ended == ["quietly"]
+    refused, lost = informed()
+    assert refused.startswith("refused 127.0.0.1:")
+    assert lost.startswith("lost 127.0.0.1:")
+    assert "during its request: " in lost
+
+
 def test_an_application_that_cannot_read_its_malformed_body_is_a_400(beside, capfd):
     def app(context):
         def application(environ, start_response):
