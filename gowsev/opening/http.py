@@ -178,11 +178,12 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
             return
         # The application may take as long as it likes; the rest of the request that it did not read, and the next
         # request, may not.
-        self.timeout.cancel()
+        self.timeout.close()
         try:
             super().run_application()
         finally:
-            self.timeout.start()
+            # Anew: the first one had less time, where the client was slow to begin.
+            self.timeout = gevent.Timeout.start_new(self.server.receiver.options.handshake_timeout)
 
     # -- called by gevent-websocket's run_application --------------------------------------------------------------
 

@@ -143,28 +143,26 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
 
     def handle(self, served: ServedSocket, address: Any, accepted: float) -> None:
         limit = self.receiver.options.handshake_timeout
-        timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
+        # Bounds each wait of an application's own reading and writing too.
+        served.settimeout(limit)
+        sock = served if self.certificate is None else TLSSocket(served, self.certificate.context())
+        handler = Upgrader(sock, address, self)
+        handler.served = served
+        handler.rfile = FairFile(handler.rfile)
+        handler.timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
         try:
-            # Bounds each wait of an application's own reading and writing too.
-            served.settimeout(limit)
-            sock: Any = served
             if self.certificate is not None:
-                sock = TLSSocket(served, self.certificate.context())
                 sock.do_handshake()
-            handler = Upgrader(sock, address, self)
-            handler.served = served
-            handler.rfile = FairFile(handler.rfile)
-            handler.timeout = timeout
             handler.handle()
         except gevent.Timeout as expired:
-            if expired is not timeout:
+            if expired is not handler.timeout:
                 raise
             logger.info(_TOO_LATE, format_address(address), limit)
         except OSError as error:
             # What the peer's end of the network does is no error of ours, and other connections go on.
             logger.info("lost %s before its request: %s", format_address(address), error)
         finally:
-            timeout.close()
+            handler.timeout.close()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 
 import gevent
 import gevent.os
@@ -628,6 +629,17 @@ def test_an_idle_keep_alive_is_ended(serve, informed):
         assert read_response(client)[1] == b"GET http /page  127.0.0.1 "
     assert client.read_to_end() == b""
     wait_until(lambda: any(line.startswith("no request from 127.0.0.1:") for line in informed()))
+
+
+def test_a_client_that_is_slow_to_begin_has_the_whole_time_for_its_next_request(serve):
+    limit = 2.0
+    client = serve(http_app=pages, handshake_timeout=limit).client(handshake=False)
+    gevent.sleep(limit / 2)
+    begun = time.monotonic()
+    client.send(get("/page"))
+    assert read_response(client)[1] == b"GET http /page  127.0.0.1 "
+    assert client.read_to_end() == b""
+    assert time.monotonic() - begun > limit * 0.9
 
 
 def test_a_dribbled_body_that_nobody_asked_for_is_given_up(serve):
