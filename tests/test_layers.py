@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,6 @@ LOGGING = {
     "opening.handshake",  # only to silence the library
     "opening.http",
     "opening.listener",
-    "opening.serve_http",
     "opening.upgrade",
 }
 
@@ -206,6 +206,12 @@ def test_only_the_server_knows_pywsgi_and_gevent_websocket():
     assert importers("geventwebsocket") == {"opening.http"}
     assert importers("gunicorn") == {"gunicorn"}
     assert not importers("websocket")
+
+
+def test_there_is_one_way_in():
+    # Whoever has read a request: the program's view of it is made in one place, and it is judged there.
+    assert {module for module, source in SOURCES.items() if re.search(r"\bRequest\(", source)} == {"opening.upgrade"}
+    assert importers("gowsev.opening.handshake.negotiate") == {"opening.upgrade"}
 
 
 def test_only_the_plugin_knows_pytest():

@@ -950,14 +950,14 @@ def test_a_client_that_goes_just_after_its_upgrade(serve, monkeypatch):
     handler = Judge()
     server = serve(handler)
     client = server.client(handshake=False)
-    run_websocket = wsgi.Upgrader.run_websocket
+    read_buffered = wsgi.read_buffered
 
-    def late(upgrader):
+    def late(rfile, sock):
         client.reset()
-        wait_until(lambda: select.select([upgrader.socket.fileno()], [], [], 0)[0])
-        run_websocket(upgrader)
+        wait_until(lambda: select.select([sock.fileno()], [], [], 0)[0])
+        return read_buffered(rfile, sock)
 
-    monkeypatch.setattr(wsgi.Upgrader, "run_websocket", late)
+    monkeypatch.setattr(wsgi, "read_buffered", late)
     client.send(upgrade())
     wait_until(lambda: handler.closed)
     assert handler.events == [("accepted", 1), ("closed", 1, 1006, "")]
@@ -983,11 +983,11 @@ def test_a_mistake_of_ours_costs_its_client_only(serve, late, monkeypatch, capfd
     if late:
         wait_until(lambda: listener.arrivals)
 
-    def mistaken(_request, _options):
+    def mistaken(*_args):
         raise LookupError("a mistake")
 
     with monkeypatch.context() as patched:
-        patched.setattr("gowsev.opening.listener.negotiate", mistaken)
+        patched.setattr("gowsev.opening.listener.judge", mistaken)
         client.send(upgrade())
         with contextlib.suppress(ConnectionError):
             assert client.read_to_end() == b""

@@ -256,6 +256,18 @@ def test_the_program_sees_the_request(beside, app, handler):
     assert (conn.path, conn.query, conn.peer, conn.local) == (request.path, request.query, request.peer, request.local)
 
 
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("app", [in_bottle, itself])
+@pytest.mark.parametrize(
+    ("sent", "path"), [("%3Fa%2525", "?a%25"), ("%23%2F;x=%C3%A9", "#/;x=é"), ("a+b%20c", "a+b c")]
+)
+def test_a_path_is_decoded_once(beside, app, handler, sent, path):
+    server = beside(app, handler, Judge())
+    assert echoes(server.client(path=f"/live/{sent}?x=%3F&y=?%C3%A9"))
+    (request,) = server.handler.requests
+    assert (request.path, request.query) == (f"/live/{path}", "x=%3F&y=?%C3%A9")
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 REFUSALS = {
