@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,7 +130,6 @@ LOGGING = {
     "opening.handshake",  # only to silence the library
     "opening.http",
     "opening.listener",
-    "opening.serve_http",
     "opening.upgrade",
 }
 
@@ -255,6 +255,12 @@ def test_only_channels_over_redis_know_redis():
     )
     assert "channels.line" in need
     assert not {name for name in imports(SOURCES["channels.channels"]) if name.startswith("redis")}
+
+
+def test_there_is_one_way_in():
+    # Whoever has read a request: the program's view of it is made in one place, and it is judged there.
+    assert {module for module, source in SOURCES.items() if re.search(r"\bRequest\(", source)} == {"opening.upgrade"}
+    assert importers("gowsev.opening.handshake.negotiate") == {"opening.upgrade"}
 
 
 def test_only_the_plugin_knows_pytest():

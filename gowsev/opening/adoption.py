@@ -16,12 +16,14 @@ from __future__ import annotations
 import io
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import gevent.socket
 from gevent import monkey
 
 from gowsev.connection.sockets import is_tls, leave_dead_end, take_over
-from gowsev.opening.upgrade import HEADERS, host_and_port, peer_address, read_buffered
+from gowsev.opening.handshake import HTTPRequest
+from gowsev.opening.upgrade import HEADERS, Ends, describe, read_buffered
 from gowsev.request import Headers, Request
 from gowsev.wire import frames
 
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Adopted",
     "adopt",
+    "ends_of",
     "from_gevent_websocket",
     "is_gevent_websocket",
-    "peer_of",
     "request_of",
     "socket_of",
     "take_from_server",
@@ -91,12 +93,11 @@ def from_gevent_websocket(websocket: Any) -> Adopted:
     sock = getattr(handler, "socket", None)
     if websocket.closed or sock is None:
         raise ValueError(f"{websocket!r} is closed, or was added before")
-    environ = websocket.environ
     subprotocol = None
     for name, value in handler.response_headers or ():
         if name.lower() == b"sec-websocket-protocol":
             subprotocol = value.decode("latin-1")
-    request = request_of(environ, sock)
+    request = describe(request_of(websocket.environ), ends_of(sock))
     leftover = read_buffered(handler.rfile, sock)
     # It must neither read nor, when its application returns, send a close frame.
     websocket.closed = True
@@ -112,14 +113,7 @@ def _from_websocket_client(websocket: Any) -> Adopted:
     if not isinstance(sock, gevent.socket.socket | monkey.get_original("socket", "socket")):
         raise TypeError(f"AddConn can take a websocket-client WebSocket on a socket, not on {sock!r}")
     answer = websocket.handshake_response
-    request = Request(
-        path="",
-        query="",
-        headers=Headers(answer.headers if answer is not None else ()),
-        peer=peer_of(sock),
-        local=host_and_port(sock.getsockname()),
-        tls=is_tls(sock),
-    )
+    request = describe(HTTPRequest("", Headers(answer.headers if answer is not None else ())), ends_of(sock))
     leftover = _unread(websocket)
     websocket.sock = None
     websocket.connected = False
@@ -158,19 +152,24 @@ def take_from_server(sock: Any) -> Any:
     return taken
 
 
-def peer_of(sock: Any) -> tuple[str, int]:
-    """Return the address at the other end; a unix socket, and one that is broken already, has `("", 0)`."""
+def ends_of(sock: Any) -> Ends:
+    """Return between whom a connection is; the peer of a socket that is broken already is unknown."""
     try:
-        return peer_address(sock.getpeername())
+        peer = sock.getpeername()
     except OSError:  # reset; the next use of the socket finds out, and reports it
-        return "", 0
+        peer = None
+    return Ends(peer, sock.getsockname(), is_tls(sock))
 
 
 # -- WSGI servers ------------------------------------------------------------------------------------------------------
 
 
-def request_of(environ: dict[str, Any], sock: Any) -> Request:
-    """Return what the program is told of a request; `sock` is its socket."""
+def request_of(environ: dict[str, Any]) -> HTTPRequest:
+    """Return the request that a WSGI server has read.
+
+    Raises:
+        websockets.exceptions.InvalidHeaderValue: a header has a value that may not stand in one.
+    """
     if HEADERS in environ:
         headers = Headers(environ[HEADERS])
     else:
@@ -183,23 +182,19 @@ def request_of(environ: dict[str, Any], sock: Any) -> Request:
         for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             if environ.get(key):
                 headers[key.replace("_", "-").title()] = environ[key]
-    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    return Request(
-        path=_text(path),
-        query=_text(environ.get("QUERY_STRING", "")),
-        headers=headers,
-        peer=peer_of(sock),
-        local=host_and_port(sock.getsockname()),
-        tls=is_tls(sock),
-    )
+    path = _sent(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+    target = quote(path) + "?" + _sent(environ.get("QUERY_STRING", "")).decode("latin-1")
+    return HTTPRequest(target, headers, environ.get("REQUEST_METHOD", ""), environ.get("SERVER_PROTOCOL", ""))
 
 
-def _text(value: str) -> str:
-    """Decode a string of WSGI's: UTF-8 that PEP 3333 has decoded as latin-1, unless bottle has decoded it again."""
+def _sent(value: str) -> bytes:
+    """Return the UTF-8 of a string of WSGI's, which PEP 3333 has decoded as latin-1, unless bottle decoded it again."""
     try:
-        return value.encode("latin-1").decode()
+        sent = value.encode("latin-1")
+        sent.decode()
     except UnicodeError:
-        return value
+        return value.encode()
+    return sent
 
 
 def socket_of(environ: dict[str, Any]) -> tuple[Any, Callable[[], bytes]]:

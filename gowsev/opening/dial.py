@@ -28,10 +28,11 @@ from gowsev.errors import ConnectionClosed, DialError
 from gowsev.opening.client_handshake import Refused, shake_hands
 from gowsev.opening.connecting import connect
 from gowsev.opening.framing import judge_framing
-from gowsev.opening.handshake import SILENT
+from gowsev.opening.handshake import SILENT, HTTPRequest
+from gowsev.opening.upgrade import Ends, describe
 from gowsev.opening.url import parse_url
 from gowsev.options import Options
-from gowsev.request import FRAMING, Headers, Request, header_pairs
+from gowsev.request import FRAMING, Request, header_pairs
 from gowsev.wire import deflate
 from gowsev.wire.encoder import MaskingEncoder
 from gowsev.wire.frames import ABNORMAL, BINARY, TEXT, encode_close_payload
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from websockets.typing import Origin, Subprotocol
-    from websockets.uri import WebSocketURI
 
     Value = TypeVar("Value")
 
@@ -262,14 +262,14 @@ def Dial(
     try:
         with limit, telling_in_child(dialling):
             sock = connect(host, uri.port)
-            addresses = sock.getpeername()[:2], sock.getsockname()[:2]  # now: a reset would take them away
+            ends = Ends(sock.getpeername(), sock.getsockname(), uri.secure)  # now: a reset would take them away
             if uri.secure:
                 step = "in the TLS handshake"
                 sock = TLSSocket(sock, ssl_context or ssl.create_default_context(), uri.host)
                 sock.do_handshake()
             step = "in the opening handshake"
             headers, leftover = shake_hands(sock, client, pairs)
-            request = _describe(addresses, uri, headers)
+            request = describe(HTTPRequest(uri.resource_name, headers), ends)
     except gevent.Timeout as expired:
         dialling.close(sock)
         if expired is not limit:
@@ -315,17 +315,6 @@ def _checked(name: str, value: Value | None, kind: type[Value]) -> Value | None:
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be {kind.__name__} or None, not {value!r}")
     return value
-
-
-def _describe(addresses: tuple[Any, Any], uri: WebSocketURI, headers: Headers) -> Request:
-    return Request(
-        path=uri.path or "/",
-        query=uri.query,
-        headers=headers,
-        peer=addresses[0],
-        local=addresses[1],
-        tls=uri.secure,
-    )
 
 
 def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:

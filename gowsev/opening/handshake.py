@@ -73,6 +73,8 @@ class Refusal(Response):
 
     option: str | None = None
     """The name in `gowsev.Options` of what refused it, if one did."""
+    fault: str = ""
+    """What is wrong with the request, for the log only."""
 
 
 def parse_request(head: bytes) -> HTTPRequest | None:

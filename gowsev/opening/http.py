@@ -22,19 +22,22 @@ from gowsev.opening.framing import absolute_form, check_target, judge_framing, t
 from gowsev.opening.handshake import MAX_HEAD_BYTES, MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
 from gowsev.opening.upgrade import (
     HEADERS,
+    Ends,
     asks_for_websocket,
-    describe,
     format_address,
     judge,
+    note_loss,
     note_lost_upgrade,
+    note_refusal,
     read_buffered,
-    refuse_late,
-    start,
+    refusal_by_time,
+    respond,
+    switch_protocols,
 )
 from gowsev.request import Headers, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 __all__ = ["FairFile", "Upgrader", "WebSocketHandler"]
 
@@ -172,7 +175,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
     timeout: Any
     """Runs while a request is awaited or being upgraded."""
     socket: Any
-    websocket: Handshake
+    websocket: tuple[Request, Handshake]
 
     def run_application(self) -> None:
         if asks_for_websocket(self.environ):
@@ -180,45 +183,41 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
             return
         # The application may take as long as it likes; the rest of the request that it did not read, and the next
         # request, may not.
-        self.timeout.cancel()
+        self.timeout.close()
         try:
             super().run_application()
         finally:
-            self.timeout.start()
+            # Anew: the first one had less time, where the client was slow to begin.
+            self.timeout = gevent.Timeout.start_new(self.server.receiver.options.handshake_timeout)
 
     # -- called by gevent-websocket's run_application --------------------------------------------------------------
 
-    def upgrade_websocket(self) -> Iterable[bytes] | None:
-        """Negotiate. Sets `websocket` and starts the response 101, or starts another and returns its body."""
+    def upgrade_websocket(self) -> None:
+        """Judge. Sets `websocket` if the request is accepted, and sends the response if it is refused."""
         if not asks_for_websocket(self.environ):
             note_lost_upgrade(self.environ)
-            return None
-        self._request, handshake = judge(self.server.receiver, self._read, self.client_address, self.path)
-        response = handshake.response
-        if response.status_code == 101:
-            self.websocket = handshake
-            # gevent-websocket prepares the response to be an upgrade if it finds this; the value is nobody's.
-            self.environ["wsgi.websocket"] = handshake
-            body = None
-        else:
-            self.close_connection = True
-            body = [bytes(response.body)]
-        self.start_response(*start(response))
-        return body
+            return
+        ends = Ends(self.client_address, self.socket.getsockname(), self.server.certificate is not None)
+        request, handshake = judge(self.server.receiver, ends, self._read)
+        if request is not None:
+            self.websocket = request, handshake
+            return
+        self.close_connection = True
+        self._refuse_upgrade(handshake.response)
 
-    def _read(self) -> tuple[HTTPRequest, Request]:
-        request = HTTPRequest(self.path, Headers(self.environ[HEADERS]), self.command, self.request_version)
-        tls = self.server.certificate is not None
-        return request, describe(request, self.client_address, self.socket.getsockname(), tls)
+    def _read(self) -> HTTPRequest:
+        return HTTPRequest(self.path, Headers(self.environ[HEADERS]), self.command, self.request_version)
 
     def run_websocket(self) -> None:
-        """Hand the socket over. The response 101 has been sent, and this greenlet ends."""
-        self.timeout.cancel()
-        sock, self.socket = self.socket, None
-        tls = self.server.certificate is not None
-        leftover = read_buffered(self.rfile, sock)
-        handshake = self.__dict__.pop("websocket")
-        self.server.receiver.accept(take_over(sock), tls, self._request, handshake, leftover)
+        """Answer, and hand the socket over. This greenlet ends."""
+        sock = self.socket
+        self.start_response("101 Switching Protocols", [])  # for the log; it is not sent
+        self.headers_sent = True
+        switch_protocols(
+            self.server.receiver, sock, *self.websocket, lambda: (read_buffered(self.rfile, sock), take_over(sock))
+        )
+        self.socket = None
+        self.timeout.close()
 
     # -- what pywsgi would print ---------------------------------------------------------------------------------
 
@@ -237,14 +236,14 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         if issubclass(t, MalformedBody):
             super().handle_error(t, v, tb)
         elif v is self.timeout and asks_for_websocket(self.environ):
-            self._refuse(refuse_late(self.server.receiver, self.client_address, self.path))
+            self._refuse_upgrade(refusal_by_time(self.server.receiver.options))
         elif v is self.timeout:  # the rest of a page's request did not come
             limit = self.server.receiver.options.handshake_timeout
             logger.info("no answer for %s within %s s", format_address(self.client_address), limit)
             self._refuse(refusal(503, "The server took too long.\n"))
         elif issubclass(t, OSError) and (asks_for_websocket(self.environ) or self.rfile.failed or self.served.failed):
             # Not the application's error: the request's body could not be read, or the response not be sent.
-            logger.info("lost %s during its request: %s", format_address(self.client_address), v)
+            note_loss(self.client_address, v)
             self._refuse(refusal(400, "The request is incomplete.\n"))
         elif not issubclass(t, gevent.GreenletExit):
             logger.error("error in answering %r", self.requestline, exc_info=(t, v, tb))
@@ -255,10 +254,14 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         if not self.headers_sent:
             super()._send_error_response_if_possible(error_code)
 
+    def _refuse_upgrade(self, response: Response) -> None:
+        note_refusal(self.server.receiver, response, self.client_address, self.path)
+        self._refuse(response)
+
     def _refuse(self, response: Response) -> None:
         if not self.headers_sent:
-            self.start_response(*start(response))
-            self.write(bytes(response.body))
+            for data in respond(response, self.start_response):
+                self.write(data)
 
 
 class FairFile:

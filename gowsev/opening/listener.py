@@ -15,16 +15,15 @@ from typing import Any
 import gevent
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
-from websockets.exceptions import WebSocketException
 
 from gowsev.connection.fork import close_descriptor
 from gowsev.connection.sockets import ServedSocket, accept, close_socket
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
-from gowsev.opening.handshake import negotiate, parse_request
+from gowsev.opening.handshake import parse_request
 from gowsev.opening.http import FairFile, Upgrader
-from gowsev.opening.upgrade import Receiver, describe, format_address, upgrade_required
+from gowsev.opening.upgrade import Ends, Receiver, format_address, judge, switch_protocols, upgrade_required
 
 __all__ = ["Listener"]
 
@@ -111,19 +110,15 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             close_socket(sock)
             return True
         size = head.find(b"\r\n\r\n") + 4
-        request = parse_request(head[:size]) if size > 3 else None
-        if request is None or self.receiver.may_refuse:
+        asked = parse_request(head[:size]) if size > 3 else None
+        if asked is None or self.receiver.may_refuse:
             return False
-        try:
-            handshake = negotiate(request, self.receiver.options)
-        except WebSocketException:
+        request, handshake = judge(self.receiver, Ends(address, sock.getsockname(), tls=False), lambda: asked)
+        if request is None:
             return False
-        if handshake.response.status_code != 101:
-            return False
-        description = describe(request, address, sock.getsockname(), tls=False)
         sock.recv(size)
-        sock.send(handshake.response.serialize())  # the first that is sent: there is room for it
-        self.receiver.accept(sock, False, description, handshake, b"")
+        # This is the first that is sent: there is room for it.
+        switch_protocols(self.receiver, sock, request, handshake, lambda: (b"", sock))
         return True
 
     def serve(self, sock: Any, address: Any, accepted: float) -> None:
@@ -143,28 +138,26 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
 
     def handle(self, served: ServedSocket, address: Any, accepted: float) -> None:
         limit = self.receiver.options.handshake_timeout
-        timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
+        # Bounds each wait of an application's own reading and writing too.
+        served.settimeout(limit)
+        sock = served if self.certificate is None else TLSSocket(served, self.certificate.context())
+        handler = Upgrader(sock, address, self)
+        handler.served = served
+        handler.rfile = FairFile(handler.rfile)
+        handler.timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
         try:
-            # Bounds each wait of an application's own reading and writing too.
-            served.settimeout(limit)
-            sock: Any = served
             if self.certificate is not None:
-                sock = TLSSocket(served, self.certificate.context())
                 sock.do_handshake()
-            handler = Upgrader(sock, address, self)
-            handler.served = served
-            handler.rfile = FairFile(handler.rfile)
-            handler.timeout = timeout
             handler.handle()
         except gevent.Timeout as expired:
-            if expired is not timeout:
+            if expired is not handler.timeout:
                 raise
             logger.info(_TOO_LATE, format_address(address), limit)
         except OSError as error:
             # What the peer's end of the network does is no error of ours, and other connections go on.
             logger.info("lost %s before its request: %s", format_address(address), error)
         finally:
-            timeout.close()
+            handler.timeout.close()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

@@ -1,16 +1,16 @@
 """A request for an upgrade, from any kind of server: whether it is one, its answer, and how the program sees it.
 
 Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
-All of them ask here, so that the same request has the same answer everywhere. `handshake` and the `Receiver` decide
-about the answer; of a receiver no more is known than that it admits requests and accepts sockets. Nothing is sent here,
-and only the receiver may let a request wait.
+All of them ask here, so that the same request has the same answer everywhere: `judge` decides, with `handshake` and the
+`Receiver`; `switch_protocols` sends the response 101 and hands the connection over; `respond` gives any other response
+to a WSGI server. Every `Request` is made by `describe`, also those of connections that are dialled or adopted.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 from weakref import WeakKeyDictionary
 
@@ -21,24 +21,26 @@ from gowsev.opening.handshake import Handshake, HTTPRequest, Refusal, Response, 
 from gowsev.request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from wsgiref.types import StartResponse, WSGIEnvironment
 
     from gowsev.options import Options
 
 __all__ = [
     "HEADERS",
+    "Ends",
     "Receiver",
     "asks_for_websocket",
     "describe",
     "format_address",
-    "host_and_port",
     "judge",
+    "note_loss",
     "note_lost_upgrade",
-    "peer_address",
+    "note_refusal",
     "read_buffered",
-    "refuse_late",
-    "start",
+    "refusal_by_time",
+    "respond",
+    "switch_protocols",
     "upgrade_required",
 ]
 
@@ -72,11 +74,19 @@ class Receiver(Protocol):
     def admit(self, request: Request) -> Response | None:
         """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
 
-    def accept(self, sock: Any, tls: bool, request: Request, handshake: Handshake, leftover: bytes) -> None:
+    def accept(self, sock: Any, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
 
     def refused(self) -> None:
         """Count a refused upgrade."""
+
+
+class Ends(NamedTuple):
+    """Between whom a connection is: the addresses of its socket, and whether TLS ends here."""
+
+    peer: Any
+    local: Any
+    tls: bool
 
 
 def asks_for_websocket(environ: WSGIEnvironment) -> bool:
@@ -86,50 +96,65 @@ def asks_for_websocket(environ: WSGIEnvironment) -> bool:
     return "websocket" in asked and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
 
 
-def judge(
-    receiver: Receiver, read: Callable[[], tuple[HTTPRequest, Request]], peer: Any, target: str
-) -> tuple[Request | None, Handshake]:
-    """Answer a request for an upgrade, by the rules and as the receiver wants it. May block the calling greenlet.
+def judge(receiver: Receiver, ends: Ends, read: Callable[[], HTTPRequest]) -> tuple[Request | None, Handshake]:
+    """Decide about a request for an upgrade, by the rules and as the receiver wants it.
+
+    Logs nothing, and blocks the calling greenlet only where `receiver.may_refuse`.
 
     Args:
         receiver: who is to have the connection.
-        read: returns the request, as it is negotiated and as the program is told of it; raises a `WebSocketException`
-            if a header is invalid.
-        peer: where the request comes from; for the log.
-        target: what it asks for, likewise.
+        ends: between whom that is.
+        read: returns the request; raises a `WebSocketException` if a header is invalid.
+
+    Returns:
+        What the program is told of the request, or `None` if it is refused; and the answer.
     """
-    description = None
     try:
-        request, description = read()
-        handshake = negotiate(request, receiver.options)
-        if handshake.response.status_code == 101:
-            handshake = handshake._replace(response=receiver.admit(description) or handshake.response)
+        asked = read()
+        request = describe(asked, ends)
+        handshake = negotiate(asked, receiver.options)
+        refused = receiver.admit(request) if handshake.response.status_code == 101 else handshake.response
+        return (request, handshake) if refused is None else (None, Handshake(refused))
     except WebSocketException as error:
-        logger.debug("invalid headers from %s: %r", format_address(peer), error)
-        handshake = Handshake(refusal(400, "Invalid header.\n"))
-    if handshake.response.status_code != 101:
-        _note_refusal(receiver, handshake.response, peer, target)
-    return description, handshake
+        faulty = refusal(400, "Invalid header.\n")
+        faulty.fault = repr(error)
+        return None, Handshake(faulty)
 
 
-def refuse_late(receiver: Receiver, peer: Any, target: str) -> Refusal:
-    """Refuse a request for an upgrade that has had no answer within `handshake_timeout`.
+def switch_protocols(
+    receiver: Receiver, sock: Any, request: Request, handshake: Handshake, take: Callable[[], tuple[bytes, Any]]
+) -> None:
+    """Send the response 101, and hand the connection over to the receiver.
 
-    Args:
-        receiver: who was to have the connection.
-        peer: where the request comes from; for the log.
-        target: what it asks for, likewise.
+    `take` returns what the server has read beyond the request, and the socket out of its hands.
+
+    Raises:
+        OSError: the response could not be sent.
     """
-    text = f"No answer within {receiver.options.handshake_timeout} s: see handshake_timeout of gowsev.Options.\n"
-    response = refusal(503, text, option="handshake_timeout")
-    _note_refusal(receiver, response, peer, target)
-    return response
+    sock.sendall(handshake.response.serialize())
+    leftover, taken = take()
+    receiver.accept(taken, request, handshake, leftover)
 
 
-def _note_refusal(receiver: Receiver, response: Response, peer: Any, target: str) -> None:
+def respond(response: Response, start_response: StartResponse) -> list[bytes]:
+    """Give a response to a WSGI server; return its body."""
+    start_response(f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items()))
+    return [bytes(response.body)]
+
+
+def refusal_by_time(options: Options) -> Refusal:
+    """Return the response to a request for an upgrade that has had no answer within `handshake_timeout`."""
+    text = f"No answer within {options.handshake_timeout} s: see handshake_timeout of gowsev.Options.\n"
+    return refusal(503, text, option="handshake_timeout")
+
+
+def note_refusal(receiver: Receiver, response: Response, peer: Any, target: str) -> None:
+    """Count a refused upgrade, and log who asked for what."""
     receiver.refused()
-    option = response.option if isinstance(response, Refusal) else None
     who, status = format_address(peer), response.status_code
+    option, fault = (response.option, response.fault) if isinstance(response, Refusal) else (None, "")
+    if fault:
+        logger.debug("invalid headers from %s: %s", who, fault)
     text = bytes(response.body[:200]).decode("utf-8", "replace").rstrip()
     logger.log(_level(receiver, option), "refused %s, which asked for %r: %d %r", who, target, status, text)
 
@@ -143,15 +168,15 @@ def _level(receiver: Receiver, option: str | None) -> int:
     return logging.WARNING
 
 
-def start(response: Response) -> tuple[str, list[tuple[str, str]]]:
-    """Return the arguments of WSGI's `start_response`."""
-    return f"{response.status_code} {response.reason_phrase}", list(response.headers.raw_items())
+def note_loss(peer: Any, error: OSError) -> None:
+    """Log that a client has gone, or its network, which is no error of ours or of the program."""
+    logger.info("lost %s during its request: %s", format_address(peer), error)
 
 
 def note_lost_upgrade(environ: WSGIEnvironment) -> None:
     """Log it if a request of a WebSocket client has lost its `Upgrade` on the way."""
     if _has_lost_upgrade(environ):
-        host, _ = host_and_port((environ.get("REMOTE_ADDR", ""), 0))
+        host, _ = _host_and_port((environ.get("REMOTE_ADDR", ""), 0))
         why = "but no Upgrade: a proxy in front does not pass Upgrade and Connection on"
         if environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
             why = "but came as HTTP/1.0, which has no Upgrade: a proxy in front must use HTTP/1.1"
@@ -163,7 +188,7 @@ def _has_lost_upgrade(environ: WSGIEnvironment) -> bool:
     return "HTTP_SEC_WEBSOCKET_KEY" in environ and not asks_for_websocket(environ)
 
 
-def upgrade_required(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+def upgrade_required(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
     """The WSGI application of a server without one: RFC 9110 section 15.5.22."""
     body = b"This is a WebSocket server; open it with a WebSocket client.\n"
     if _has_lost_upgrade(environ):
@@ -178,16 +203,17 @@ def upgrade_required(environ: WSGIEnvironment, start_response: StartResponse) ->
     return [body]
 
 
-def describe(request: HTTPRequest, peer: Any, local: Any, tls: bool) -> Request:
-    """Return what the program is told of a request; `peer` and `local` are sockets' addresses."""
-    path, _, query = request.path.encode("latin-1").partition(b"?")
+def describe(asked: HTTPRequest, ends: Ends) -> Request:
+    """Return what the program is told of a request; its headers are the response's if the request was ours."""
+    path, _, query = asked.path.encode("latin-1").partition(b"?")
     return Request(
         path=unquote_to_bytes(path).decode("utf-8", "replace"),
         query=query.decode("utf-8", "replace"),
-        headers=request.headers,
-        peer=peer_address(peer),
-        local=host_and_port(local),
-        tls=tls,
+        headers=asked.headers,
+        # A unix socket's peer may have any name, and is given none here.
+        peer=_host_and_port(ends.peer) if isinstance(ends.peer, tuple) else ("", 0),
+        local=_host_and_port(ends.local),
+        tls=ends.tls,
     )
 
 
@@ -203,19 +229,14 @@ def read_buffered(rfile: Any, sock: Any) -> bytes:
         return b""
 
 
-def host_and_port(address: Any) -> tuple[str, int]:
+def _host_and_port(address: Any) -> tuple[str, int]:
     """A socket's address as `Request` has it; IPv4 through an IPv6 socket looks like IPv4."""
     if isinstance(address, tuple):
         return str(address[0]).removeprefix("::ffff:"), int(address[1])
     return os.fsdecode(address or ""), 0
 
 
-def peer_address(address: Any) -> tuple[str, int]:
-    """The same for the peer's address. A unix socket's peer may have any name, and is given none here."""
-    return host_and_port(address) if isinstance(address, tuple) else ("", 0)
-
-
 def format_address(address: Any) -> str:
     """Return a socket's address as it stands in a log."""
-    host, port = host_and_port(address)
+    host, port = _host_and_port(address)
     return f"{host}:{port}" if port else "a unix socket"

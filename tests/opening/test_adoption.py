@@ -19,6 +19,9 @@ from geventwebsocket.logging import create_logger
 from raw import RawClient
 
 from gowsev.opening import adoption
+from gowsev.opening.handshake import HTTPRequest
+from gowsev.opening.upgrade import describe
+from gowsev.request import Headers
 from gowsev.wire import frames
 
 # -- gevent-websocket --------------------------------------------------------------------------------------------------
@@ -366,10 +369,11 @@ def test_a_dead_end_is_left_behind():
     theirs.close()
 
 
-def test_the_address_of_a_broken_socket_is_unknown():
-    with gevent.socket.socket() as sock:
-        assert adoption.peer_of(sock) == ("", 0)
+def test_the_peer_of_a_broken_socket_is_unknown_as_a_unix_sockets_is():
+    with gevent.socket.socket() as broken:
+        ends = [adoption.ends_of(broken)]
     ours, theirs = gevent.socket.socketpair()
-    assert adoption.peer_of(ours) == ("", 0)
+    ends.append(adoption.ends_of(ours))
     ours.close()
     theirs.close()
+    assert [describe(HTTPRequest("/", Headers()), each).peer for each in ends] == [("", 0), ("", 0)]

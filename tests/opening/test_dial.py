@@ -243,7 +243,7 @@ def test_the_request_is_what_was_asked_for(serve):
     assert request.headers["Authorization"] == "Basic YWxpY2U6cEBzcw=="
     assert conn.subprotocol == "v2"
     assert (conn.id, conn.tls, conn.close_code, conn.close_reason) == (0, False, None, "")
-    assert conn.query == "token=1&x=%20"
+    assert (conn.path, conn.query) == ("/some room", "token=1&x=%20")
     assert conn.peer == ("127.0.0.1", server.port)
     assert request.peer == conn.local
     assert conn.headers["upgrade"] == "websocket"

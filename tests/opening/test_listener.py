@@ -16,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 
 import gevent
 import gevent.os
@@ -233,6 +234,21 @@ def test_an_invalid_chunk_in_a_body_is_a_400(serve, informed):
     client.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nnot a length\r\n\r\n")
     assert client.read_to_end().startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert any(line.startswith("bad request from 127.0.0.1:") for line in informed())
+
+
+def test_an_application_that_cannot_read_its_malformed_body_is_a_400(serve, informed):
+    def application(environ, start_response):
+        try:
+            environ["wsgi.input"].read()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                environ["wsgi.input"].read()  # as one that empties what is left; it ends pywsgi's own care for the body
+            raise error
+
+    client = serve(http_app=application).client(handshake=False)
+    client.send(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n")
+    assert client.read_to_end().startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert any("no size of a chunk in a chunked body: b'none" in line for line in informed())
 
 
 @pytest.mark.parametrize(
@@ -615,6 +631,17 @@ def test_an_idle_keep_alive_is_ended(serve, informed):
     wait_until(lambda: any(line.startswith("no request from 127.0.0.1:") for line in informed()))
 
 
+def test_a_client_that_is_slow_to_begin_has_the_whole_time_for_its_next_request(serve):
+    limit = 2.0
+    client = serve(http_app=pages, handshake_timeout=limit).client(handshake=False)
+    gevent.sleep(limit / 2)
+    begun = time.monotonic()
+    client.send(get("/page"))
+    assert read_response(client)[1] == b"GET http /page  127.0.0.1 "
+    assert client.read_to_end() == b""
+    assert time.monotonic() - begun > limit * 0.9
+
+
 def test_a_dribbled_body_that_nobody_asked_for_is_given_up(serve):
     server = serve(handshake_timeout=SHORT)
     client = server.client(handshake=False)
@@ -923,14 +950,14 @@ def test_a_client_that_goes_just_after_its_upgrade(serve, monkeypatch):
     handler = Judge()
     server = serve(handler)
     client = server.client(handshake=False)
-    run_websocket = wsgi.Upgrader.run_websocket
+    read_buffered = wsgi.read_buffered
 
-    def late(upgrader):
+    def late(rfile, sock):
         client.reset()
-        wait_until(lambda: select.select([upgrader.socket.fileno()], [], [], 0)[0])
-        run_websocket(upgrader)
+        wait_until(lambda: select.select([sock.fileno()], [], [], 0)[0])
+        return read_buffered(rfile, sock)
 
-    monkeypatch.setattr(wsgi.Upgrader, "run_websocket", late)
+    monkeypatch.setattr(wsgi, "read_buffered", late)
     client.send(upgrade())
     wait_until(lambda: handler.closed)
     assert handler.events == [("accepted", 1), ("closed", 1, 1006, "")]
@@ -956,11 +983,11 @@ def test_a_mistake_of_ours_costs_its_client_only(serve, late, monkeypatch, capfd
     if late:
         wait_until(lambda: listener.arrivals)
 
-    def mistaken(_request, _options):
+    def mistaken(*_args):
         raise LookupError("a mistake")
 
     with monkeypatch.context() as patched:
-        patched.setattr("gowsev.opening.listener.negotiate", mistaken)
+        patched.setattr("gowsev.opening.listener.judge", mistaken)
         client.send(upgrade())
         with contextlib.suppress(ConnectionError):
             assert client.read_to_end() == b""

@@ -3,6 +3,7 @@
 gunicorn, which has processes of its own, is in `test_gunicorn`.
 """
 
+import contextlib
 import gc
 import io
 import ssl
@@ -255,6 +256,18 @@ def test_the_program_sees_the_request(beside, app, handler):
     assert (conn.path, conn.query, conn.peer, conn.local) == (request.path, request.query, request.peer, request.local)
 
 
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("app", [in_bottle, itself])
+@pytest.mark.parametrize(
+    ("sent", "path"), [("%3Fa%2525", "?a%25"), ("%23%2F;x=%C3%A9", "#/;x=é"), ("a+b%20c", "a+b c")]
+)
+def test_a_path_is_decoded_once(beside, app, handler, sent, path):
+    server = beside(app, handler, Judge())
+    assert echoes(server.client(path=f"/live/{sent}?x=%3F&y=?%C3%A9"))
+    (request,) = server.handler.requests
+    assert (request.path, request.query) == (f"/live/{path}", "x=%3F&y=?%C3%A9")
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 REFUSALS = {
@@ -341,6 +354,73 @@ def test_a_client_that_leaves_during_its_request_is_no_error(beside, handler, in
     answer.set()
     wait_until(lambda: any("during its request: " in line for line in informed()))
     assert server.handler.events == []
+
+
+def test_a_client_that_leaves_before_gevent_websockets_handshake_is_refused_is_no_error(beside, informed, caplog):
+    caplog.set_level("INFO", "gowsev")
+    asked, answer, ended = Event(), Event(), []
+
+    class Slow(Judge):
+        def ConnRequested(self, context, request):
+            asked.set()
+            answer.wait(PATIENCE)
+            return gowsev.Reject(403)
+
+    def app(context):
+        def application(environ, start_response):
+            try:
+                body = context.ServeHTTP(environ, start_response)
+            except OSError as error:
+                ended.append(error)
+                raise
+            ended.append("quietly")
+            return body
+
+        return application
+
+    server = beside(app, "gevent-websocket", Slow())
+    client = server.client()
+    assert asked.wait(PATIENCE)
+    client.reset()
+    answer.set()
+    wait_until(lambda: ended)
+    assert ended == ["quietly"]
+    refused, lost = informed()
+    assert refused.startswith("refused 127.0.0.1:")
+    assert lost.startswith("lost 127.0.0.1:")
+    assert "during its request: " in lost
+
+
+def test_an_application_that_cannot_read_its_malformed_body_is_a_400(beside, capfd):
+    def app(context):
+        def application(environ, start_response):
+            body = environ["wsgi.input"]
+            try:
+                body.read()
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    body.read()  # as one that empties what is left; it ends pywsgi's own care for the body
+                raise error
+
+        return application
+
+    server = beside(app)
+    response = ask(server, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n")
+    assert response.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert "no size of a chunk in a chunked body: b'none" in capfd.readouterr().err, "gevent says it"
+
+
+def test_an_application_that_fails_is_a_500_of_the_server(beside, capfd):
+    def app(context):
+        def application(environ, start_response):
+            raise LookupError("its own fault")
+
+        return application
+
+    server = beside(app)
+    response = ask(server, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert response.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert "LookupError: its own fault" in capfd.readouterr().err, "gevent says it"
 
 
 # -- the server lets go ------------------------------------------------------------------------------------------------
