@@ -143,6 +143,7 @@ class Notifications:
             self._health.is_up(self.NAME)
             self._use(line)
             self._health.lost(self.NAME)
+            gevent.sleep(pause(0))
 
     def _use(self, line: Line) -> None:
         """Read until the connection is lost."""

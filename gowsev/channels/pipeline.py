@@ -176,6 +176,7 @@ class Pipeline:
             self._connected()
             self._use(line)
             self._health.lost(self.NAME)
+            gevent.sleep(pause(0))
 
     def _use(self, line: Line) -> None:
         """Send and read until the connection is lost, or must be."""
@@ -192,7 +193,9 @@ class Pipeline:
             line.close()
             for command in self._later:
                 command.number = 0
-            self._again.extendleft(reversed([*self._sent, *self._later]))
+            # In the order of their numbers; those that get new ones come last.
+            self._again.extendleft(reversed(self._sent))
+            self._again.extend(self._later)
             self._sent.clear()
             self._later.clear()
             self._sent_bytes = 0

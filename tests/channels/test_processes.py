@@ -122,13 +122,15 @@ def test_a_child_of_a_process_whose_loop_runs_lets_go(processes, redis_nodes, wo
 def test_a_program_that_was_loaded_before_the_fork(processes, redis_nodes, words):
     one, here = processes(*words), redis_nodes()
     one.port()  # the master has published
-    id = here.join()
-    with Client(one) as ann:
-        ann.ask("subscribe", "news", None, None)
-        assert ann.ask("publish", "news", "from the child")[1] == "None"
-        here.publish("from here")
-        here.wait_for(id, "from the child", "from here")
     child = int(Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text())
-    os.kill(child, signal.SIGTERM)
+    try:
+        id = here.join()
+        with Client(one) as ann:
+            ann.ask("subscribe", "news", None, None)
+            assert ann.ask("publish", "news", "from the child")[1] == "None"
+            here.publish("from here")
+            here.wait_for(id, "from the child", "from here")
+    finally:
+        os.kill(child, signal.SIGTERM)
     assert one.wait() == 0, one.output
     assert one.output.count("\n") == 1, one.output
