@@ -80,9 +80,9 @@ def test_in_thread_gives_up():
 
 
 def test_a_timeout_of_somebody_else_is_left_to_them():
-    with Server(Echo()) as server, gevent.Timeout(0.01) as limit:
+    with Server(Echo()) as server:
         client = server.dial()
-        with pytest.raises(gevent.Timeout) as raised:
+        with gevent.Timeout(0.01) as limit, pytest.raises(gevent.Timeout) as raised:
             client.receive()
     assert raised.value is limit
 

@@ -111,7 +111,7 @@ class Notifications:
     def disown(self) -> None:
         """In a forked child: leave the connection to the parent."""
         self._closed = True
-        if self._line is not None:
+        if self._line is not None:  # pragma: no branch - in a child, whose coverage is not measured
             self._line.disown()
         gevent.killall(self._greenlets, block=False)
 

@@ -94,10 +94,12 @@ class EventQueue(SimpleQueue):  # type: ignore[misc]  # pyright: ignore[reportMi
         # nothing that could ever wake it, but another thread may still post.
         timer = self._timer
         if seconds != self._seconds or timer.active:  # another timeout than before, or another greenlet's wait
-            timer = self._timer = gevent.get_hub().loop.timer(seconds)
+            timer = self._timer = gevent.get_hub().loop.timer(seconds, seconds)
             self._seconds = seconds
         token = _Token(self)
-        timer.start(token.time_is_over, update=True)  # from now, not since the hub looked at the clock last
+        # Not `start`, which would go on with what was left of the wait before. From now: not since the hub looked at the
+        # clock last.
+        timer.again(token.time_is_over, update=True)
         try:
             while isinstance(event := self.get(), _Token):
                 if event is token:

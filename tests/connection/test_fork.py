@@ -171,7 +171,8 @@ class Pid(gowsev.Handler):
 
 context = gowsev.MakeContext(Pid())
 host, port = context.ListenAndServe("127.0.0.1:0")
-context.Post(lambda context: print(f"posted call in {os.getpid()}", flush=True))
+# Each line in one write: two processes write at the same time.
+context.Post(lambda context: os.write(1, f"posted call in {os.getpid()}\n".encode()))
 children = []
 for _ in range(2):
     child = os.fork()
@@ -179,8 +180,8 @@ for _ in range(2):
         context.EventLoop()
         os._exit(0)
     children.append(child)
-print(f"children {children[0]} {children[1]}", flush=True)
-print(f"listening on port {port}", flush=True)
+os.write(1, f"children {children[0]} {children[1]}\n".encode())
+os.write(1, f"listening on port {port}\n".encode())
 for child in children:
     os.waitpid(child, 0)
 """

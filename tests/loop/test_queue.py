@@ -101,6 +101,17 @@ def test_an_event_that_comes_in_the_round_of_the_timeout_comes_first(queue):
     timer.close()
 
 
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_each_wait_has_the_whole_of_its_timeout(queue, cut_short):
+    for _ in range(4):
+        if cut_short:
+            gevent.spawn_later(0.03, queue.put, "event")
+            assert queue.wait(0.05) == "event"
+        before = time.monotonic()
+        assert queue.wait(0.05) is None
+        assert time.monotonic() - before >= 0.045
+
+
 def hub_sleeps(seconds=0.1):
     """Let the next round of the hub find all due that is due within some time."""
     gevent.get_hub().loop.run_callback(monkey.get_original("time", "sleep"), seconds)
