@@ -55,7 +55,7 @@ def _tail(remote: Remote, arguments: argparse.Namespace) -> None:
         for publication in remote.History(arguments.channel, after):
             message = publication.message
             sys.stdout.buffer.write((message.encode() if isinstance(message, str) else message) + b"\n")
-            after = publication.position
+            after = publication.position  # pragma: no cover - in a process of its own, which a signal ends
         sys.stdout.buffer.flush()
         time.sleep(_LOOK)
 

@@ -97,8 +97,8 @@ class EventQueue(SimpleQueue):  # type: ignore[misc]  # pyright: ignore[reportMi
             timer = self._timer = gevent.get_hub().loop.timer(seconds, seconds)
             self._seconds = seconds
         token = _Token(self)
-        # Not `start`, which would go on with what was left of the wait before. From now: not since the hub looked at the
-        # clock last.
+        # Not `start`, which would go on with what was left of the wait before. `update`: from now on, not since the hub
+        # looked at the clock last.
         timer.again(token.time_is_over, update=True)
         try:
             while isinstance(event := self.get(), _Token):

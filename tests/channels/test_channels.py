@@ -378,3 +378,12 @@ def test_other_wrong_arguments(channels):
 def test_bytes_of_any_kind(channels):
     for message in (bytearray(b"x"), memoryview(b"x")):
         assert channels.Publish("news", message) is None
+
+
+def test_in_a_forked_child_of_a_driven_loop_there_are_no_channels():
+    context = gowsev.MakeContext(gowsev.Handler())
+    context.SetTimeout(0)
+    context.EventLoopIteration()
+    channels = Channels(context)
+    context.disown()  # as it is called in a child
+    assert isinstance(channels.Publish("news", "x"), ChannelsAway)
