@@ -183,9 +183,7 @@ class Notifications:
                     batch = [self._waiting.popleft() for _ in range(number)]
                     self._sent.extend(name for _, name in batch)
                     line.send(batch)
-        except (
-            FAILED
-        ):  # pragma: no cover - which of the two notices the end first is chance; the reader ends by it, too
+        except FAILED:  # pragma: no cover - the reader may notice first; it ends by this, too
             line.shut()
 
     def _handle(self, answer: Any) -> None:
