@@ -29,10 +29,21 @@ DOCUMENT = ROOT / "docs" / "mutation.md"
 WORK = ROOT / ".mutation"
 
 #: By their rooms.
-MODULES = ["wire/frames", "wire/protocol", "wire/encoder", "loop/queue", "connection/outbox", "connection/groups"]
+MODULES = [
+    "wire/frames",
+    "wire/protocol",
+    "wire/encoder",
+    "connection/gathering",
+    "connection/outbox",
+    "connection/groups",
+    "loop/queue",
+]
 
-#: Whose tests are a module's too: an outbox's part in an audience shows only there.
-ALSO_TESTED_BY = {"connection/outbox": ["connection/groups"]}
+#: Whose tests are a module's too: an outbox's part in a group shows only there, and a batch where outboxes gather.
+ALSO_TESTED_BY = {
+    "connection/outbox": ["connection/groups"],
+    "connection/gathering": ["connection/outbox", "connection/groups"],
+}
 
 #: What a copy consists of, but for the tests of other modules.
 COPIED = ["gowsev/**/*.py", "tests/**/*.py", "pyproject.toml", "setup.cfg"]
