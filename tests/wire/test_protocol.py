@@ -5,7 +5,6 @@ Bytes are written and read by hand (see `tables`), never by the code under test.
 
 import inspect
 import itertools
-import random
 import re
 import sys
 import time
@@ -43,7 +42,7 @@ from websockets.uri import parse_uri
 
 from gowsev.wire import protocol as module
 from gowsev.wire.deflate import Deflate
-from gowsev.wire.encoder import LARGE, Encoder, MaskingEncoder
+from gowsev.wire.encoder import Encoder, MaskingEncoder
 from gowsev.wire.protocol import CLOSING, DONE, OPEN, Protocol
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -931,132 +930,6 @@ def test_a_bomb_in_fragments_holds_no_more_than_the_limit():
     assert protocol.failure.code == 1009
     assert most < 600_000
     assert held(protocol) < 200
-
-
-# -- encoders ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 65537])
-def test_encoder(size):
-    payload = bytes(i & 0xFF for i in range(size))
-    assert Encoder().encode(BINARY, payload) == frame(FIN | BINARY, payload, None)
-    assert Encoder().encode(TEXT, payload) == frame(FIN | TEXT, payload, None)
-    assert unframe(MaskingEncoder().encode(TEXT, payload)) == [(FIN | TEXT, True, payload)]
-
-
-def test_encoder_keeps_the_last_frame_and_what_it_was_made_of():
-    encoder = Encoder()
-    payload = bytes([1, 2, 3])
-    frame = encoder.encode(BINARY, payload)
-    assert encoder.encode(BINARY, payload) is frame
-    assert encoder.encode(TEXT, payload) != frame, "under another opcode it is another frame"
-    frame = encoder.encode(TEXT, payload)
-    assert encoder.encode(TEXT, payload) is frame
-    assert encoder.encode(TEXT, bytes([1, 2, 4])) != frame
-
-
-def test_encoder_compresses_equal_bytes_once():
-    encoder = Encoder(Deflate())
-    payload = b"abc" * 100
-    published = encoder.encode(BINARY, payload)
-    assert published[0] == FIN | RSV1 | BINARY
-    assert encoder.encode(BINARY, payload) is published
-    # As they are when one text is written to each of many: each time it is encoded anew.
-    assert encoder.encode(BINARY, b"abc" * 50 + b"abc" * 50) is published
-    assert encoder.encode(BINARY, b"abd" * 100) != published
-    assert encoder.encode(BINARY, payload) == published
-    as_text = encoder.encode(TEXT, payload)
-    assert as_text == bytes([FIN | RSV1 | TEXT]) + published[1:]
-    assert encoder.encode(TEXT, payload) is as_text
-    assert encoder.encode(BINARY, payload) == published
-
-
-INCOMPRESSIBLE = random.Random(2).randbytes(20000)
-
-
-@pytest.mark.parametrize(
-    ("payload", "compressed"),
-    [(bytes(99), False), (bytes(100), True), (b"", False), (INCOMPRESSIBLE[:1000], False), (INCOMPRESSIBLE, False)],
-)
-@pytest.mark.parametrize("kind", [Encoder, MaskingEncoder])
-def test_encoders_compress_what_that_makes_shorter(kind, payload, compressed):
-    encoder = kind(Deflate(min_bytes=100))
-    for encode in (encoder.encode, lambda opcode, payload: b"".join(encoder.encode_large(opcode, payload))):
-        wire = encode(BINARY, payload)
-        assert (wire[0] == FIN | RSV1 | BINARY) is compressed
-        assert feed(Protocol(client=kind is Encoder, deflate=Deflate()), [wire]) == [(BINARY, payload)]
-
-
-def test_what_does_not_shrink_is_compressed_once_too(monkeypatch):
-    tried = []
-    monkeypatch.setattr(Deflate, "compress", lambda self, payload: tried.append(payload) or payload)
-    encoder = Encoder(Deflate())
-    assert encoder.encode(BINARY, INCOMPRESSIBLE) is encoder.encode(BINARY, INCOMPRESSIBLE)
-    assert tried == [INCOMPRESSIBLE]
-
-
-def test_what_a_kept_context_has_seen_is_sent():
-    # It refers to messages that were, so each must have been; those below the threshold never were in it.
-    encoder = Encoder(Deflate(takeover=True, min_bytes=10))
-    peer = Protocol(client=True, deflate=Deflate(inflate_takeover=True))
-    for payload in (INCOMPRESSIBLE[:1000], b"short", INCOMPRESSIBLE[:1000], b"", b"long enough"):
-        wire = encoder.encode(BINARY, payload)
-        assert (wire[0] == FIN | RSV1 | BINARY) is (len(payload) >= 10)
-        assert feed(peer, [wire]) == [(BINARY, payload)]
-    assert len(encoder.encode(BINARY, INCOMPRESSIBLE[:1000])) < 100
-
-
-def test_encoder_knows_no_message_to_begin_with():
-    # The empty `bytes` is one object everywhere.
-    assert Encoder().encode(BINARY, b"") == b"\x82\x00"
-    assert Encoder().encode(TEXT, b"") == b"\x81\x00"
-
-
-def test_encoder_with_takeover_never_repeats_a_frame():
-    # RFC 7692 section 7.1.1: a second message refers to the first, so a frame serves once.
-    encoder = Encoder(Deflate(takeover=True))
-    payload = b"Hello"
-    wire = [encoder.encode(TEXT, payload) for _ in range(3)]
-    assert wire[0] == frame(FIN | RSV1 | TEXT, bytes.fromhex("f2 48 cd c9 c9 07 00"), None)
-    assert wire[1] == frame(FIN | RSV1 | TEXT, bytes.fromhex("f2 00 11 00 00"), None)
-    peer = Protocol(client=True, deflate=Deflate(inflate_takeover=True))
-    assert feed(peer, wire) == [(TEXT, payload)] * 3
-
-
-def test_encode_large_copies_nothing():
-    payload = bytes(LARGE)
-    first, second = Encoder().encode_large(BINARY, payload)
-    assert second is payload
-    assert first + second == frame(FIN | BINARY, payload, None)
-
-
-@pytest.mark.parametrize("takeover", [False, True])
-def test_encode_large_compressed(takeover):
-    payload = bytes(LARGE)
-    encoder = Encoder(Deflate(takeover=takeover))
-    [wire] = encoder.encode_large(BINARY, payload)
-    assert (encoder.encode_large(BINARY, payload)[0] is wire) is not takeover
-    assert feed(Protocol(client=True, deflate=Deflate()), [wire]) == [(BINARY, payload)]
-
-
-def test_masking_encoder_takes_a_fresh_mask_each_time():
-    # 5.3: "The masking key [...] MUST be chosen from the set of allowed 32-bit values" afresh "for each frame"
-    for encoder in (MaskingEncoder(), MaskingEncoder(Deflate())):
-        wires = {encoder.encode(TEXT, b"") for _ in range(64)}
-        assert len(wires) > 60
-
-
-@pytest.mark.parametrize("deflate", [None, Deflate()], ids=["plain", "deflate"])
-def test_masking_encoder_never_sends_a_large_payload_as_it_is(deflate):
-    payload = b"attack at dawn!!" * 2000
-    [wire] = MaskingEncoder(deflate).encode_large(BINARY, payload)
-    assert b"attack" not in wire
-    assert feed(Protocol(deflate=deflate), [wire]) == [(BINARY, payload)]
-
-
-def test_masking_encoder_compresses():
-    [(first, masked, payload)] = unframe(MaskingEncoder(Deflate(takeover=True)).encode(TEXT, b"Hello"))
-    assert (first, masked, payload) == (FIN | RSV1 | TEXT, True, bytes.fromhex("f2 48 cd c9 c9 07 00"))
 
 
 # -- properties --------------------------------------------------------------------------------------------------
