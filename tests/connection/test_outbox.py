@@ -130,28 +130,6 @@ def test_an_interrupted_flush_forgets_none_of_the_outboxes_behind(capfd):
     assert len(lost) == 1
 
 
-def test_a_flush_without_memory_is_made_up_for_by_the_next():
-    class Gatherer:
-        def __init__(self, scarce):
-            self.scarce, self.flushes = scarce, 0
-
-        def flush(self):
-            if self.scarce:
-                self.scarce = False
-                raise MemoryError
-            self.flushes += 1
-
-    batch = Batch()
-    batch.held = True
-    gatherers = [Gatherer(scarce) for scarce in (True, False, False)]
-    for gatherer in gatherers:
-        batch.add(gatherer)
-    with pytest.raises(MemoryError):
-        batch.flush()
-    batch.flush()
-    assert [gatherer.flushes for gatherer in gatherers] == [1, 1, 1]
-
-
 def test_an_interrupted_send_of_a_long_frame_ends_its_connection():
     batch, lost = Batch(), []
     batch.held = True

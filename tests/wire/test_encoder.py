@@ -6,11 +6,7 @@ Bytes are written and read by hand (see `tables`), never by the code under test.
 import random
 
 import pytest
-from tables import (
-    feed,
-    frame,
-    unframe,
-)
+from tables import feed, frame, unframe
 
 from gowsev.wire.deflate import Deflate
 from gowsev.wire.encoder import LARGE, Encoder, MaskingEncoder
