@@ -87,10 +87,19 @@ PUBLIC["TextReceived"] = PUBLIC["ConnRequested"] = "gowsev.Handler"
 
 #: Methods that other modules of the package call. They are no part of the interface.
 INTERNAL = {
-    "gowsev.Context": {"accept", "admit", "check_thread", "disown", "may_refuse", "refused"},
+    "gowsev.Context": {"attach", "disown"},
     "gowsev.DialledConn": {"disown"},
     "gowsev.Timer": {"run"},
-    "gowsev.WebSocketHandler": {"MessageClass", "get_environ", "read_request", "read_requestline"},
+    "gowsev.WebSocketHandler": {
+        "MessageClass",
+        "finalize_headers",
+        "get_environ",
+        "handle_error",
+        "handle_one_response",
+        "read_request",
+        "read_requestline",
+        "write",
+    },
 }
 INTERNAL_NAMES = set().union(*INTERNAL.values())
 

@@ -15,7 +15,7 @@ it shares with the parent stays as it is.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -59,8 +59,9 @@ def disown_all() -> None:
 
 def close_descriptor(sock: Any) -> None:
     """Close a gevent socket at once; its own `close` would wait for the hub where a greenlet waits for the socket."""
-    with suppress(OSError):  # it is closed already: nothing is to be let go of
-        os.close(sock.detach())
+    descriptor = sock.detach()
+    if descriptor >= 0:  # else it is closed already: nothing is to be let go of
+        os.close(descriptor)
 
 
 os.register_at_fork(after_in_child=disown_all)

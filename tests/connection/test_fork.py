@@ -12,7 +12,7 @@ from gevent.pywsgi import WSGIServer
 from raw import RawClient
 
 import gowsev
-from gowsev.connection.fork import disown_all
+from gowsev.connection.fork import close_descriptor, disown_all
 from gowsev.wire import frames
 
 #: A server of each kind, which answers a message with its pid and forks for the first one that it gets.
@@ -172,7 +172,7 @@ class Pid(gowsev.Handler):
 context = gowsev.MakeContext(Pid())
 host, port = context.ListenAndServe("127.0.0.1:0")
 # Each line in one write: two processes write at the same time.
-context.Post(lambda context: os.write(1, f"posted call in {os.getpid()}\n".encode()))
+context.Post(lambda context: os.write(1, f"posted call in {os.getpid()}\\n".encode()))
 children = []
 for _ in range(2):
     child = os.fork()
@@ -180,8 +180,8 @@ for _ in range(2):
         context.EventLoop()
         os._exit(0)
     children.append(child)
-os.write(1, f"children {children[0]} {children[1]}\n".encode())
-os.write(1, f"listening on port {port}\n".encode())
+os.write(1, f"children {children[0]} {children[1]}\\n".encode())
+os.write(1, f"listening on port {port}\\n".encode())
 for child in children:
     os.waitpid(child, 0)
 """
@@ -490,3 +490,10 @@ def test_a_loop_that_never_waited_has_ended_too():
     assert context.EventLoopIteration() is True
     disown_all()
     assert context.EventLoopIteration() is False
+
+
+def test_a_socket_that_is_closed_already_is_let_go_of_too():
+    sock = gevent.socket.socket()
+    sock.close()
+    close_descriptor(sock)
+    assert sock.fileno() == -1
