@@ -157,15 +157,14 @@ class Context:
             for event in unread:
                 self._loop.queue.put(event)
         else:
-            foreign = adopt(conn)
+            adopted = adopt(conn)
             connection = self._connections.make(
-                foreign.sock,
-                request=foreign.request,
-                subprotocol=foreign.subprotocol,
-                tls=foreign.tls,
-                client=foreign.client,
+                adopted.sock,
+                request=adopted.request,
+                subprotocol=adopted.subprotocol,
+                client=adopted.client,
             )
-            connection.start(foreign.leftover)
+            connection.start(adopted.leftover)
         self._connections.stats.added += 1
         return connection.id
 

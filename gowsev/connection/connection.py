@@ -67,7 +67,6 @@ class Connection:
         sock: a connected, non-blocking socket, which now belongs to this object: a plain one, or a `TLSSocket`.
         request: the handshake that led to it.
         subprotocol: the one negotiated, if any.
-        tls: whether `sock` is TLS.
     """
 
     __slots__ = (
@@ -107,7 +106,6 @@ class Connection:
         *,
         request: Request,
         subprotocol: str | None,
-        tls: bool,
         protocol: Protocol,
         encoder: Encoder,
         options: Options,
@@ -118,7 +116,7 @@ class Connection:
         self.id = 0
         self.request = request
         self.subprotocol = subprotocol
-        self.tls = tls
+        self.tls = tls = request.tls
         self._protocol = protocol
         self.encoder = encoder
         self._sink = sink

@@ -57,7 +57,6 @@ class Connections:
         *,
         request: Request,
         subprotocol: str | None,
-        tls: bool,
         client: bool = False,
         deflate: Deflate | None = None,
     ) -> Connection:
@@ -67,7 +66,6 @@ class Connections:
             sock,
             request=request,
             subprotocol=subprotocol,
-            tls=tls,
             protocol=Protocol(client=client, max_message_bytes=options.max_message_bytes, deflate=deflate),
             encoder=MaskingEncoder(deflate) if client else self._encoder(deflate),
             options=options,

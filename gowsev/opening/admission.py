@@ -98,7 +98,7 @@ class Admission:
     def accept(self, sock: Any, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
         connection = self._connections.make(
-            sock, request=request, subprotocol=handshake.subprotocol, tls=request.tls, deflate=handshake.deflate
+            sock, request=request, subprotocol=handshake.subprotocol, deflate=handshake.deflate
         )
         self._connections.stats.accepted += 1
         self._driver.expect_driver()

@@ -47,7 +47,6 @@ class Adopted(NamedTuple):
 
     sock: Any
     """Non-blocking."""
-    tls: bool
     client: bool
     """Whether we are the client."""
     request: Request
@@ -102,7 +101,7 @@ def from_gevent_websocket(websocket: Any) -> Adopted:
     # It must neither read nor, when its application returns, send a close frame.
     websocket.closed = True
     websocket.stream = websocket.raw_read = websocket.raw_write = None
-    return Adopted(take_from_server(sock), request.tls, False, request, subprotocol, leftover)
+    return Adopted(take_from_server(sock), False, request, subprotocol, leftover)
 
 
 def _from_websocket_client(websocket: Any) -> Adopted:
@@ -117,7 +116,7 @@ def _from_websocket_client(websocket: Any) -> Adopted:
     leftover = _unread(websocket)
     websocket.sock = None
     websocket.connected = False
-    return Adopted(take_over(sock), request.tls, True, request, websocket.subprotocol, leftover)
+    return Adopted(take_over(sock), True, request, websocket.subprotocol, leftover)
 
 
 def _unread(websocket: Any) -> bytes:

@@ -325,7 +325,6 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
         take_over(sock),
         request=request,
         subprotocol=client.subprotocol,
-        tls=request.tls,
         protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
         encoder=MaskingEncoder(codec),
         options=options,

@@ -973,7 +973,6 @@ class Bench:
             take_over(sock),
             request=gowsev.Request("/", "", gowsev.Headers(), ("", 0), ("", 0), False),
             subprotocol=None,
-            tls=False,
             protocol=Protocol(),
             encoder=Encoder(),
             options=self.options,

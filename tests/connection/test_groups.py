@@ -96,7 +96,6 @@ class Room:
             self.sockets[id],
             request=gowsev.Request("/", "", gowsev.Headers(), ("", 0), ("", 0), False),
             subprotocol=None,
-            tls=False,
             protocol=Protocol(),
             encoder=encoder,
             options=self.options,
