@@ -73,11 +73,11 @@ def as_bytes(message: object) -> bytes:
     raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}")
 
 
-def check_callable(callback: object) -> None:
-    """Check that a callback can be called.
+def check_callable(name: str, value: object, optional: bool = False) -> None:
+    """Check that an argument can be called; where it is `optional`, `None` will do.
 
     Raises:
         TypeError: it cannot.
     """
-    if not callable(callback):
-        raise TypeError(f"callback must be callable, not {callback!r}")
+    if not (callable(value) or (optional and value is None)):
+        raise TypeError(f"{name} must be callable, not {value!r}")

@@ -312,7 +312,7 @@ class Context:
             TypeError: `callback` is not callable.
             RuntimeError: the context has been shut down.
         """
-        check_callable(callback)
+        check_callable("callback", callback)
         if self._loop.finished:
             self._loop.check_not_stopped()
         self._loop.queue.post((CALL, callback, args))
@@ -329,7 +329,7 @@ class Context:
             TypeError, ValueError: `delay` is no number of seconds of at least 0, or `callback` not callable.
             RuntimeError: this is not the thread that made the context.
         """
-        check_callable(callback)
+        check_callable("callback", callback)
         seconds = as_seconds("delay", delay)
         if seconds is None:
             raise TypeError("delay must be a number of seconds, not None")
@@ -434,7 +434,4 @@ class Context:
         the child may drive it, with its listeners, timers and posted calls, but without the clients that have come
         already: they stay with the parent too.
         """
-        if self._loop.undriven:
-            self._admission.disown(self._loop.disown_clients())
-        else:
-            self._loop.disown()
+        self._admission.disown(self._loop.disown())

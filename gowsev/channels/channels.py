@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from gowsev.arguments import check_callable
 from gowsev.channels.backend import Joining, Publishing
 from gowsev.channels.errors import ChannelsAway, TooManyChannels
 from gowsev.channels.in_flight import InFlight
@@ -123,7 +124,7 @@ class Channels(Part):
     ) -> None:
         if not isinstance(limits, Limits):
             raise TypeError(f"limits must be gowsev.channels.Limits, not {limits!r}")
-        _check_callable("deliver", deliver)
+        check_callable("deliver", deliver)
         self.limits = limits
         self._context = context
         self._hub = gevent.get_hub()
@@ -177,7 +178,7 @@ class Channels(Part):
             check_name("member", member, self.limits.name_bytes)
         if after is not None and not isinstance(after, str):
             raise TypeError(f"after must be a position, which is a str, or None, not {after!r}")
-        _check_callable("done", done, optional=True)
+        check_callable("done", done, optional=True)
         self._check_thread()
         joining = Joining(id, channel, Position.parse(after or ""), after is not None, member, done)
         before = self._subscribers.find(id, channel)
@@ -223,7 +224,7 @@ class Channels(Part):
         """
         check_name("channel", channel, self.limits.name_bytes)
         text, payload = check_message(message)
-        _check_callable("done", done, optional=True)
+        check_callable("done", done, optional=True)
         error: Exception | None = self._in_flight.enter(id, len(payload))
         if error is None:
             publishing = Publishing(channel, text, payload, id, done)
@@ -246,7 +247,7 @@ class Channels(Part):
             RuntimeError: this is not the thread that made the context.
         """
         check_name("channel", channel, self.limits.name_bytes)
-        _check_callable("done", done)
+        check_callable("done", done)
         self._check_thread()
         if self._ended:
             self.answer(done, {}, ChannelsAway(self._ended))
@@ -431,8 +432,3 @@ class Channels(Part):
         self._subscribers.clear()
         self._in_flight.clear()
         self._backend.disown()
-
-
-def _check_callable(what: str, value: object, optional: bool = False) -> None:
-    if not (callable(value) or (optional and value is None)):
-        raise TypeError(f"{what} must be callable, not {value!r}")

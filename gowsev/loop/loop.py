@@ -237,29 +237,30 @@ class Loop:
             for part in self.parts:
                 part.loop_ended()
 
-    def disown_clients(self) -> list[Event]:
-        """In a forked child: keep the calls that were posted, and return the other events, which are the parent's."""
+    def disown(self) -> list[Event]:
+        """In a forked child: leave to the parent what is its own.
+
+        A loop that was driven has ended here. One that was not may be driven here, with its listeners and the calls
+        that were posted; its other events are the parent's, and are returned.
+        """
         for listener in self.listeners:
             listener.disown_clients()
         for part in self.parts:
             part.disown()
-        self.connections.clear()
-        events = self.queue.take_all()
-        for event in events:
-            if event[0] == CALL:
-                self.queue.put(event)
-        return [event for event in events if event[0] != CALL]
-
-    def disown(self) -> None:
-        """In a forked child: the loop is the parent's, and has ended here."""
+        if self.undriven:
+            self.connections.clear()
+            events = self.queue.take_all()
+            for event in events:
+                if event[0] == CALL:
+                    self.queue.put(event)
+            return [event for event in events if event[0] != CALL]
         self.stopping = self.finished = True
         self.queue.disown()
         for listener in self.listeners:
-            listener.disown_clients()
             listener.disown()
         for part in self.parts:
-            part.disown()
             part.loop_ended()
+        return []
 
 
 def _warn_if_undriven(held: ref[Loop]) -> None:
