@@ -73,6 +73,7 @@ ROOMS = {
         "channels.followed",
         "channels.health",
         "channels.in_flight",
+        "channels.lasting",
         "channels.limits",
         "channels.line",
         "channels.memory",

@@ -13,13 +13,14 @@ import gevent
 import redis
 from gevent.event import Event
 
-from gowsev.channels.line import ANSWER, FAILED, Line
-from gowsev.channels.pipeline import pause
+from gowsev.channels.lasting import Lasting
+from gowsev.channels.line import ANSWER, FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.channels.health import Health
+    from gowsev.channels.line import Line
     from gowsev.channels.url import Address
 
 __all__ = ["Notifications"]
@@ -30,7 +31,7 @@ _PING = 3.0
 _BATCH = 256
 
 
-class Notifications:
+class Notifications(Lasting):
     """The connection that notifies.
 
     Args:
@@ -59,25 +60,21 @@ class Notifications:
         away: Callable[[str], None],
         has_room: Callable[[], bool],
     ) -> None:
-        self._address = address
-        self._health = health
+        super().__init__(address, health, _PING + ANSWER)
         self._probe = probe
         self._confirmed = confirmed
         self._notified = notified
         self._refused = refused
         self._cut_off = cut_off
-        self._away = away
+        self._told_away = away
         self._has_room = has_room
         self._names: dict[bytes, None] = {}
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._unanswered: Counter[bytes] = Counter()
         self._sent: deque[bytes] = deque()  # the names of commands that are not answered yet
-        self._line: Line | None = None
         self._open = False
         self._to_write = Event()
         self._room = Event()
-        self._greenlets: list[Any] = []
-        self._closed = False
 
     def follow(self, name: bytes) -> None:
         """Be notified of what is published under a name. Does not block."""
@@ -92,58 +89,22 @@ class Notifications:
         if self._open:
             self._ask(b"SUNSUBSCRIBE", name)
 
-    def start(self) -> None:
-        """Connect, unless that was begun. Does not block."""
-        if not self._greenlets and not self._closed:
-            self._greenlets.append(gevent.spawn(self._run))
-
     def go_on(self) -> None:
         """There is room again."""
         self._room.set()
-
-    def close(self) -> None:
-        """End. Does not block."""
-        self._closed = True
-        if self._line is not None:
-            self._line.shut()
-        gevent.killall(self._greenlets, block=False)
-
-    def disown(self) -> None:
-        """In a forked child: leave the connection to the parent."""
-        self._closed = True
-        if self._line is not None:  # pragma: no branch - in a child, whose coverage is not measured
-            self._line.disown()
-        gevent.killall(self._greenlets, block=False)
 
     def _ask(self, word: bytes, name: bytes) -> None:
         self._waiting.append((word, name))
         self._unanswered[name] += word == b"SSUBSCRIBE"
         self._to_write.set()
 
-    def _run(self) -> None:
-        attempt = 0
-        while True:
-            self._line = line = Line(self._address, _PING + ANSWER)
-            try:
-                line.open()
-                # An answer shows that this Redis can notify, and that it may be asked to.
-                line.ask(b"SSUBSCRIBE", self._probe)
-                line.ask(b"SUNSUBSCRIBE", self._probe)
-            except FAILED as error:
-                # It is tried again, until the end; `Status` says why.
-                line.close()
-                self._away(self._health.down(self.NAME, error))
-                gevent.sleep(pause(attempt))
-                attempt += 1
-                continue
-            except BaseException:
-                line.close()
-                raise
-            attempt = 0
-            self._health.is_up(self.NAME)
-            self._use(line)
-            self._health.lost(self.NAME)
-            gevent.sleep(pause(0))
+    def _prepare(self, line: Line) -> None:
+        # An answer shows that this Redis can notify, and that it may be asked to.
+        line.ask(b"SSUBSCRIBE", self._probe)
+        line.ask(b"SUNSUBSCRIBE", self._probe)
+
+    def _away(self, reason: str) -> None:
+        self._told_away(reason)
 
     def _use(self, line: Line) -> None:
         """Read until the connection is lost."""

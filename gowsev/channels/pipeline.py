@@ -11,7 +11,6 @@ comes again. One that Redis has certainly not carried out, and may yet, gets a n
 
 from __future__ import annotations
 
-import random
 import time
 from collections import deque
 from itertools import count
@@ -24,23 +23,23 @@ from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError
 
 from gowsev.channels.errors import ChannelsAway
 from gowsev.channels.health import describe
-from gowsev.channels.line import FAILED, Line
+from gowsev.channels.lasting import Lasting
+from gowsev.channels.line import ANSWER, FAILED
 from gowsev.channels.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from gowsev.channels.health import Health
+    from gowsev.channels.line import Line
     from gowsev.channels.url import Address
 
-__all__ = ["PATIENCE", "Command", "Pipeline", "comes_later", "pause"]
+__all__ = ["PATIENCE", "Command", "Pipeline", "comes_later"]
 
 #: Commands, and their bytes, that may be sent and not answered.
 WINDOW, WINDOW_BYTES = 128, 1 << 20
 #: Seconds after which a command fails, if there has been no answer.
 PATIENCE = 15.0
-#: Seconds between attempts to connect, at first and at most.
-_FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
 #: Seconds without a command after which one is sent, to see whether Redis is still there.
 _IDLE = 5.0
 
@@ -68,12 +67,6 @@ def comes_later(answer: object) -> bool:
     )
 
 
-def pause(attempt: int) -> float:
-    """Return the seconds to wait before an attempt to connect; many processes should not come at once."""
-    delay: float = min(_FIRST_RETRY * 2 ** min(attempt, 10), _LAST_RETRY)
-    return delay * random.uniform(0.5, 1.0)  # noqa: S311
-
-
 class Command:
     """Something to ask of Redis.
 
@@ -95,7 +88,7 @@ class Command:
         self.deadline = time.monotonic() + PATIENCE
 
 
-class Pipeline:
+class Pipeline(Lasting):
     """The connection to ask over; it is opened when there is something to ask.
 
     Args:
@@ -110,9 +103,8 @@ class Pipeline:
     def __init__(
         self, address: Address, health: Health, prepare: Callable[[Line], None], connected: Callable[[], None]
     ) -> None:
-        self._address = address
-        self._health = health
-        self._prepare = prepare
+        super().__init__(address, health, ANSWER)
+        self._make_ready = prepare
         self._connected = connected
         self._numbers = count(1)
         self._turns: Turns[Command] = Turns()
@@ -123,9 +115,6 @@ class Pipeline:
         self._broken: BaseException | None = None
         self._to_write = Event()
         self._to_read = Event()
-        self._line: Line | None = None
-        self._greenlets: list[Any] = []
-        self._closed = False
 
     def ask(self, account: Hashable, command: Command) -> None:
         """Add a command. Does not block."""
@@ -133,53 +122,14 @@ class Pipeline:
         self._to_write.set()
         self.start()
 
-    def start(self) -> None:
-        """Connect, unless that was begun. Does not block."""
-        if not self._greenlets and not self._closed:
-            self._greenlets.append(gevent.spawn(self._run))
-
-    def close(self) -> None:
-        """End, with nobody to be told. Does not block."""
-        self._closed = True
-        if self._line is not None:
-            self._line.shut()
-        gevent.killall(self._greenlets, block=False)
-
-    def disown(self) -> None:
-        """In a forked child: leave the connection to the parent."""
-        self._closed = True
-        if self._line is not None:  # pragma: no branch - in a child, whose coverage is not measured
-            self._line.disown()
-        gevent.killall(self._greenlets, block=False)
-
     # -- the connection ------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        attempt = 0
-        while True:
-            self._line = line = Line(self._address)
-            try:
-                line.open()
-                self._prepare(line)
-            except FAILED as error:
-                # It is tried again, until the end; whoever waits too long is told.
-                line.close()
-                self._give_up(self._health.down(self.NAME, error))
-                gevent.sleep(pause(attempt))
-                attempt += 1
-                continue
-            except BaseException:  # pragma: no cover - killed just then, by the end of the context
-                line.close()
-                raise
-            attempt = 0
-            self._health.is_up(self.NAME)
-            self._connected()
-            self._use(line)
-            self._health.lost(self.NAME)
-            gevent.sleep(pause(0))
+    def _prepare(self, line: Line) -> None:
+        self._make_ready(line)
 
     def _use(self, line: Line) -> None:
         """Send and read until the connection is lost, or must be."""
+        self._connected()
         self._broken = None
         reader = gevent.spawn(self._read, line)
         self._greenlets.append(reader)
@@ -252,7 +202,7 @@ class Pipeline:
             self._to_write.set()
         self._to_write.set()
 
-    def _give_up(self, reason: str) -> None:
+    def _away(self, reason: str) -> None:
         """Fail whatever has waited for too long."""
         now = time.monotonic()
 

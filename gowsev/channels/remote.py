@@ -16,9 +16,10 @@ from redis.exceptions import NoScriptError
 
 from gowsev.channels.errors import ChannelsAway, Refused
 from gowsev.channels.health import describe
+from gowsev.channels.lasting import pause
 from gowsev.channels.limits import DEFAULTS, Limits
 from gowsev.channels.line import FAILED
-from gowsev.channels.pipeline import comes_later, pause
+from gowsev.channels.pipeline import comes_later
 from gowsev.channels.publication import Position, check_message, check_name, check_prefix, publication_of
 from gowsev.channels.replies import members_of, position_of, timeline_of
 from gowsev.channels.scripts import MEMBERS, channel_keys, member_keys
