@@ -21,6 +21,7 @@ import gevent.ssl
 import pytest
 import trustme
 from gevent import monkey
+from gevent.pywsgi import WSGIServer
 from gevent.threadpool import ThreadPool
 from raw import RawClient
 
@@ -423,6 +424,34 @@ class IdleServer(RawClients):
             pass
         assert self.context.Stats().connections == 0
         assert not sockets_of(self)
+
+
+@pytest.fixture(params=["listener", "WebSocketHandler"])
+def page_server(request, serve):
+    """A function that serves a WSGI application by either server that reads requests, and returns how to connect."""
+    servers, clients = [], []
+
+    def start(application):
+        if request.param == "listener":
+            listener = serve(http_app=application)
+            return lambda: listener.client(handshake=False)
+        server = WSGIServer(
+            ("127.0.0.1", 0), application, handler_class=gowsev.WebSocketHandler, log=None, error_log=None
+        )
+        server.start()
+        servers.append(server)
+
+        def connect():
+            clients.append(RawClient("127.0.0.1", server.server_port, handshake=False))
+            return clients[-1]
+
+        return connect
+
+    yield start
+    for client in clients:
+        client.close()
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture

@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from gevent.pywsgi import WSGIServer
-from raw import RawClient
 
-import gowsev
 from gowsev.opening.chunked import ChunkedFile, MalformedBody
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
@@ -73,27 +70,11 @@ class Application:
         return [b"ok"]
 
 
-@pytest.fixture(params=["listener", "WebSocketHandler"])
-def server(request, serve):
+@pytest.fixture
+def server(page_server):
     application = Application()
-    if request.param == "listener":
-        listener = serve(http_app=application)
-        application.connect = lambda: listener.client(handshake=False)
-        yield application
-        return
-    pywsgi = WSGIServer(("127.0.0.1", 0), application, handler_class=gowsev.WebSocketHandler, log=None, error_log=None)
-    pywsgi.start()
-    clients = []
-
-    def connect():
-        clients.append(RawClient("127.0.0.1", pywsgi.server_port, handshake=False))
-        return clients[-1]
-
-    application.connect = connect
-    yield application
-    for client in clients:
-        client.close()
-    pywsgi.stop()
+    application.connect = page_server(application)
+    return application
 
 
 def post(way, body):

@@ -192,28 +192,12 @@ class Pages:
         return iter([b"ok"])
 
 
-@pytest.fixture(params=["listener", "WebSocketHandler"])
-def pages(request, serve):
+@pytest.fixture
+def pages(page_server):
     """The two kinds of server that read requests: pages, and how to reach them."""
     found = Pages()
-    if request.param == "listener":
-        listener = serve(http_app=found)
-        found.connect = lambda: listener.client(handshake=False)
-        yield found
-        return
-    server = WSGIServer(("127.0.0.1", 0), found, handler_class=gowsev.WebSocketHandler, log=None, error_log=None)
-    server.start()
-    clients = []
-
-    def connect():
-        clients.append(RawClient("127.0.0.1", server.server_port, handshake=False))
-        return clients[-1]
-
-    found.connect = connect
-    yield found
-    for client in clients:
-        client.close()
-    server.stop()
+    found.connect = page_server(found)
+    return found
 
 
 def message(line, fields, body=b""):
