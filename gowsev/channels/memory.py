@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from gowsev.channels.publication import Message, Position
+from gowsev.channels.subscribers import count_member
 from gowsev.channels.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -119,12 +120,7 @@ class Memory:
         self._streams[channel].followed = False
 
     def present(self, channel: str, member: str, connections: int) -> None:
-        members = self._members.setdefault(channel, {})
-        members[member] = connections
-        if not connections:
-            del members[member]
-            if not members:
-                del self._members[channel]
+        count_member(self._members, channel, member, connections)
 
     def members(self, channel: str, done: Callable[..., object]) -> None:
         self._receiver.answer(done, dict(self._members.get(channel, {})), None)

@@ -14,6 +14,7 @@ from gowsev.channels.health import describe
 from gowsev.channels.publication import encoded
 from gowsev.channels.replies import members_of
 from gowsev.channels.scripts import ALIVE, MEMBERS, member_keys
+from gowsev.channels.subscribers import count_member
 from gowsev.channels.words import script_words
 
 if TYPE_CHECKING:
@@ -48,12 +49,7 @@ class Presence:
     def present(self, channel: str, member: str, connections: int) -> None:
         """Say how many connections a member has here."""
         first = channel not in self._members
-        members = self._members.setdefault(channel, {})
-        members[member] = connections
-        if not connections:
-            del members[member]
-            if not members:
-                del self._members[channel]
+        count_member(self._members, channel, member, connections)
         self._say(channel, first, {member: connections})
         if self._heart is None:
             self._heart = gevent.spawn(self._beat)

@@ -1,4 +1,4 @@
-"""Who has subscribed to what, in this process. Only ever used by the loop."""
+"""Who has subscribed to what, in this process, and who is there. For the thread of the context."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gowsev.channels.backend import Joining
 
-__all__ = ["Channel", "Subscribers"]
+__all__ = ["Channel", "Subscribers", "count_member"]
+
+
+def count_member(members: dict[str, dict[str, int]], channel: str, member: str, connections: int) -> None:
+    """Note in `members`, by channel, how many connections a member has; what is empty is not kept."""
+    of_channel = members.setdefault(channel, {})
+    of_channel[member] = connections
+    if not connections:
+        del of_channel[member]
+        if not of_channel:
+            del members[channel]
 
 
 class Channel:
