@@ -20,13 +20,16 @@ class Connection:
 
     def __init__(self, sock, replies, start, deflate):
         self.sock = sock
-        self.alone = wire.check_response(read_head(sock), deflate)
+        head, behind = read_head(sock)
+        self.alone = wire.check_response(head, deflate)
         self.reader = replies.reader(start, self.pong, self.alone)
         self.missing = 0  # replies
         self.begins = deque()  # when what is in flight was sent
         self.unsent = b""
         sock.setblocking(False)
         self.receive = self._receive_tls if isinstance(sock, ssl.SSLSocket) else sock.recv_into
+        if behind:
+            self.reader.take(behind)  # a ping; no reply comes before a message
 
     def _receive_tls(self, buffer):
         try:
@@ -57,13 +60,15 @@ class Connection:
 
 
 def read_head(sock):
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
+    """Return an answer's head, and what came behind it: frames that the server sent at once."""
+    received = b""
+    while b"\r\n\r\n" not in received:
         data = sock.recv(4096)
         if not data:
-            raise WireError(f"the server closed during the handshake, after {head!r}")
-        head += data
-    return head
+            raise WireError(f"the server closed during the handshake, after {received!r}")
+        received += data
+    head, end, behind = received.partition(b"\r\n\r\n")
+    return head + end, behind
 
 
 class Client:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -19,6 +20,7 @@ import launch
 import medians
 import picture
 import pytest
+import raw_client
 import report
 import run as command
 import wire
@@ -79,6 +81,18 @@ def test_compressed_replies_are_counted_however_they_are_cut(step, alone):
     taken = [reader.take(memoryview(stream)[i : i + step]) for i in range(0, len(stream), step)]
     assert sum(taken) == 9
     assert pongs == [b"there?"]
+
+
+def test_ping_in_the_segment_of_the_handshake_is_answered():
+    """A server that pings often may have sent one before the driver looks at its answer."""
+    server, client = socket.socketpair()
+    with server, client:
+        for end in (server, client):
+            end.settimeout(PATIENCE)
+        head = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: %b\r\n\r\n" % wire.ACCEPT
+        server.sendall(head + wire.frame(b"there?", wire.PING, masked=False))
+        raw_client.Connection(client, wire.Replies(MESSAGES), 0, deflate=False)
+        assert server.recv(100)[0] == wire.PONG
 
 
 @pytest.mark.parametrize("replies", [wire.Replies, wire.CompressedReplies])
