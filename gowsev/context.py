@@ -82,6 +82,8 @@ class Context:
         self.options: Options = options or Options()
         self._loop = loop = Loop(self.options)
         self._connections = loop.connections
+        self._by_id = loop.connections.by_id
+        self._batch = loop.connections.batch
         self._dispatch = Dispatch(self, handler, loop, self.options.raise_errors)
         self._admission = Admission(self.options, loop.connections, loop.queue, loop, self._dispatch.asks)
         finalize(self, loop.queue.close)
@@ -237,7 +239,11 @@ class Context:
             TypeError: `message` is not bytes, a bytearray or a memoryview.
             RuntimeError: this is not the thread that made the context.
         """
-        return self._write(id, BINARY, as_bytes(message))
+        payload = message if type(message) is bytes else as_bytes(message)
+        if not self._batch.held:
+            self._loop.check_thread()
+        connection = self._by_id.get(id)
+        return IdNotFound(id) if connection is None else connection.write(BINARY, payload)
 
     def WriteText(self, id: int, text: str) -> Exception | None:
         """Send a text message; otherwise like `Write`.

@@ -31,10 +31,10 @@ import gevent
 
 from gowsev.connection.credit import Credit
 from gowsev.connection.events import CLOSED
+from gowsev.connection.liveness import PING, SILENT, Liveness
 from gowsev.connection.outbox import WOULD_BLOCK, Outbox
 from gowsev.connection.sockets import close_socket
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
-from gowsev.wire.encoder import LARGE
 from gowsev.wire.frames import TRY_AGAIN_LATER
 from gowsev.wire.protocol import DONE, OPEN
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from gowsev.connection.keepalive import Keepalive
     from gowsev.options import Options
     from gowsev.request import Request
-    from gowsev.stats import Stats
     from gowsev.wire.encoder import Encoder
     from gowsev.wire.protocol import Protocol
 
@@ -74,14 +73,10 @@ class Connection:
         "_control_chunks",
         "_credit",
         "_keepalive",
-        "_last_heard",
+        "_liveness",
         "_options",
         "_outbox",
-        "_pinged_at",
-        "_progress",
         "_protocol",
-        "_receive",
-        "_recv_into",
         "_reported",
         "_scratch",
         "_shut",
@@ -90,6 +85,7 @@ class Connection:
         "_watcher",
         "bytes_received",
         "closing",
+        "delivered",
         "encoder",
         "end",
         "id",
@@ -123,21 +119,19 @@ class Connection:
         self._keepalive = keepalive
         self._outbox = Outbox(sock, tls, batch, self._lost, options.outbox_bytes)
         self._credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
+        self.delivered = self._credit.refund
+        """Take note that the program has one message more, of so many bytes: its reader may go on."""
         self.messages_received = self.bytes_received = self.refused_writes = 0
         self._control_chunks = 0  # of the outbox's frames: those that are no message
         self.closing = False
         """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
         self.end = ""
         """What ended the connection, where that was not an ordinary close; for the log."""
-        self._last_heard = keepalive.now
+        self._liveness = Liveness(keepalive.now)
         self._options = options
         self._sock = sock
-        self._receive = protocol.receive
-        self._recv_into = sock.recv_into
         self._reported = False
         self._shut = False
-        self._pinged_at: float | None = None
-        self._progress = 0
         self._closing_deadline = math.inf
         hub = gevent.get_hub()
         scratch = _scratches.get(hub)
@@ -166,10 +160,6 @@ class Connection:
             keepalive.add(self)
             self._keepalive.remove(self)
         self._keepalive = keepalive
-
-    def delivered(self, size: int) -> None:
-        """Take note that the program has one message more, of `size` bytes: its reader may go on."""
-        self._credit.refund(size)
 
     # -- what is known of it -------------------------------------------------------------------------------------
 
@@ -203,28 +193,13 @@ class Connection:
         """The bytes that wait here, not yet taken by the kernel."""
         return self._outbox.size
 
-    def count(self, stats: Stats) -> None:
-        """Add its counters."""
-        stats.messages_received += self.messages_received
-        stats.messages_sent += self.messages_sent
-        stats.bytes_received += self.bytes_received
-        stats.bytes_sent += self.bytes_sent
-        stats.refused_writes += self.refused_writes
-
     # -- writing -------------------------------------------------------------------------------------------------
 
     def write(self, opcode: int, payload: bytes) -> GowsevError | None:
         """Send one message; never blocks. Returns why it was refused, or `None`."""
         if self.closing:
             return ConnClosing(self.id)
-        outbox = self._outbox
-        if not outbox.has_room():
-            return self._refuse()
-        if len(payload) < LARGE:
-            outbox.append(self.encoder.encode(opcode, payload))
-        else:
-            outbox.append_long(self.encoder.encode_large(opcode, payload))
-        return None
+        return None if self._outbox.write(self.encoder, opcode, payload) else self._refuse()
 
     def wait_sent(self) -> bool:
         """Block the calling greenlet until nothing waits any more; return whether all of it was sent."""
@@ -288,7 +263,7 @@ class Connection:
     def _readable(self) -> None:
         """The reader."""
         try:
-            size = self._recv_into(self._scratch)
+            size = self._sock.recv_into(self._scratch)
         except WOULD_BLOCK:
             return
         except OSError as error:
@@ -317,9 +292,9 @@ class Connection:
             self._readable()
 
     def _received(self, data: bytes | bytearray, size: int) -> None:
-        self._last_heard = self._keepalive.now
+        self._liveness.heard = self._keepalive.now
         self.bytes_received += size
-        messages = self._receive(data, size)
+        messages = self._protocol.receive(data, size)
         if messages:
             put = self._sink.put
             total = 0
@@ -349,7 +324,7 @@ class Connection:
         """Go on after a pause: with the rest of what has been received, then with what has come since, or the end."""
         if self._credit.exhausted:
             return
-        self._last_heard = self._keepalive.now
+        self._liveness.heard = self._keepalive.now
         if self._protocol.more:
             self._received(b"", 0)
             if self._credit.exhausted or self._protocol.more:
@@ -436,27 +411,18 @@ class Connection:
 
     def check(self, now: float) -> None:
         """Look at the clock: send a ping after too much silence, and end what takes too long."""
-        options = self._options
         if self.closing:
             if now >= self._closing_deadline:
                 self.abort("no close frame came in time")
-        elif options.ping_interval is None or self._credit.exhausted:
             return
-        elif self._outbox.congested and (progress := self._outbox.progress()) != self._progress:
-            # Far behind, but reading: that is life too, and a ping would not get through.
-            self._progress = progress
-            self._last_heard = now
-            self._pinged_at = None
-        elif self._pinged_at is None:
-            if now - self._last_heard >= options.ping_interval:
-                self._pinged_at = now
-                if not self._outbox.congested:
-                    self._protocol.ping()
-                    self._answer()
-        elif self._last_heard >= self._pinged_at:
-            self._pinged_at = None
-        elif options.ping_timeout is not None and now - self._pinged_at >= options.ping_timeout:
+        if self._credit.exhausted:
+            return
+        due = self._liveness.due(now, self._options, self._outbox)
+        if due == PING:
+            self._protocol.ping()
+            self._answer()
+        elif due == SILENT:
             # The hub itself may have been busy for so long: what has come meanwhile counts.
             self._readable_again()
-            if self._last_heard < self._pinged_at:
-                self.abort(f"silent for {now - self._last_heard:.1f} s, a ping included")
+            if self._liveness.owes_answer:
+                self.abort(f"silent for {now - self._liveness.heard:.1f} s, a ping included")

@@ -89,7 +89,7 @@ class Connections:
         """Forget a connection that has ended, but for its counters."""
         del self.by_id[connection.id]
         self.stats.closed += 1
-        connection.count(self.stats)
+        _count(connection, self.stats)
 
     def open(self) -> tuple[Connection, ...]:
         """Return those whose sockets are open."""
@@ -104,7 +104,7 @@ class Connections:
         for connection in self.by_id.values():
             stats.connections += not connection.gone
             stats.outbox_bytes += connection.outbox_bytes
-            connection.count(stats)
+            _count(connection, stats)
 
     def _encoder(self, deflate: Deflate | None) -> Encoder:
         """Return the encoder of a server's connection, shared by all with these parameters if it keeps no context."""
@@ -114,3 +114,11 @@ class Connections:
         if key not in self._encoders:
             self._encoders[key] = Encoder(deflate)
         return self._encoders[key]
+
+
+def _count(connection: Connection, stats: Stats) -> None:
+    stats.messages_received += connection.messages_received
+    stats.messages_sent += connection.messages_sent
+    stats.bytes_received += connection.bytes_received
+    stats.bytes_sent += connection.bytes_sent
+    stats.refused_writes += connection.refused_writes

@@ -30,6 +30,8 @@ from gowsev.wire.encoder import LARGE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gowsev.wire.encoder import Encoder
+
 __all__ = ["WOULD_BLOCK", "Outbox", "interrupted"]
 
 #: Flush after this many bytes of long frames.
@@ -127,28 +129,42 @@ class Outbox:
         """Whether the kernel has refused bytes that still wait."""
         return self._writer is not None
 
-    def has_room(self) -> bool:
-        """Tell whether at most `limit` waits for the peer, once the kernel was offered what it may take."""
-        if len(self._gathered) < self._room or self.size <= self._limit:
+    def write(self, encoder: Encoder, opcode: int, payload: bytes) -> bool:
+        """Add a message, encoded, if at most `limit` waits for the peer; return whether it was added.
+
+        The encoder is asked only then: one that compresses remembers what it was given.
+        """
+        gathered = self._gathered
+        if len(gathered) < self._room and len(payload) < LARGE:  # the way of almost every message
+            gathered.append(encoder.encode(opcode, payload))
+            if len(gathered) == 1:
+                self._batch.add(self)
             return True
-        self.flush()
+        if not self._has_room():
+            return False
+        if len(payload) < LARGE:
+            self.append(encoder.encode(opcode, payload))
+        else:
+            self.append_long(encoder.encode_large(opcode, payload))
+        return True
+
+    def _has_room(self) -> bool:
+        if self.size > self._limit:
+            self.flush()
         return self.size <= self._limit
 
     def append(self, frame: bytes) -> None:
-        """Add a short frame; it leaves at the end of the callback that is running, or at once where none is."""
-        gathered = self._gathered
-        if len(gathered) < self._room:
-            gathered.append(frame)
-            if len(gathered) == 1:
-                self._batch.add(self)
-        elif self._writer is not None:
+        """Add a short frame, however much waits; it leaves when the running callback ends, or at once where none is."""
+        if self._writer is not None:
             self._wait((frame,), len(frame))
-        elif self._shared is not None:
-            self.leave()
-            self.append(frame)
-        else:
-            gathered.append(frame)
+            return
+        self.leave()
+        gathered = self._gathered
+        gathered.append(frame)
+        if len(gathered) > self._room:
             self.flush()
+        elif len(gathered) == 1:
+            self._batch.add(self)
 
     def append_long(self, chunks: tuple[bytes, ...]) -> None:
         """Add a frame of any length, in chunks that are not copied."""

@@ -1060,10 +1060,13 @@ def test_an_error_of_our_own_in_the_reader_ends_its_connection_and_is_shown(benc
     """Were the socket left open, what it still holds would bring the error about again and again."""
     rig = bench()
 
-    def receive(data, size):
-        raise MemoryError("no room")
+    class Sink:
+        def put(self, event):
+            if event[0] == BINARY:
+                raise MemoryError("no room")
+            rig.queue.put(event)
 
-    rig.connection._receive = receive
+    rig.connection.move(Sink(), rig.batch, rig.keepalive)
     rig.connection.start()
     rig.peer.sendall(binary(b"x"))
     assert rig.queue.wait(PATIENCE) == (CLOSE, rig.connection, None)

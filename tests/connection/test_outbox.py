@@ -15,9 +15,13 @@ from gowsev.connection.gathering import Batch
 from gowsev.connection.outbox import Outbox
 from gowsev.connection.sockets import poll_sockets
 from gowsev.connection.tls import TLSSocket
-from gowsev.wire.encoder import LARGE
+from gowsev.wire.deflate import Deflate
+from gowsev.wire.encoder import LARGE, Encoder
+from gowsev.wire.frames import BINARY, FIN, encode_frame
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
+
+ENCODER = Encoder()
 
 
 class Rig:
@@ -259,11 +263,10 @@ def test_no_more_short_frames_are_gathered_than_the_limit_has_room_for(limit, mo
     rig = Rig(socket.SOCK_SEQPACKET, limit=limit)
     rig.batch.held = True
     for _ in range(most):
-        assert rig.outbox.has_room()
-        rig.outbox.append(b"x")
+        assert rig.outbox.write(ENCODER, BINARY, b"x")
     assert rig.read() == b""
-    rig.outbox.append(b"x")
-    assert rig.theirs.recv(100) == b"x" * (most + 1)
+    assert rig.outbox.write(ENCODER, BINARY, b"x")
+    assert rig.theirs.recv(1000) == encode_frame(FIN | BINARY, b"x") * (most + 1)
     rig.close()
 
 
@@ -298,15 +301,31 @@ def test_it_is_full_when_more_than_the_limit_waits_that_the_kernel_does_not_take
     rig = Rig(limit=1000)
     rig.batch.held = True
     rig.outbox.append_long((bytes(2000),))
-    assert rig.outbox.has_room(), "the kernel takes it"
-    assert rig.read() == bytes(2000)
+    assert rig.outbox.write(ENCODER, BINARY, b"short"), "the kernel takes it"
+    rig.batch.flush()
+    assert rig.read() == bytes(2000) + encode_frame(FIN | BINARY, b"short")
     rig.batch.held = False
     rig.congest()
     while rig.outbox.size <= 1000:
-        assert rig.outbox.has_room()
-        rig.outbox.append(bytes(100))
-    assert not rig.outbox.has_room()
+        assert rig.outbox.write(ENCODER, BINARY, bytes(100))
+    size = rig.outbox.size
+    for length in (0, 1, LARGE):
+        assert not rig.outbox.write(ENCODER, BINARY, bytes(length))
+    rig.outbox.append(b"control frames are sent all the same")
+    assert rig.outbox.size == size + 36
     rig.close()
+
+
+def test_message_that_is_refused_leaves_the_encoder_as_it_was(rig):
+    """One that compresses with its context would else refer to bytes that the peer never gets."""
+    rig.congest()
+    full = Outbox(rig.ours, False, rig.batch, rig.errors.append, 0)
+    full.append_long((bytes(1000),))
+    encoder = Encoder(Deflate(takeover=True))
+    assert not full.write(encoder, BINARY, b"something long enough to be compressed" * 9)
+    frame = encoder.encode(BINARY, b"something long enough to be compressed" * 9)
+    assert frame == Encoder(Deflate(takeover=True)).encode(BINARY, b"something long enough to be compressed" * 9)
+    full.close()
 
 
 def test_flushing_nothing_sends_nothing(packets):
