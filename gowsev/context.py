@@ -1,8 +1,7 @@
 """`Context`: what a program may ask of its event loop.
 
 The work is done in the rooms below: `loop` drives and dispatches, `connections` makes and counts, `admission` lets in,
-the listeners accept. Here stand the words of a program, their checks and their documentation, for which this file is
-longer than others.
+the listeners accept. Here stand the words of a program, their checks and their documentation.
 """
 
 from __future__ import annotations
@@ -21,16 +20,12 @@ from gowsev.loop.callbacks import check_handler, misspelt
 from gowsev.loop.dispatch import Dispatch
 from gowsev.loop.loop import Loop
 from gowsev.loop.patching import warn_if_half_patched
-from gowsev.loop.shutdown import shut_down_with
-from gowsev.loop.signals import end_on_signal
+from gowsev.loop.shutdown import shut_down_on_signal
 from gowsev.opening.address import listen, parse_port
 from gowsev.opening.admission import Admission
-from gowsev.opening.adoption import adopt
 from gowsev.opening.certificate import Certificate
-from gowsev.opening.dial import DialledConn, release
 from gowsev.opening.listener import Listener
 from gowsev.opening.serve_http import serve
-from gowsev.opening.upgrade import asks_for_websocket, note_lost_upgrade, upgrade_required
 from gowsev.options import Options
 from gowsev.timer import Timer
 from gowsev.wire.frames import BINARY, TEXT, encode_close_payload
@@ -71,8 +66,8 @@ class Context:
 
     It belongs to the thread that makes it: its methods may be called from any greenlet of that thread, callbacks
     included, and `Post` from any thread. None of them blocks, but for the two that drive the loop, and for
-    `ListenAndServe` while it looks up the name of a host. What would go wrong in another thread raises `RuntimeError`
-    there; only a write in the very middle of a callback goes unnoticed.
+    `ListenAndServe` while it looks up the name of a host. In another thread, what would go wrong raises `RuntimeError`;
+    only a write in the very middle of a callback goes unnoticed.
     """
 
     def __init__(self, handler: Callbacks[Context], options: Options | None = None) -> None:
@@ -107,7 +102,7 @@ class Context:
         Raises:
             TypeError, ValueError: `port` names no address.
             OSError: the address cannot be listened on; the text names it.
-            RuntimeError: the context has been shut down, or this is not the thread that made it.
+            RuntimeError: the context has been shut down.
         """
         return self._listen(port, None)
 
@@ -127,13 +122,12 @@ class Context:
 
     def _listen(self, port: str | int, certificate: Certificate | None) -> tuple[str, int]:
         address = parse_port(port)
-        self._check_may_begin()
+        self._loop.check_may_begin()
         sock = listen(address, self.options)
         listener = Listener(sock, address, self._admission, certificate)
         listener.start()
         self._loop.listeners.append(listener)
-        bound = sock.getsockname()
-        return (str(bound[0]), int(bound[1])) if isinstance(bound, tuple) else (address.host, 0)
+        return listener.bound
 
     def AddConn(self, conn: object) -> int:
         """Take an outside connection into the loop: its messages and its end come like those of any other.
@@ -150,29 +144,10 @@ class Context:
         Raises:
             TypeError: `conn` is nothing that can be taken over.
             ValueError: it was added before.
-            RuntimeError: the context has been shut down, or this is not the thread that made it.
+            RuntimeError: the context has been shut down.
         """
-        self._check_may_begin()
-        if isinstance(conn, DialledConn):
-            connection, unread = release(conn)
-            self._connections.adopt(connection)
-            for event in unread:
-                self._loop.queue.put(event)
-        else:
-            adopted = adopt(conn)
-            connection = self._connections.make(
-                adopted.sock,
-                request=adopted.request,
-                subprotocol=adopted.subprotocol,
-                client=adopted.client,
-            )
-            connection.start(adopted.leftover)
-        self._connections.stats.added += 1
-        return connection.id
-
-    def _check_may_begin(self) -> None:
-        self._loop.check_thread()
-        self._loop.check_not_stopped()
+        self._loop.check_may_begin()
+        return self._admission.add(conn).id
 
     def ServeHTTP(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Upgrade a request that another server has read: the context as a WSGI application, after Go's `http.Handler`.
@@ -195,11 +170,8 @@ class Context:
             The response's body.
 
         Raises:
-            RuntimeError: the server is none of these, or this is not the thread that made the context.
+            RuntimeError: the server is none of these.
         """
-        if not asks_for_websocket(environ):
-            note_lost_upgrade(environ)
-            return upgrade_required(environ, start_response)
         return serve(self._admission, environ, start_response)
 
     def MustConn(self, id: int) -> Conn:
@@ -208,14 +180,14 @@ class Context:
         Raises:
             IdNotFound: there is none with this id.
         """
-        connection = self._connections.by_id.get(id)
-        if connection is None:
+        conn = self.Conn(id)
+        if conn is None:
             raise IdNotFound(id)
-        return Conn(connection)
+        return conn
 
     def Conn(self, id: int) -> Conn | None:
         """Return what is known of a connection; `None` if there is none with this id."""
-        connection = self._connections.by_id.get(id)
+        connection = self._by_id.get(id)
         return None if connection is None else Conn(connection)
 
     def Stats(self) -> Stats:
@@ -237,7 +209,6 @@ class Context:
 
         Raises:
             TypeError: `message` is not bytes, a bytearray or a memoryview.
-            RuntimeError: this is not the thread that made the context.
         """
         payload = message if type(message) is bytes else as_bytes(message)
         if not self._batch.held:
@@ -251,17 +222,14 @@ class Context:
         Raises:
             TypeError: `text` is not str.
             ValueError: it cannot be encoded, holding half of a surrogate pair.
-            RuntimeError: this is not the thread that made the context.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be str, not {type(text).__name__}; Write sends bytes")
-        return self._write(id, TEXT, text.encode())
-
-    def _write(self, id: int, opcode: int, payload: bytes) -> Exception | None:
-        if not self._connections.batch.held:
+        payload = text.encode()
+        if not self._batch.held:
             self._loop.check_thread()
-        connection = self._connections.by_id.get(id)
-        return IdNotFound(id) if connection is None else connection.write(opcode, payload)
+        connection = self._by_id.get(id)
+        return IdNotFound(id) if connection is None else connection.write(TEXT, payload)
 
     def Broadcast(self, ids: Iterable[int], message: bytes | bytearray | memoryview | str) -> list[int]:
         """Send a message to many connections: a str as text, bytes as binary. Encoded once; never blocks.
@@ -271,13 +239,12 @@ class Context:
 
         Raises:
             TypeError: `message` is neither.
-            RuntimeError: this is not the thread that made the context.
         """
         if isinstance(message, str):
             opcode, payload = TEXT, message.encode()
         else:
             opcode, payload = BINARY, as_bytes(message)
-        if not self._connections.batch.held:
+        if not self._batch.held:
             self._loop.check_thread()
         return self._connections.groups.broadcast(tuple(ids), opcode, payload)
 
@@ -295,7 +262,6 @@ class Context:
         Raises:
             ValueError: `code` may not be sent.
             TypeError: an argument has the wrong type.
-            RuntimeError: this is not the thread that made the context.
         """
         if isinstance(code, bool) or not isinstance(code, int):
             raise TypeError(f"code must be an int, not {code!r}")
@@ -303,7 +269,7 @@ class Context:
             raise TypeError(f"reason must be str, not {reason!r}")
         encode_close_payload(code, reason)
         self._loop.check_thread()
-        connection = self._connections.by_id.get(id)
+        connection = self._by_id.get(id)
         if connection is not None:
             connection.close(code, reason)
 
@@ -333,7 +299,6 @@ class Context:
 
         Raises:
             TypeError, ValueError: `delay` is no number of seconds of at least 0, or `callback` not callable.
-            RuntimeError: this is not the thread that made the context.
         """
         check_callable("callback", callback)
         seconds = as_seconds("delay", delay)
@@ -371,7 +336,7 @@ class Context:
             Whether the loop goes on; `False` after a `Shutdown` has ended.
 
         Raises:
-            RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
+            RuntimeError: another greenlet is driving this loop.
         """
         return self._loop.iterate(self._dispatch.handle)
 
@@ -383,7 +348,7 @@ class Context:
         connections are refused with 503, until the loop is driven again.
 
         Raises:
-            RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
+            RuntimeError: another greenlet is driving this loop.
         """
         self._loop.run(self._dispatch.handle)
 
@@ -399,7 +364,6 @@ class Context:
 
         Raises:
             TypeError, ValueError: `timeout` is no number of seconds of at least 0.
-            RuntimeError: this is not the thread that made the context.
         """
         seconds = as_seconds("timeout", timeout)
         self._loop.check_thread()
@@ -419,15 +383,8 @@ class Context:
         Raises:
             TypeError, ValueError: `timeout` is no number of seconds of at least 0; a server has not been started; or
                 this is not the main thread, the only one that Python lets handle signals.
-            RuntimeError: this is not the thread that made the context.
         """
-        seconds = as_seconds("timeout", timeout)
-        for server in servers:
-            if not server.started:
-                raise ValueError(f"servers must have been started, which {server!r} is not: call its start() first")
-        self._loop.check_thread()
-        loop = self._loop
-        end_on_signal(lambda: shut_down_with(servers, loop, seconds), lambda: loop.finished)
+        shut_down_on_signal(servers, self._loop, as_seconds("timeout", timeout))
 
     def attach(self, part: Part) -> None:
         """Tell a part of this package what becomes of the context and of its connections; see `Part`."""

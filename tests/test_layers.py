@@ -29,7 +29,9 @@ ROOMS = {
         "connection.gathering",
         "connection.groups",
         "connection.keepalive",
+        "connection.liveness",
         "connection.outbox",
+        "connection.scratch",
         "connection.sockets",
         "connection.tls",
     },
@@ -100,6 +102,7 @@ PURE = (
     {"arguments", "errors", "options", "request", "stats", "version"}
     | ROOMS["wire"]
     | {
+        "connection.liveness",
         "opening.framing",
         "opening.handshake",
         "opening.url",

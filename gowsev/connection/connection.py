@@ -25,7 +25,6 @@ import math
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 import gevent
 
@@ -33,6 +32,7 @@ from gowsev.connection.credit import Credit
 from gowsev.connection.events import CLOSED
 from gowsev.connection.liveness import PING, SILENT, Liveness
 from gowsev.connection.outbox import WOULD_BLOCK, Outbox
+from gowsev.connection.scratch import receive_buffer
 from gowsev.connection.sockets import close_socket
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
 from gowsev.wire.frames import TRY_AGAIN_LATER
@@ -51,11 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-#: Receive at most this many bytes at once. A larger buffer, made anew each time, costs page faults.
-_SCRATCH_BYTES = 1 << 18
-#: Each hub's receive buffer, shared by its readers: the protocol copies what it keeps before the next one runs.
-_scratches: WeakKeyDictionary[Any, bytearray] = WeakKeyDictionary()
-
 _READ: Final = 1
 
 
@@ -69,32 +64,10 @@ class Connection:
     """
 
     __slots__ = (
-        "_closing_deadline",
-        "_control_chunks",
-        "_credit",
-        "_keepalive",
-        "_liveness",
-        "_options",
-        "_outbox",
-        "_protocol",
-        "_reported",
-        "_scratch",
-        "_shut",
-        "_sink",
-        "_sock",
-        "_watcher",
-        "bytes_received",
-        "closing",
-        "delivered",
-        "encoder",
-        "end",
-        "id",
-        "messages_received",
-        "refused_writes",
-        "request",
-        "subprotocol",
-        "tls",
-    )
+        "_closing_deadline", "_control_chunks", "_credit", "_keepalive", "_liveness", "_options", "_outbox",
+        "_protocol", "_reported", "_scratch", "_shut", "_sink", "_sock", "_watcher", "bytes_received", "closing",
+        "delivered", "encoder", "end", "id", "messages_received", "refused_writes", "request", "subprotocol", "tls",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -133,12 +106,8 @@ class Connection:
         self._reported = False
         self._shut = False
         self._closing_deadline = math.inf
-        hub = gevent.get_hub()
-        scratch = _scratches.get(hub)
-        if scratch is None:
-            scratch = _scratches[hub] = bytearray(_SCRATCH_BYTES)
-        self._scratch = scratch
-        self._watcher: Any = hub.loop.io(sock.fileno(), _READ)
+        self._scratch = receive_buffer()
+        self._watcher: Any = gevent.get_hub().loop.io(sock.fileno(), _READ)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             # Messages are gathered here already; holding small ones back once more would only delay them.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

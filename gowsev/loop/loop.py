@@ -208,6 +208,15 @@ class Loop:
             connection.close(GOING_AWAY, "shutting down", timeout)
         self.finish_if_drained()
 
+    def check_may_begin(self) -> None:
+        """Check that something may begin here.
+
+        Raises:
+            RuntimeError: the loop has been stopped, or this is not its thread.
+        """
+        self.check_thread()
+        self.check_not_stopped()
+
     def check_not_stopped(self) -> None:
         """Check that the loop still takes something new.
 

@@ -8,13 +8,14 @@ import gevent
 
 from gowsev.connection.events import CALL
 from gowsev.loop.loop import Loop, loops
+from gowsev.loop.signals import end_on_signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gevent.pywsgi import WSGIServer
 
-__all__ = ["shut_down_all", "shut_down_with"]
+__all__ = ["shut_down_all", "shut_down_on_signal"]
 
 #: Seconds between looks at whether the loop has ended, where another server waits for that.
 _LOOK = 0.05
@@ -37,7 +38,21 @@ def shut_down_all(timeout: float) -> Callable[[], bool]:
     return lambda: all(loop.ended for loop in all_)
 
 
-def shut_down_with(servers: tuple[WSGIServer, ...], loop: Loop, timeout: float | None) -> None:
+def shut_down_on_signal(servers: tuple[WSGIServer, ...], loop: Loop, timeout: float | None) -> None:
+    """Let SIGTERM and SIGINT shut down a loop together with other servers, from now on.
+
+    Raises:
+        ValueError: a server has not been started, or this is not the main thread.
+        RuntimeError: this is not the loop's thread.
+    """
+    for server in servers:
+        if not server.started:
+            raise ValueError(f"servers must have been started, which {server!r} is not: call its start() first")
+    loop.check_thread()
+    end_on_signal(lambda: _shut_down_with(servers, loop, timeout), lambda: loop.finished)
+
+
+def _shut_down_with(servers: tuple[WSGIServer, ...], loop: Loop, timeout: float | None) -> None:
     """Shut down a loop together with other servers, from the first listener to the last connection. Blocks."""
     for server in servers:
         if not server.closed:

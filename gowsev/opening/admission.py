@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent.event import AsyncResult
 
 from gowsev.connection.events import ACCEPTED, REQUESTED
+from gowsev.opening.adoption import adopt
+from gowsev.opening.dial import DialledConn, release
 from gowsev.opening.handshake import Handshake, Response, refusal
 from gowsev.request import Reject, Request
 from gowsev.wire.frames import GOING_AWAY
 
 if TYPE_CHECKING:
+    from gowsev.connection.connection import Connection
     from gowsev.connection.connections import Connections
     from gowsev.connection.events import Event, Sink
     from gowsev.options import Options
@@ -106,6 +109,27 @@ class Admission:
         connection.start(leftover)
         if self._driver.stopping:
             connection.close(GOING_AWAY, "shutting down")
+
+    def add(self, conn: object) -> Connection:
+        """Take an outside connection: one that `Dial` opened, or that is taken out of another library's hands.
+
+        Raises:
+            TypeError: `conn` is none of these.
+            ValueError: it was added before.
+        """
+        if isinstance(conn, DialledConn):
+            connection, unread = release(conn)
+            self._connections.adopt(connection)
+            for event in unread:
+                self._sink.put(event)
+        else:
+            adopted = adopt(conn)
+            connection = self._connections.make(
+                adopted.sock, request=adopted.request, subprotocol=adopted.subprotocol, client=adopted.client
+            )
+            connection.start(adopted.leftover)
+        self._connections.stats.added += 1
+        return connection
 
     def disown(self, events: list[Event]) -> None:
         """In a forked child: the questions among these events are answered by the parent."""

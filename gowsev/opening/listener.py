@@ -63,6 +63,14 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         self._exhausted = False
         self.arrivals: set[_Arrival] = set()
 
+    @property
+    def bound(self) -> tuple[str, int]:
+        """The host and port that are listened on; for a unix socket, its path and 0."""
+        if self._path is not None:
+            return self._path, 0
+        host, port = self.socket.getsockname()[:2]
+        return str(host), int(port)
+
     # -- in the hub: these never wait ------------------------------------------------------------------------------
 
     def do_read(self) -> None:

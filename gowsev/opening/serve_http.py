@@ -24,12 +24,15 @@ from gowsev.opening.handshake import Handshake, refusal
 from gowsev.opening.upgrade import (
     Ends,
     Receiver,
+    asks_for_websocket,
     judge,
     note_loss,
+    note_lost_upgrade,
     note_refusal,
     refusal_by_time,
     respond,
     switch_protocols,
+    upgrade_required,
 )
 from gowsev.request import Request
 from gowsev.wire import frames
@@ -44,11 +47,14 @@ _SWITCHING = "101 Switching Protocols"
 
 
 def serve(receiver: Receiver, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Answer a request for an upgrade, and hand its connection to the receiver. May block the calling greenlet.
+    """Answer a request, and hand its connection to the receiver if it is upgraded. May block the calling greenlet.
 
     Raises:
         RuntimeError: the server is none that this works under, or this is not the receiver's thread.
     """
+    if not asks_for_websocket(environ):
+        note_lost_upgrade(environ)
+        return upgrade_required(environ, start_response)
     websocket = environ.get("wsgi.websocket")
     if is_gevent_websocket(websocket):
         receiver.check_thread()

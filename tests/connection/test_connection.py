@@ -11,7 +11,6 @@ import os
 import random
 import socket
 from types import SimpleNamespace
-from weakref import WeakKeyDictionary
 
 import gevent
 import gevent.socket
@@ -33,6 +32,7 @@ from raw import binary
 import gowsev
 from gowsev.connection import connection as connection_module
 from gowsev.connection import keepalive as keepalive_module
+from gowsev.connection import scratch
 from gowsev.connection.connection import Connection
 from gowsev.connection.gathering import Batch
 from gowsev.connection.keepalive import Keepalive
@@ -708,7 +708,7 @@ def test_a_peer_whose_messages_are_not_taken_is_held_up_by_tcp(idle):
         except BlockingIOError:
             full += 1
         gevent.sleep(0.001)
-    assert server.context.Conn(1).bytes_received <= 2 * connection_module._SCRATCH_BYTES
+    assert server.context.Conn(1).bytes_received <= 2 * scratch.SIZE
     client.sock.settimeout(PATIENCE)
 
 
@@ -908,8 +908,7 @@ def test_what_tls_has_decrypted_is_read_though_the_socket_has_nothing_more(
     idle, certificate, client_tls, inbox_messages, monkeypatch
 ):
     """A receive buffer smaller than a TLS record: the rest of the record makes no socket readable."""
-    monkeypatch.setattr(connection_module, "_SCRATCH_BYTES", 100)
-    monkeypatch.setattr(connection_module, "_scratches", WeakKeyDictionary())
+    monkeypatch.setitem(scratch.buffers, gevent.get_hub(), bytearray(100))
     server = idle(Recorder(), inbox_messages=inbox_messages)
     server.host, server.port = server.context.ListenAndServeTLS("127.0.0.1:0", *certificate)
     client = server.client(tls=client_tls)
@@ -923,8 +922,7 @@ def test_what_tls_has_decrypted_is_read_though_the_socket_has_nothing_more(
 
 
 def test_tls_ends_while_decrypted_bytes_wait_to_be_read(ended, certificate, client_tls, monkeypatch):
-    monkeypatch.setattr(connection_module, "_SCRATCH_BYTES", 100)
-    monkeypatch.setattr(connection_module, "_scratches", WeakKeyDictionary())
+    monkeypatch.setitem(scratch.buffers, gevent.get_hub(), bytearray(100))
     server = ended(Recorder(), certificate=certificate, close_timeout=0.1)
     client = server.client(tls=client_tls)
     client.send(binary(b"good") + VIOLATION + bytes(5000))
@@ -934,8 +932,7 @@ def test_tls_ends_while_decrypted_bytes_wait_to_be_read(ended, certificate, clie
 
 
 def test_a_tls_connection_ends_just_before_it_would_have_read_more(ended, certificate, client_tls, monkeypatch):
-    monkeypatch.setattr(connection_module, "_SCRATCH_BYTES", 100)
-    monkeypatch.setattr(connection_module, "_scratches", WeakKeyDictionary())
+    monkeypatch.setitem(scratch.buffers, gevent.get_hub(), bytearray(100))
     server = ended(Recorder(), certificate=certificate)
     client = server.client(tls=client_tls)
     connection = connection_of(server, accepted(server))
@@ -1012,11 +1009,6 @@ def test_taking_over_leaves_an_empty_shell_behind():
     assert theirs.recv(100) == b"still open"
     plain.close()
     theirs.close()
-
-
-def test_readers_of_one_hub_share_their_receive_buffer(bench):
-    first, second = bench(), bench()
-    assert first.connection._scratch is second.connection._scratch
 
 
 def test_what_is_left_of_a_receive_when_the_socket_ends_comes_before_the_end_and_is_answered_by_nobody(bench):
