@@ -7,7 +7,6 @@ the listeners accept. Here stand the words of a program, their checks and their 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVarTuple, Unpack
 from weakref import finalize
 
@@ -102,7 +101,7 @@ class Context:
         Raises:
             TypeError, ValueError: `port` names no address.
             OSError: the address cannot be listened on; the text names it.
-            RuntimeError: the context has been shut down.
+            RuntimeError: the context has been shut down, or this is not the thread that made it.
         """
         return self._listen(port, None)
 
@@ -123,11 +122,7 @@ class Context:
     def _listen(self, port: str | int, certificate: Certificate | None) -> tuple[str, int]:
         address = parse_port(port)
         self._loop.check_may_begin()
-        sock = listen(address, self.options)
-        listener = Listener(sock, address, self._admission, certificate)
-        listener.start()
-        self._loop.listeners.append(listener)
-        return listener.bound
+        return self._loop.serve(Listener(listen(address, self.options), address, self._admission, certificate))
 
     def AddConn(self, conn: object) -> int:
         """Take an outside connection into the loop: its messages and its end come like those of any other.
@@ -144,7 +139,7 @@ class Context:
         Raises:
             TypeError: `conn` is nothing that can be taken over.
             ValueError: it was added before.
-            RuntimeError: the context has been shut down.
+            RuntimeError: the context has been shut down, or this is not the thread that made it.
         """
         self._loop.check_may_begin()
         return self._admission.add(conn).id
@@ -170,7 +165,7 @@ class Context:
             The response's body.
 
         Raises:
-            RuntimeError: the server is none of these.
+            RuntimeError: the server is none of these, or this is not the thread that made the context.
         """
         return serve(self._admission, environ, start_response)
 
@@ -192,9 +187,7 @@ class Context:
 
     def Stats(self) -> Stats:
         """Return a snapshot of the context's counters."""
-        stats = replace(self._connections.stats, queued_events=len(self._loop.queue))
-        self._connections.count(stats)
-        return stats
+        return self._connections.snapshot(len(self._loop.queue))
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -209,6 +202,7 @@ class Context:
 
         Raises:
             TypeError: `message` is not bytes, a bytearray or a memoryview.
+            RuntimeError: this is not the thread that made the context.
         """
         payload = message if type(message) is bytes else as_bytes(message)
         if not self._batch.held:
@@ -222,6 +216,7 @@ class Context:
         Raises:
             TypeError: `text` is not str.
             ValueError: it cannot be encoded, holding half of a surrogate pair.
+            RuntimeError: this is not the thread that made the context.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be str, not {type(text).__name__}; Write sends bytes")
@@ -239,6 +234,7 @@ class Context:
 
         Raises:
             TypeError: `message` is neither.
+            RuntimeError: this is not the thread that made the context.
         """
         if isinstance(message, str):
             opcode, payload = TEXT, message.encode()
@@ -262,11 +258,8 @@ class Context:
         Raises:
             ValueError: `code` may not be sent.
             TypeError: an argument has the wrong type.
+            RuntimeError: this is not the thread that made the context.
         """
-        if isinstance(code, bool) or not isinstance(code, int):
-            raise TypeError(f"code must be an int, not {code!r}")
-        if not isinstance(reason, str):
-            raise TypeError(f"reason must be str, not {reason!r}")
         encode_close_payload(code, reason)
         self._loop.check_thread()
         connection = self._by_id.get(id)
@@ -299,6 +292,7 @@ class Context:
 
         Raises:
             TypeError, ValueError: `delay` is no number of seconds of at least 0, or `callback` not callable.
+            RuntimeError: this is not the thread that made the context.
         """
         check_callable("callback", callback)
         seconds = as_seconds("delay", delay)
@@ -336,7 +330,7 @@ class Context:
             Whether the loop goes on; `False` after a `Shutdown` has ended.
 
         Raises:
-            RuntimeError: another greenlet is driving this loop.
+            RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
         """
         return self._loop.iterate(self._dispatch.handle)
 
@@ -348,7 +342,7 @@ class Context:
         connections are refused with 503, until the loop is driven again.
 
         Raises:
-            RuntimeError: another greenlet is driving this loop.
+            RuntimeError: another greenlet is driving this loop, or this is not the thread that made the context.
         """
         self._loop.run(self._dispatch.handle)
 
@@ -364,6 +358,7 @@ class Context:
 
         Raises:
             TypeError, ValueError: `timeout` is no number of seconds of at least 0.
+            RuntimeError: this is not the thread that made the context.
         """
         seconds = as_seconds("timeout", timeout)
         self._loop.check_thread()
@@ -383,6 +378,7 @@ class Context:
         Raises:
             TypeError, ValueError: `timeout` is no number of seconds of at least 0; a server has not been started; or
                 this is not the main thread, the only one that Python lets handle signals.
+            RuntimeError: this is not the thread that made the context.
         """
         shut_down_on_signal(servers, self._loop, as_seconds("timeout", timeout))
 

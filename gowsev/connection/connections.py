@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +100,14 @@ class Connections:
         """In a forked child: forget all of them, which are the parent's."""
         self.by_id.clear()
 
-    def count(self, stats: Stats) -> None:
-        """Add the counters of those that are here."""
+    def snapshot(self, queued_events: int) -> Stats:
+        """Return the counters of all, of those that are gone too."""
+        stats = replace(self.stats, queued_events=queued_events)
         for connection in self.by_id.values():
             stats.connections += not connection.gone
             stats.outbox_bytes += connection.outbox_bytes
             _count(connection, stats)
+        return stats
 
     def _encoder(self, deflate: Deflate | None) -> Encoder:
         """Return the encoder of a server's connection, shared by all with these parameters if it keeps no context."""

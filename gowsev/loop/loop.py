@@ -175,6 +175,12 @@ class Loop:
                 error, len(self.connections.by_id), exc_info=not killed,
             )  # fmt: skip
 
+    def serve(self, listener: Listener) -> tuple[str, int]:
+        """Accept what comes to a listener, until the end; return where it listens."""
+        listener.start()
+        self.listeners.append(listener)
+        return listener.bound
+
     # -- who may come in -----------------------------------------------------------------------------------------
 
     @property

@@ -157,6 +157,7 @@ class DialledConn(Conn):
             reason: for the peer; what exceeds 123 bytes of UTF-8 is cut off.
 
         Raises:
+            TypeError: `code` is no int, or `reason` no str.
             ValueError: `code` may not be sent.
             RuntimeError: the connection belongs to a context.
         """

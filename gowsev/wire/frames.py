@@ -192,8 +192,13 @@ def encode_close_payload(code: int, reason: str = "") -> bytes:
     """Encode a close frame's payload; a reason of more than 123 bytes is cut at a character's edge.
 
     Raises:
+        TypeError: `code` is no int, or `reason` no str.
         ValueError: `code` may not be sent.
     """
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise TypeError(f"code must be an int, not {code!r}")
+    if not isinstance(reason, str):
+        raise TypeError(f"reason must be str, not {reason!r}")
     if not is_sendable_close_code(code):
         raise ValueError(f"close code must be 1000-1003, 1007-1014 or 3000-4999, not {code!r}")
     encoded = reason.encode("utf-8", "replace")

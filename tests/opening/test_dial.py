@@ -462,6 +462,24 @@ def test_a_close_code_that_may_not_be_sent_is_a_value_error(serve, code):
         assert conn.ReadMessage() == (gowsev.TextMessage, "still here")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("1000",), "code must be an int, not '1000'"),
+        ((True,), "code must be an int, not True"),
+        ((1000.0,), "code must be an int, not 1000.0"),
+        ((1000, b"bye"), "reason must be str, not b'bye'"),
+        ((1000, None), "reason must be str, not None"),
+    ],
+)
+def test_closing_with_a_wrong_type_is_a_type_error_and_closes_nothing(serve, arguments, expected):
+    with gowsev.Dial(serve(EchoBoth()).url) as conn:
+        with pytest.raises(TypeError, match=expected):
+            conn.Close(*arguments)
+        conn.WriteMessage(gowsev.TextMessage, "still here")
+        assert conn.ReadMessage() == (gowsev.TextMessage, "still here")
+
+
 # -- what does not lead to a connection --------------------------------------------------------------------------
 
 
