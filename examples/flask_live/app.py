@@ -1,8 +1,8 @@
-"""A Flask app with pages, a login, and a live page: its WebSocket opens only for who is logged in.
+"""A Flask app with pages, a login, and a live page: its WebSocket opens only for users who are logged in.
 
 The login is Flask's: a session in a signed cookie. A browser sends that cookie with the handshake of a WebSocket too,
-so `ConnRequested` reads it, with Flask's own serializer, and refuses who has none. The live page shows who is there,
-how often they have waved, and which process serves it.
+so `ConnRequested` reads it, with Flask's own serializer, and refuses those without one. The live page shows who is
+there, how often they have waved, and which process serves it.
 
     python app.py                                                  # one process
     gunicorn -k gowsev.gunicorn.Worker -w 2 "app:create_app()"     # two workers, in this folder
@@ -123,7 +123,7 @@ def create_app():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="A Flask app with a live page for who is logged in.")
+    parser = argparse.ArgumentParser(description="A Flask app with a live page for users who are logged in.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: %(default)s; 0: any free)")
     args = parser.parse_args()

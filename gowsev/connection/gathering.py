@@ -1,7 +1,7 @@
 """What is gathered for a peer, or for several, and leaves with the next flush: frames, and counters of what has left.
 
 `Batch` is the list of those who have gathered something since the last flush. `Shared` is what several outboxes gather
-together: the same frames for each of them. Neither knows who its users are.
+together: the same frames for each of them. Neither knows its users.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Groups:
 
     def _make(self, ids: tuple[int, ...]) -> Group | None:
         """Make a group, if at least half of the ids can be in it."""
-        self._batch.flush()  # who gathers anything cannot come
+        self._batch.flush()  # an outbox that gathers something cannot join
         connections = [connection for id in ids if (connection := self._connections.get(id))]
         if not connections:
             self._note(ids, -_PAUSE)

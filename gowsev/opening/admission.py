@@ -23,7 +23,7 @@ __all__ = ["Admission", "Question"]
 
 
 class Driver(Protocol):
-    """The loop, as far as one must know it who lets connections in."""
+    """What letting connections in needs to know of the loop."""
 
     def check_thread(self) -> None: ...
     def expect_driver(self) -> None: ...

@@ -44,7 +44,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
     Args:
         sock: what `listen` returned.
         address: what it listens on.
-        receiver: who gets its connections.
+        receiver: what gets its connections.
         certificate: for TLS; `None` for plain.
     """
 

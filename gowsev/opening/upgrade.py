@@ -54,7 +54,7 @@ _warned: WeakKeyDictionary[Receiver, set[str]] = WeakKeyDictionary()
 
 
 class Receiver(Protocol):
-    """Who receives connections."""
+    """What receives connections: a context."""
 
     @property
     def options(self) -> Options: ...
@@ -102,7 +102,7 @@ def judge(receiver: Receiver, ends: Ends, read: Callable[[], HTTPRequest]) -> tu
     Logs nothing, and blocks the calling greenlet only where `receiver.may_refuse`.
 
     Args:
-        receiver: who is to have the connection.
+        receiver: gets the connection.
         ends: between whom that is.
         read: returns the request; raises a `WebSocketException` if a header is invalid.
 
