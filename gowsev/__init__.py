@@ -28,12 +28,13 @@ from gowsev.handler import Handler
 from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.opening.http import WebSocketHandler
 from gowsev.options import Options
-from gowsev.request import Headers, Reject, Request
+from gowsev.request import Accept, Headers, Reject, Request
 from gowsev.stats import Stats
 from gowsev.timer import Timer
 from gowsev.version import __version__
 
 __all__ = [
+    "Accept",
     "BinaryMessage",
     "Conn",
     "ConnClosing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from websockets.datastructures import Headers
@@ -27,6 +27,15 @@ class Conn:
     def id(self) -> int:
         """The context's number for it; 0 while it belongs to none."""
         return self._connection.id
+
+    @property
+    def data(self) -> Any:  # its type is the program's affair: `user: User = conn.data`
+        """What the program has found out about it: of its `Accept`, or what it sets here; `None` at first."""
+        return self._connection.data
+
+    @data.setter
+    def data(self, data: object) -> None:
+        self._connection.data = data
 
     @property
     def path(self) -> str:

@@ -7,6 +7,7 @@ the listeners accept. Here stand the words of a program, their checks and their 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, TypeVarTuple, Unpack
 from weakref import finalize
 
@@ -26,13 +27,14 @@ from gowsev.opening.certificate import Certificate
 from gowsev.opening.listener import Listener
 from gowsev.opening.serve_http import serve
 from gowsev.options import Options
+from gowsev.request import Accept
 from gowsev.timer import Timer
 from gowsev.wire.frames import BINARY, TEXT, encode_close_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
-    from wsgiref.types import StartResponse, WSGIEnvironment
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from gevent.pywsgi import WSGIServer
 
@@ -169,6 +171,20 @@ class Context:
         """
         return serve(self._admission, environ, start_response)
 
+    def Upgrade(self, accept: Accept) -> WSGIApplication:
+        """Return a WSGI application that upgrades as `ServeHTTP` does, with what a view has found out about the client.
+
+        A Flask view that knows its user returns `context.Upgrade(gowsev.Accept(user))`, and one that refuses a response
+        of its own. `ConnRequested` is not asked.
+
+        Raises:
+            TypeError: `accept` is no `Accept`.
+            ValueError: when it is called, where the client does not offer the subprotocol.
+        """
+        if not isinstance(accept, Accept):
+            raise TypeError(f"accept must be a gowsev.Accept, not {accept!r}")
+        return partial(serve, self._admission, decided=accept)
+
     def MustConn(self, id: int) -> Conn:
         """Return what is known of a connection that there is, such as the one that a callback is called for.
 
@@ -179,6 +195,10 @@ class Context:
         if conn is None:
             raise IdNotFound(id)
         return conn
+
+    def Conns(self) -> list[Conn]:
+        """Return what is known of each connection there is, the oldest first."""
+        return [Conn(connection) for connection in self._by_id.values()]
 
     def Conn(self, id: int) -> Conn | None:
         """Return what is known of a connection; `None` if there is none with this id."""

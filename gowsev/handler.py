@@ -8,7 +8,7 @@ from gowsev.loop.callbacks import does_nothing
 
 if TYPE_CHECKING:
     from gowsev.context import Context
-    from gowsev.request import Reject, Request
+    from gowsev.request import Accept, Reject, Request
 
 __all__ = ["Handler"]
 
@@ -23,8 +23,8 @@ class Handler:
 
     - `TextReceived(context, id, text)`: a text message, as `str`. Without it, text messages come to
       `MessageReceived` as their UTF-8 bytes, as in Go.
-    - `ConnRequested(context, request)`: before an upgrade. Return `None` to accept or a `Reject` to refuse;
-      `request` is a `Request`.
+    - `ConnRequested(context, request)`: before an upgrade. Return `None` to accept, an `Accept` to hand over what is
+      known of the client, or a `Reject` to refuse; `request` is a `Request`.
 
     Editors and pyright know the types of a derived class's arguments without annotations, where the arguments keep
     these names. mypy looks into annotated methods only.
@@ -50,4 +50,4 @@ class Handler:
         # Declared, so that a checker finds a wrong signature in a derived class, but not there: a handler has them
         # only if it defines them, and there is nothing for `super()` to call.
         def TextReceived(self, context: Context, id: int, text: str) -> None: ...
-        def ConnRequested(self, context: Context, request: Request) -> Reject | None: ...
+        def ConnRequested(self, context: Context, request: Request) -> Accept | Reject | None: ...

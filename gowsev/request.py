@@ -1,4 +1,4 @@
-"""A request for a WebSocket as the program sees it, its refusal, and headers that may be sent."""
+"""A request for a WebSocket as the program sees it, the program's answer, and headers that may be sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from websockets.datastructures import Headers
 
 from gowsev.arguments import TOKEN
 
-__all__ = ["FRAMING", "Headers", "Reject", "Request", "header_pairs"]
+__all__ = ["FRAMING", "Accept", "Headers", "Reject", "Request", "header_pairs"]
 
 #: The headers of a message's framing and of its connection, which are not the program's business.
 FRAMING = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
@@ -58,6 +58,13 @@ class Request:
         return Headers((name, value) for name, colon, value in (line.partition(": ") for line in lines) if colon)
 
     @property
+    def subprotocols(self) -> tuple[str, ...]:
+        """The subprotocols that the client offers, its favourite first (RFC 6455 section 4.1)."""
+        values = self.headers.get_all("Sec-WebSocket-Protocol")
+        names = [name.strip(" \t") for value in values for name in value.split(",")]
+        return tuple(name for name in names if TOKEN.fullmatch(name))
+
+    @property
     def peer(self) -> tuple[str, int]:
         """The address at the other end; behind a proxy that is the proxy's. A unix socket has `("", 0)`."""
         return self._peer
@@ -71,6 +78,41 @@ class Request:
     def tls(self) -> bool:
         """Whether the connection is encrypted here."""
         return self._tls
+
+
+class Accept:
+    """The answer of `ConnRequested` that lets a connection in, and hands over what the program has found out.
+
+    Args:
+        data: anything, such as the user; it is `Conn.data` from `ConnAccepted` on.
+        headers: more headers for the response 101, such as Set-Cookie: a mapping, or pairs of name and value.
+        subprotocol: the one to speak, out of `Request.subprotocols`; `None` leaves it to `Options.subprotocols`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `subprotocol` is no token, or a header holds what may not stand in one (RFC 9110 section 5), or
+            belongs to the handshake itself.
+    """
+
+    __slots__ = ("data", "headers", "subprotocol")
+
+    def __init__(
+        self,
+        data: object = None,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        subprotocol: str | None = None,
+    ) -> None:
+        self.data: object = data
+        self.headers: tuple[tuple[str, str], ...] = _own_headers(headers)
+        if subprotocol is not None and not isinstance(subprotocol, str):
+            raise TypeError(f"subprotocol must be str or None, not {subprotocol!r}")
+        if subprotocol is not None and not TOKEN.fullmatch(subprotocol):
+            raise ValueError(f"subprotocol must be a name without blanks or separators, not {subprotocol!r}")
+        self.subprotocol: str | None = subprotocol
+
+    def __repr__(self) -> str:
+        return f"Accept({self.data!r}, headers={self.headers!r}, subprotocol={self.subprotocol!r})"
 
 
 class Reject:
@@ -101,13 +143,19 @@ class Reject:
         self.status: int = int(status)
         reason.encode()
         self.reason: str = reason
-        self.headers: tuple[tuple[str, str], ...] = header_pairs(headers)
-        for name, _ in self.headers:
-            if name.lower() in FRAMING:
-                raise ValueError(f"header {name} is made by the server itself")
+        self.headers: tuple[tuple[str, str], ...] = _own_headers(headers)
 
     def __repr__(self) -> str:
         return f"Reject({self.status}, {self.reason!r}, {self.headers!r})"
+
+
+def _own_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Check headers that a program adds to the answer of a handshake."""
+    pairs = header_pairs(headers)
+    for name, _ in pairs:
+        if name.lower() in FRAMING or name.lower().startswith("sec-websocket-"):
+            raise ValueError(f"header {name} is made by the server itself")
+    return pairs
 
 
 def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

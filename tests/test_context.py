@@ -1261,7 +1261,7 @@ def test_a_verdict_that_is_none_of_these_is_an_error_and_lets_nobody_in(serve, v
     server = serve(Judge(verdict))
     status, _, _ = read_response(ask(server))
     assert status == "HTTP/1.1 500 Internal Server Error"
-    assert "ConnRequested must return None or a Reject" in caplog.text
+    assert "ConnRequested must return None, an Accept or a Reject" in caplog.text
     assert server.context.Stats().callback_errors == 1
 
 

@@ -66,7 +66,8 @@ class Connection:
     __slots__ = (
         "_closing_deadline", "_control_chunks", "_credit", "_keepalive", "_liveness", "_options", "_outbox",
         "_protocol", "_reported", "_scratch", "_shut", "_sink", "_sock", "_watcher", "bytes_received", "closing",
-        "delivered", "encoder", "end", "id", "messages_received", "refused_writes", "request", "subprotocol", "tls",
+        "data", "delivered", "encoder", "end", "id", "messages_received", "refused_writes", "request", "subprotocol",
+        "tls",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +84,8 @@ class Connection:
         keepalive: Keepalive,
     ) -> None:
         self.id = 0
+        self.data: Any = None
+        """The program's own."""
         self.request = request
         self.subprotocol = subprotocol
         self.tls = tls = request.tls

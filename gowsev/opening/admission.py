@@ -10,7 +10,7 @@ from gowsev.connection.events import ACCEPTED, REQUESTED
 from gowsev.opening.adoption import adopt
 from gowsev.opening.dial import DialledConn, release
 from gowsev.opening.handshake import Handshake, Response, refusal
-from gowsev.request import Reject, Request
+from gowsev.request import Accept, Reject, Request
 from gowsev.wire.frames import GOING_AWAY
 
 if TYPE_CHECKING:
@@ -67,20 +67,31 @@ class Admission:
         """Whether `admit` has to be asked: it may return something, or block."""
         return self._asks or self._full() is not None
 
-    def admit(self, request: Request) -> Response | None:
-        """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
-        response = self._full()
-        if response is None and self._asks:
-            self._driver.expect_driver()
-            question = Question(request)
-            self._sink.put((REQUESTED, question, None))
-            try:
-                response = question.answer.get() or self._full()
-            finally:
-                if not question.taken:
-                    self._abandoned += 1
-                    question.abandoned = self._let_go
-        return response
+    def admit(self, request: Request, decided: Accept | None = None) -> Response | Accept | None:
+        """Return the response that refuses a valid request for an upgrade, or what the program says to it, if anything.
+
+        May block the calling greenlet, for `ConnRequested`; that is not asked where the program has `decided` already.
+
+        Raises:
+            ValueError: it has, for a subprotocol that the client does not offer.
+        """
+        refused = self._full()
+        if refused is not None:
+            return refused
+        if decided is not None:
+            _check_offered(decided, request)
+        if decided is not None or not self._asks:
+            return decided
+        self._driver.expect_driver()
+        question = Question(request)
+        self._sink.put((REQUESTED, question, None))
+        try:
+            answer = question.answer.get()
+        finally:
+            if not question.taken:
+                self._abandoned += 1
+                question.abandoned = self._let_go
+        return answer if isinstance(answer, Response) else self._full() or answer
 
     def _let_go(self) -> None:
         self._abandoned -= 1
@@ -103,6 +114,8 @@ class Admission:
         connection = self._connections.make(
             sock, request=request, subprotocol=handshake.subprotocol, deflate=handshake.deflate
         )
+        if handshake.accept is not None:
+            connection.data = handshake.accept.data
         self._connections.stats.accepted += 1
         self._driver.expect_driver()
         self._sink.put((ACCEPTED, connection, None))
@@ -146,7 +159,7 @@ class Question:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self.answer: AsyncResult[Response | None] = AsyncResult()
+        self.answer: AsyncResult[Response | Accept | None] = AsyncResult()
         self.taken = False
         """Whether the loop has come to it."""
         self.abandoned: Any = None
@@ -156,17 +169,33 @@ class Question:
         """Let `ask(request)` decide, unless nobody wants to know any more; called by the loop.
 
         Raises:
-            TypeError: it returns neither `None` nor a `Reject`.
+            TypeError: it returns neither `None` nor an `Accept` nor a `Reject`.
+            ValueError: it accepts with a subprotocol that the client does not offer.
         """
         self.taken = True
         if self.abandoned is not None:
             self.abandoned()
             return
-        response: Response | None = refusal(500, "The server failed to decide.\n")
+        answer: Response | Accept | None = refusal(500, "The server failed to decide.\n")
         try:
             verdict = ask(self._request)
-            if verdict is not None and not isinstance(verdict, Reject):
-                raise TypeError(f"ConnRequested must return None or a Reject, not {verdict!r}")
-            response = refusal(verdict.status, verdict.reason, verdict.headers) if verdict else None
+            if isinstance(verdict, Reject):
+                answer = refusal(verdict.status, verdict.reason, verdict.headers)
+            elif verdict is None or isinstance(verdict, Accept):
+                if verdict is not None:
+                    _check_offered(verdict, self._request)
+                answer = verdict
+            else:
+                raise TypeError(f"ConnRequested must return None, an Accept or a Reject, not {verdict!r}")
         finally:
-            self.answer.set(response)
+            self.answer.set(answer)
+
+
+def _check_offered(accept: Accept, request: Request) -> None:
+    # RFC 6455 section 4.1: a client fails the connection if "the response indicates the use of a subprotocol that was
+    # not present in the client's handshake".
+    if accept.subprotocol is not None and accept.subprotocol not in request.subprotocols:
+        raise ValueError(
+            f"subprotocol must be one of those that the client offers, {request.subprotocols!r}, "
+            f"not {accept.subprotocol!r}"
+        )

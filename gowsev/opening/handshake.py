@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from websockets.typing import Origin, Subprotocol
 
     from gowsev.options import Options
+    from gowsev.request import Accept
 
 __all__ = [
     "MAX_HEAD_BYTES",
@@ -66,6 +67,19 @@ class Handshake(NamedTuple):
     """To be sent; the connection is open if its status is 101."""
     subprotocol: str | None = None
     deflate: Deflate | None = None
+    accept: Accept | None = None
+    """What the program has said to it, if anything."""
+
+    def answered(self, accept: Accept) -> Handshake:
+        """Return it with what the program adds; a subprotocol of its own must be one that the client offers."""
+        headers = self.response.headers
+        headers.update(accept.headers)
+        if accept.subprotocol is None:
+            return self._replace(accept=accept)
+        if self.subprotocol is not None:
+            del headers["Sec-WebSocket-Protocol"]
+        headers["Sec-WebSocket-Protocol"] = accept.subprotocol
+        return self._replace(subprotocol=accept.subprotocol, accept=accept)
 
 
 class Refusal(Response):

@@ -29,12 +29,13 @@ from gowsev.opening.upgrade import (
     note_loss,
     note_lost_upgrade,
     note_refusal,
+    note_unsent,
     refusal_by_time,
     respond,
     switch_protocols,
     upgrade_required,
 )
-from gowsev.request import Request
+from gowsev.request import Accept, Request
 from gowsev.wire import frames
 from gowsev.wire.frames import POLICY, TRY_AGAIN_LATER
 
@@ -46,10 +47,19 @@ __all__ = ["serve"]
 _SWITCHING = "101 Switching Protocols"
 
 
-def serve(receiver: Receiver, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+def serve(
+    receiver: Receiver, environ: WSGIEnvironment, start_response: StartResponse, decided: Accept | None = None
+) -> list[bytes]:
     """Answer a request, and hand its connection to the receiver if it is upgraded. May block the calling greenlet.
 
+    Args:
+        receiver: gets the connection.
+        environ: the request, as PEP 3333 has it.
+        start_response: begins the response, likewise.
+        decided: what the program says to the request, where it has decided already.
+
     Raises:
+        ValueError: it has, for a subprotocol that the client does not offer.
         RuntimeError: the server is none that this works under, or this is not the receiver's thread.
     """
     if not asks_for_websocket(environ):
@@ -58,13 +68,13 @@ def serve(receiver: Receiver, environ: WSGIEnvironment, start_response: StartRes
     websocket = environ.get("wsgi.websocket")
     if is_gevent_websocket(websocket):
         receiver.check_thread()
-        _accept_late(receiver, environ, websocket)
+        _accept_late(receiver, environ, websocket, decided)
         start_response(_SWITCHING, [])
         return []
     sock, take_buffered = socket_of(environ)
     receiver.check_thread()
     ends = ends_of(sock)
-    request, handshake = _judge(receiver, environ, sock, ends)
+    request, handshake = _judge(receiver, environ, sock, ends, decided)
     if request is None:
         return respond(handshake.response, start_response)
     try:
@@ -88,29 +98,35 @@ class _Handed:
         close_descriptor(self._sock)
 
 
-def _judge(receiver: Receiver, environ: WSGIEnvironment, sock: Any, ends: Ends) -> tuple[Request | None, Handshake]:
+def _judge(
+    receiver: Receiver, environ: WSGIEnvironment, sock: Any, ends: Ends, decided: Accept | None
+) -> tuple[Request | None, Handshake]:
     """Judge a request, within the time there is."""
     silent: Any = False
     request: Request | None = None
     handshake = Handshake(refusal_by_time(receiver.options))
     with gevent.Timeout(receiver.options.handshake_timeout, silent), telling_in_child(_Handed(sock)):
-        request, handshake = judge(receiver, ends, lambda: request_of(environ))
+        request, handshake = judge(receiver, ends, lambda: request_of(environ), decided)
     if request is None:
         note_refusal(receiver, handshake.response, ends.peer, environ.get("PATH_INFO", ""))
     return request, handshake
 
 
-def _accept_late(receiver: Receiver, environ: WSGIEnvironment, websocket: Any) -> None:
+def _accept_late(receiver: Receiver, environ: WSGIEnvironment, websocket: Any, decided: Accept | None) -> None:
     """Accept a connection whose upgrade gevent-websocket has answered before we could judge it.
 
-    It can be refused with a close frame only, and what the options offer has not been negotiated.
+    It can be refused with a close frame only, and neither what the options offer nor what the program adds to the
+    answer has been sent.
     """
     ends = ends_of(websocket.handler.socket)
-    request, handshake = _judge(receiver, environ, websocket.handler.socket, ends)
+    request, handshake = _judge(receiver, environ, websocket.handler.socket, ends, decided)
     response = handshake.response
     if request is not None:
         adopted = from_gevent_websocket(websocket)
-        receiver.accept(adopted.sock, adopted.request, Handshake(response, adopted.subprotocol), adopted.leftover)
+        if handshake.accept is not None:
+            note_unsent(handshake.accept, adopted.subprotocol)
+        handshake = Handshake(response, adopted.subprotocol, accept=handshake.accept)
+        receiver.accept(adopted.sock, adopted.request, handshake, adopted.leftover)
         return
     websocket.closed = True
     code = TRY_AGAIN_LATER if response.status_code == 503 else POLICY

@@ -18,7 +18,7 @@ from websockets.exceptions import WebSocketException
 
 from gowsev.opening.framing import tokens
 from gowsev.opening.handshake import Handshake, HTTPRequest, Refusal, Response, negotiate, refusal
-from gowsev.request import Request
+from gowsev.request import Accept, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ __all__ = [
     "note_loss",
     "note_lost_upgrade",
     "note_refusal",
+    "note_unsent",
     "read_buffered",
     "refusal_by_time",
     "respond",
@@ -71,8 +72,11 @@ class Receiver(Protocol):
         """Whether `admit` has to be asked: it may return something, or block."""
         ...
 
-    def admit(self, request: Request) -> Response | None:
-        """Return the response that refuses a valid request for an upgrade, or `None`. May block its greenlet."""
+    def admit(self, request: Request, decided: Accept | None = None) -> Response | Accept | None:
+        """Return the response that refuses a valid request for an upgrade, or what the program says to it, if anything.
+
+        May block the calling greenlet.
+        """
 
     def accept(self, sock: Any, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
@@ -96,7 +100,9 @@ def asks_for_websocket(environ: WSGIEnvironment) -> bool:
     return "websocket" in asked and environ.get("SERVER_PROTOCOL") != "HTTP/1.0"
 
 
-def judge(receiver: Receiver, ends: Ends, read: Callable[[], HTTPRequest]) -> tuple[Request | None, Handshake]:
+def judge(
+    receiver: Receiver, ends: Ends, read: Callable[[], HTTPRequest], decided: Accept | None = None
+) -> tuple[Request | None, Handshake]:
     """Decide about a request for an upgrade, by the rules and as the receiver wants it.
 
     Logs nothing, and blocks the calling greenlet only where `receiver.may_refuse`.
@@ -105,6 +111,7 @@ def judge(receiver: Receiver, ends: Ends, read: Callable[[], HTTPRequest]) -> tu
         receiver: gets the connection.
         ends: between whom that is.
         read: returns the request; raises a `WebSocketException` if a header is invalid.
+        decided: what the program says to it, where it has decided already.
 
     Returns:
         What the program is told of the request, or `None` if it is refused; and the answer.
@@ -113,8 +120,12 @@ def judge(receiver: Receiver, ends: Ends, read: Callable[[], HTTPRequest]) -> tu
         asked = read()
         request = describe(asked, ends)
         handshake = negotiate(asked, receiver.options)
-        refused = receiver.admit(request) if handshake.response.status_code == 101 else handshake.response
-        return (request, handshake) if refused is None else (None, Handshake(refused))
+        if handshake.response.status_code != 101:
+            return None, handshake
+        answer = receiver.admit(request, decided)
+        if isinstance(answer, Response):
+            return None, Handshake(answer)
+        return request, handshake if answer is None else handshake.answered(answer)
     except WebSocketException as error:
         faulty = refusal(400, "Invalid header.\n")
         faulty.fault = repr(error)
@@ -166,6 +177,16 @@ def _level(receiver: Receiver, option: str | None) -> int:
         return logging.INFO
     warned.add(option)
     return logging.WARNING
+
+
+def note_unsent(accept: Accept, spoken: str | None) -> None:
+    """Log it if what a program adds to the answer of a handshake comes too late, another library having answered."""
+    if accept.headers or accept.subprotocol not in (None, spoken):
+        logger.warning(
+            "gevent-websocket has answered a handshake before the program: neither the subprotocol %r nor the headers "
+            "%s were sent; give the server handler_class=gowsev.WebSocketHandler",
+            accept.subprotocol, [name for name, _ in accept.headers],
+        )  # fmt: skip
 
 
 def note_loss(peer: Any, error: OSError) -> None:

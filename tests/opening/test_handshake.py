@@ -7,7 +7,7 @@ from websockets.http11 import Request as HTTPRequest
 
 from gowsev.opening.handshake import MAX_HEAD_LINES, negotiate, parse_request, refusal
 from gowsev.options import Options
-from gowsev.request import Headers, Reject, Request, header_pairs
+from gowsev.request import Accept, Headers, Reject, Request, header_pairs
 
 # RFC 6455 section 1.3
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -35,7 +35,7 @@ def request(*changes, method="GET", protocol="HTTP/1.1"):
 
 
 def test_the_rfcs_own_example():
-    response, subprotocol, deflate = negotiate(request(), Options())
+    response, subprotocol, deflate, _ = negotiate(request(), Options())
     assert response.status_code == 101
     assert response.headers["Sec-WebSocket-Accept"] == ACCEPT
     assert response.headers["Upgrade"].lower() == "websocket"
@@ -90,7 +90,7 @@ HANDSHAKES = [
     ("changes", "status"), [row[2:] for row in HANDSHAKES], ids=[f"{row[1]} {row[0]}" for row in HANDSHAKES]
 )
 def test_handshake(changes, status):
-    response, subprotocol, deflate = negotiate(request(*changes), Options(subprotocols=["a"]))
+    response, subprotocol, deflate, _ = negotiate(request(*changes), Options(subprotocols=["a"]))
     assert response.status_code == status
     assert subprotocol is None
     assert deflate is None
@@ -125,7 +125,7 @@ VERSIONS = [
 def test_version_we_do_not_speak_is_answered_with_the_one_we_do(versions):
     # 4.4: "If the server doesn't support the requested version, it MUST respond with a |Sec-WebSocket-Version| header
     # field (or multiple [...]) containing all versions it is willing to use."
-    response, _, _ = negotiate(request(*(("Sec-WebSocket-Version", version) for version in versions)), Options())
+    response, *_ = negotiate(request(*(("Sec-WebSocket-Version", version) for version in versions)), Options())
     assert response.status_code == 400
     assert response.headers["Sec-WebSocket-Version"] == "13"
 
@@ -133,7 +133,7 @@ def test_version_we_do_not_speak_is_answered_with_the_one_we_do(versions):
 @pytest.mark.parametrize("method", ["POST", "HEAD", "OPTIONS", "get"])
 def test_method_other_than_get(method):
     # 4.1: "The method of the request MUST be GET"
-    response, _, _ = negotiate(request(method=method), Options())
+    response, *_ = negotiate(request(method=method), Options())
     assert response.status_code == 405
     assert response.headers["Allow"] == "GET"
 
@@ -141,7 +141,7 @@ def test_method_other_than_get(method):
 @pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/0.9", "HTTP/2"])
 def test_http_other_than_1_1(protocol):
     # 4.1: "the HTTP version MUST be at least 1.1", and a later one upgrades otherwise.
-    response, _, _ = negotiate(request(protocol=protocol), Options())
+    response, *_ = negotiate(request(protocol=protocol), Options())
     assert response.status_code == 505
 
 
@@ -190,7 +190,7 @@ ORIGINS = [
 
 @pytest.mark.parametrize(("host", "origin", "status"), [row[1:] for row in ORIGINS], ids=[row[0] for row in ORIGINS])
 def test_same_origin_only_by_default(host, origin, status):
-    response, _, _ = negotiate(request(("Host", host), ("Origin", origin)), Options())
+    response, *_ = negotiate(request(("Host", host), ("Origin", origin)), Options())
     assert response.status_code == status
 
 
@@ -199,7 +199,7 @@ def test_same_origin_only_by_default(host, origin, status):
 def test_one_host_there_must_be(hosts, allowed):
     # RFC 9112 section 3.2
     changes = [("Host", host) for host in hosts]
-    response, _, _ = negotiate(request(*changes, ("Origin", "http://localhost")), Options(allowed_origins=allowed))
+    response, *_ = negotiate(request(*changes, ("Origin", "http://localhost")), Options(allowed_origins=allowed))
     assert response.status_code == 400
     assert b"Host" in response.body
 
@@ -225,13 +225,13 @@ ALLOWED = [
 
 @pytest.mark.parametrize(("allowed", "origin", "status"), [row[1:] for row in ALLOWED], ids=[row[0] for row in ALLOWED])
 def test_allowed_origins(allowed, origin, status):
-    response, _, _ = negotiate(request(("Origin", origin)), Options(allowed_origins=allowed))
+    response, *_ = negotiate(request(("Origin", origin)), Options(allowed_origins=allowed))
     assert response.status_code == status
 
 
 @pytest.mark.parametrize("origin", ["http://localhost:8000", "null"])
 def test_the_refusal_of_an_origin_names_it_and_the_option(origin):
-    response, _, _ = negotiate(request(("Origin", origin)), Options())
+    response, *_ = negotiate(request(("Origin", origin)), Options())
     text = f"Pages of '{origin}' may not connect here: see allowed_origins of gowsev.Options.\n"
     assert bytes(response.body).decode() == text
     assert response.headers["Connection"] == "close"
@@ -241,7 +241,7 @@ def test_the_refusal_of_an_origin_names_it_and_the_option(origin):
 def test_two_origins_are_refused_whatever_is_allowed(allowed):
     # RFC 6454 7.3: "the user agent MUST NOT include more than one Origin header field"
     origin = ("Origin", "http://localhost:9000")
-    response, _, _ = negotiate(request(origin, origin), Options(allowed_origins=allowed))
+    response, *_ = negotiate(request(origin, origin), Options(allowed_origins=allowed))
     assert response.status_code == 400
 
 
@@ -267,7 +267,7 @@ SUBPROTOCOLS = [
 )
 def test_subprotocol(ours, offered, chosen):
     changes = [("Sec-WebSocket-Protocol", value) for value in offered]
-    response, subprotocol, _ = negotiate(request(*changes), Options(subprotocols=ours))
+    response, subprotocol, *_ = negotiate(request(*changes), Options(subprotocols=ours))
     assert response.status_code == 101
     assert subprotocol == chosen
     assert response.headers.get("Sec-WebSocket-Protocol") == chosen
@@ -279,7 +279,7 @@ PMD = "permessage-deflate; client_max_window_bits"
 
 
 def test_compression_is_negotiated_where_it_is_turned_on():
-    response, _, deflate = negotiate(request(("Sec-WebSocket-Extensions", PMD)), Options(compression="deflate"))
+    response, _, deflate, _ = negotiate(request(("Sec-WebSocket-Extensions", PMD)), Options(compression="deflate"))
     assert response.status_code == 101
     assert response.headers["Sec-WebSocket-Extensions"].startswith("permessage-deflate")
     assert not deflate.takeover
@@ -287,7 +287,7 @@ def test_compression_is_negotiated_where_it_is_turned_on():
 
 @pytest.mark.parametrize(("offer", "compression"), [(PMD, None), (None, "deflate"), ("x-other", "deflate")])
 def test_compression_takes_two(offer, compression):
-    response, _, deflate = negotiate(request(("Sec-WebSocket-Extensions", offer)), Options(compression=compression))
+    response, _, deflate, _ = negotiate(request(("Sec-WebSocket-Extensions", offer)), Options(compression=compression))
     assert response.status_code == 101
     assert "Sec-WebSocket-Extensions" not in response.headers
     assert deflate is None
@@ -381,7 +381,7 @@ BAD_HEADERS = [
     ("headers", "error", "text"), [row[1:] for row in BAD_HEADERS], ids=[row[0] for row in BAD_HEADERS]
 )
 def test_bad_headers(headers, error, text):
-    for check in (header_pairs, lambda headers: Reject(403, "no", headers)):
+    for check in (header_pairs, lambda headers: Reject(403, "no", headers), lambda headers: Accept(headers=headers)):
         with pytest.raises(error) as caught:
             check(headers)
         assert text in str(caught.value)
@@ -396,6 +396,9 @@ def test_reject():
     for status in (300, 307, 499, 599):
         assert Reject(status).status == status
 
+
+#: What a program may not add to an answer.
+OF_THE_SERVER = ("Content-Length", "connection", "TRANSFER-ENCODING", "Upgrade", "sec-websocket-accept")
 
 # name, arguments, the error, what its text begins with
 BAD_REJECTS = [
@@ -413,7 +416,7 @@ BAD_REJECTS = [
     ("a reason that cannot be encoded", (403, "\ud800"), ValueError, "'utf-8' codec can't encode"),
     *(
         (f"a {name} of its own", (403, "", {name: "x"}), ValueError, f"header {name} is made by the server")
-        for name in ("Content-Length", "connection", "TRANSFER-ENCODING", "Upgrade")
+        for name in OF_THE_SERVER
     ),
 ]
 
@@ -424,6 +427,30 @@ BAD_REJECTS = [
 def test_bad_reject(arguments, error, text):
     with pytest.raises(error) as caught:
         Reject(*arguments)
+    assert str(caught.value).startswith(text)
+
+
+def test_accept():
+    accept = Accept()
+    assert (accept.data, accept.headers, accept.subprotocol) == (None, (), None)
+    accept = Accept("Ann", headers={"Set-Cookie": "a=1"}, subprotocol="chat.v2")
+    assert repr(accept) == "Accept('Ann', headers=(('Set-Cookie', 'a=1'),), subprotocol='chat.v2')"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"subprotocol": 1}, TypeError, "subprotocol must be str or None, not 1"),
+        ({"subprotocol": b"chat"}, TypeError, "subprotocol must be str or None, not b'chat'"),
+        ({"subprotocol": ""}, ValueError, "subprotocol must be a name without blanks or separators, not ''"),
+        ({"subprotocol": "a, b"}, ValueError, "subprotocol must be a name without blanks or separators, not 'a, b'"),
+        ({"subprotocol": "a\r\nX: y"}, ValueError, "subprotocol must be a name without blanks"),
+        *(({"headers": {name: "x"}}, ValueError, f"header {name} is made by the server") for name in OF_THE_SERVER),
+    ],
+)
+def test_bad_accept(arguments, error, text):
+    with pytest.raises(error) as caught:
+        Accept(**arguments)
     assert str(caught.value).startswith(text)
 
 

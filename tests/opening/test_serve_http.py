@@ -268,6 +268,76 @@ def test_a_path_is_decoded_once(beside, app, handler, sent, path):
     assert (request.path, request.query) == (f"/live/{path}", "x=%3F&y=?%C3%A9")
 
 
+# -- what a view has found out -----------------------------------------------------------------------------------------
+
+
+def knowing(accept):
+    """An app of one view, which knows who asks."""
+    return lambda context: lambda environ, start_response: context.Upgrade(accept)(environ, start_response)
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_what_a_view_knows_is_the_connections_data_and_nobody_is_asked(beside, handler):
+    server = beside(knowing(gowsev.Accept("Ann")), handler, Judge(gowsev.Reject(403)))
+    assert echoes(server.client())
+    assert server.handler.conns[0].data == "Ann"
+    assert server.handler.requests == []
+
+
+@pytest.mark.parametrize("handler", OURS)
+def test_what_a_view_adds_to_the_answer_is_sent(beside, handler):
+    accept = gowsev.Accept(headers={"Set-Cookie": "seen=1"}, subprotocol="chat.v2")
+    server = beside(knowing(accept), handler, Conns(), subprotocols=("chat",))
+    client = server.client(headers=[("Sec-WebSocket-Protocol", "chat, chat.v2")])
+    assert b"\r\nSet-Cookie: seen=1\r\n" in client.response
+    assert b"\r\nSec-WebSocket-Protocol: chat.v2\r\n" in client.response
+    assert echoes(client)
+    assert server.handler.conns[0].subprotocol == "chat.v2"
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_the_answer_of_conn_requested_may_accept_too(beside, caplog, handler):
+    server = beside(itself, handler, Judge(gowsev.Accept("Ann", headers={"Set-Cookie": "seen=1"})))
+    client = server.client()
+    assert echoes(client)
+    assert server.handler.conns[0].data == "Ann"
+    sent = b"\r\nSet-Cookie: seen=1\r\n" in client.response
+    warned = "gevent-websocket has answered a handshake before the program" in caplog.text
+    assert (sent, warned) == ((True, False) if handler in OURS else (False, True))
+
+
+@pytest.mark.parametrize("handler", OURS)
+def test_a_view_that_accepts_while_the_context_is_full_is_refused_too(beside, handler):
+    server = beside(knowing(gowsev.Accept("Ann")), handler, max_connections=1)
+    assert echoes(server.client())
+    assert ask(server, upgrade()).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_view_that_accepts_with_a_subprotocol_that_is_not_offered_hears_of_it(beside):
+    errors = []
+
+    def app(context):
+        def view(environ, start_response):
+            with pytest.raises(ValueError, match="subprotocol must be one of those that the client offers") as error:
+                context.Upgrade(gowsev.Accept(subprotocol="chat"))(environ, start_response)
+            errors.append(error.value)
+            start_response("500 Internal Server Error", [("Content-Length", "0"), ("Connection", "close")])
+            return []
+
+        return view
+
+    server = beside(app)
+    assert ask(server, upgrade()).startswith(b"HTTP/1.1 500 ")
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("accept", [None, "Ann", gowsev.Reject(403), gowsev.Accept])
+def test_only_an_accept_upgrades(beside, accept):
+    server = beside()
+    with pytest.raises(TypeError, match=r"accept must be a gowsev\.Accept, not "):
+        server.context.Upgrade(accept)
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 REFUSALS = {
