@@ -270,7 +270,11 @@ class Tab:
         """Wait until all of these came, and look whether they did so once, in order."""
         wait_until(lambda: len(self.shown(channel)) >= len(texts), PATIENCE * 2)
         assert self.came(channel) == texts
-        assert [line.partition(": ")[2] for line in self.shown(channel)] == texts
+        assert texts_of(self.shown(channel)) == texts
+
+
+def texts_of(lines):
+    return [line.partition(": ")[2] for line in lines]
 
 
 def on_several_workers(tabs):
@@ -306,7 +310,7 @@ def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server,
         assert site.script("task.py", "user:1", expected["user:1"][-1]).wait() == 0
 
     with Browser(folders[0]) as first, Browser(folders[1]) as second:
-        ann, also_ann, _ = tabs = [Tab(first, url, "ann"), Tab(first, url, "ann"), Tab(second, url, "bob")]
+        ann, also_ann, bob = tabs = [Tab(first, url, "ann"), Tab(first, url, "ann"), Tab(second, url, "bob")]
         on_several_workers(tabs)
 
         def all_have_it():
@@ -350,10 +354,15 @@ def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server,
         publish(1)
         redis_server.cli("flushall")
         network.mend()
+        for tab in tabs:
+            tab.wait_until_live()
+            wait_until(lambda tab=tab: len(tab.shown("room:1")) == len(expected["room:1"]), PATIENCE * 2)
+            assert texts_of(tab.shown("room:1")) == expected["room:1"]
         for tab in (ann, also_ann):
             wait_until(lambda tab=tab: len(tab.shown("user:1")) == len(expected["user:1"]), PATIENCE * 2)
-            assert [line.partition(": ")[2] for line in tab.shown("user:1")] == expected["user:1"]
-        tabs[2].page.go("about:blank#")
+            assert texts_of(tab.shown("user:1")) == expected["user:1"]
+        wait_until(lambda: ann.page.text("[data-channel='room:1'] .members") == "ann, bob")
+        bob.page.look("clearTimeout(watchdog), socket.onclose = null, socket.close()")
         wait_until(lambda: ann.page.text("[data-channel='room:1'] .members") == "ann")
         # A logout ends both of ann's tabs, wherever they are.
         ann.page.look("document.querySelector('.quiet').scrollIntoView()")

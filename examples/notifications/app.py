@@ -8,7 +8,6 @@ everybody in a room, on whichever worker their WebSockets are.
 """
 
 import os
-import secrets
 
 import flask
 import gevent
@@ -52,19 +51,19 @@ def create_app():
     app.config["SECRET_KEY"] = os.environ["SECRET_KEY"]  # the same in all workers
     app.config["SESSION_COOKIE_SAMESITE"] = "Lax"  # forms of other sites come without it
 
-    def session_of(headers):
-        """The session in the cookie of a handshake, read by Flask itself."""
+    def login_of(headers):
+        """The id of the login in the cookie of a handshake, read by Flask itself."""
         cookie = "; ".join(headers.get_all("Cookie"))
         with app.test_request_context("/", headers={"Cookie": cookie}):
-            return dict(flask.session)
+            return flask.session.get("login", "")
 
-    live = Live(URL, session_of, store.channels_of)
+    live = Live(URL, login_of)
     live.start()
     gevent.spawn(tell_again)
 
     def user():
-        """The id of whoever is logged in; 401 for anybody else."""
-        return flask.session.get("user") or flask.abort(401)
+        """Whoever is logged in; 401 for anybody else."""
+        return store.user_of(flask.session.get("login")) or flask.abort(401)
 
     @app.get("/live", websocket=True)  # Flask tells requests for WebSockets from those for pages
     def websocket():
@@ -73,39 +72,45 @@ def create_app():
 
     @app.get("/")
     def index():
-        if "user" not in flask.session:
+        found = store.user_of(flask.session.get("login"))
+        if found is None:
             return flask.render_template("login.html")
-        return flask.render_template("index.html", channels=store.channels_of(user()), people=store.people())
+        channels = store.channels_of(found["id"])
+        return flask.render_template("index.html", user=found, channels=channels, people=store.people())
 
     @app.get("/notices/<channel>")
     def notices(channel):
-        if channel not in store.channels_of(user()):
+        if channel not in store.channels_of(user()["id"]):
             flask.abort(403)
         return flask.jsonify(store.last_notices(channel))
 
     @app.post("/notices")
     def notify():
         """Notify a user, or a room that the sender is in."""
+        sender = user()
         channel, text = flask.request.form["channel"], flask.request.form["text"].strip()[:500]
         to_user = channel in {f"user:{id}" for id in store.people()}
-        if not text or not (to_user or channel in store.channels_of(user())):
+        if not text or not (to_user or channel in store.channels_of(sender["id"])):
             flask.abort(403)
-        was_told = tell(live, store.add_notice(channel, flask.session["name"], text))
+        was_told = tell(live, store.add_notice(channel, sender["name"], text))
         return {"told": was_told}, 201
 
     @app.post("/login")
     def login():
-        found = store.user_with(flask.request.form["name"], flask.request.form["password"])
-        if found is None:
+        made = store.log_in(flask.request.form["name"], flask.request.form["password"])
+        if made is None:
             return flask.render_template("login.html", wrong=True), 403
-        flask.session.update(user=found["id"], name=found["name"], login=secrets.token_hex(8))
+        flask.session["login"] = made
         return flask.redirect("/")
 
     @app.post("/logout")
     def logout():
-        # The connections of this login end, on all workers. If Redis is away they outlive it until their page reloads.
-        live.publish(f"user:{user()}", {"logout": flask.session["login"]})
-        flask.session.clear()
+        channel = f"user:{user()['id']}"
+        login = flask.session.pop("login")
+        # First the login ends, and then its connections do, on all workers: a tab that comes back is refused. If Redis
+        # is away, they stay until their pages load anew.
+        store.log_out(login)
+        live.publish(channel, {"logout": login})
         return flask.redirect("/")
 
     return app

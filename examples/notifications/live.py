@@ -15,6 +15,7 @@ import os
 from functools import partial
 
 import gevent
+import store
 from gevent.event import AsyncResult
 
 import gowsev
@@ -33,14 +34,12 @@ class Live(gowsev.Handler):
 
     Args:
         url: of the Redis that joins the workers.
-        session_of: the session of Flask's in the headers of a handshake.
-        channels_of: the channels that a user may read.
+        login_of: the id of the login in the headers of a handshake.
     """
 
-    def __init__(self, url, session_of, channels_of):
-        self._session_of = session_of
-        self._channels_of = channels_of
-        self._sessions = {}  # by id; each with "user", "name", and a "login" of its own
+    def __init__(self, url, login_of):
+        self._login_of = login_of
+        self._logins = {}  # by id
         self._joined = set()  # ids whose page has said what it has
         self._present = {}  # by room, the ids that are in it
         self.context = gowsev.MakeContext(self, gowsev.Options(max_message_bytes=16384))
@@ -65,10 +64,10 @@ class Live(gowsev.Handler):
     # -- callbacks -----------------------------------------------------------------------------------------------
 
     def ConnAccepted(self, context, id):
-        self._sessions[id] = self._session_of(context.MustConn(id).headers)
+        self._logins[id] = self._login_of(context.MustConn(id).headers)
 
     def ConnClosed(self, context, id):
-        del self._sessions[id]
+        del self._logins[id]
         self._joined.discard(id)
         for ids in self._present.values():
             ids.discard(id)
@@ -83,19 +82,28 @@ class Live(gowsev.Handler):
 
     def _subscribe(self, id, positions):
         """Subscribe a connection to what its user may read. What the page asks for has no say in that."""
-        session = self._sessions.get(id)
-        for channel in self._channels_of(session["user"]) if session else ():
+        user = store.user_of(self._logins.get(id))
+        for channel in store.channels_of(user["id"]) if user else ():
             after = positions.get(channel)
-            member = session["name"] if channel.startswith("room:") else None
+            member = user["name"] if channel.startswith("room:") else None
             done = partial(self._subscribed, id)
             self.channels.Subscribe(id, channel, after if isinstance(after, str) else None, member, done)
+
+    def _check(self, id):
+        """Close a connection whose login has ended."""
+        login = self._logins.get(id)
+        if login is not None and store.user_of(login) is None:
+            self.context.Close(id, LOGGED_OUT, "logged out")
 
     def _subscribed(self, id, context, subscription):
         channel = subscription.channel
         if subscription.error is not None:
             context.Close(id, 1013, "not now")  # it comes back, with its positions
             return
-        if channel.startswith("room:"):
+        if channel.startswith("user:"):
+            # From here on a logout arrives as a message. One that came before is noticed now.
+            gevent.spawn(self._check, id)
+        else:
             self._present.setdefault(channel, set()).add(id)
             self.channels.Members(channel, partial(self._tell_members, channel))
         joined = {"joined": os.getpid(), "recovered": subscription.recovered}
@@ -110,14 +118,14 @@ class Live(gowsev.Handler):
         message = json.loads(publication.message)
         if "logout" in message:
             for id in ids:
-                if self._sessions[id]["login"] == message["logout"]:
+                if self._logins[id] == message["logout"]:
                     context.Close(id, LOGGED_OUT, "logged out")
             return
         context.Broadcast(ids, json.dumps({**told, "notice": message}))
 
     def beat(self, context):
         context.AfterFunc(BEAT, self.beat)
-        context.Broadcast(self._sessions, json.dumps({"beat": os.getpid()}))
+        context.Broadcast(self._logins, json.dumps({"beat": os.getpid()}))
         for channel, ids in self._present.items():
             if ids:  # one question for each room, however many of its people are here
                 self.channels.Members(channel, partial(self._tell_members, channel))

@@ -1,4 +1,4 @@
-"""What the app keeps, in SQLite: users, the rooms they are in, and every notice.
+"""What the app keeps, in SQLite: users, their logins, the rooms they are in, and every notice.
 
     python store.py                    # make the database, with two users and two rooms
 
@@ -11,6 +11,7 @@ goes on meanwhile. A database with a driver in Python that is patched needs no s
 
 import argparse
 import os
+import secrets
 import sqlite3
 import time
 from contextlib import closing
@@ -25,6 +26,7 @@ PATIENCE = 20
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS users (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, password TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS logins (id TEXT PRIMARY KEY, user INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS rooms (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL);
 CREATE TABLE IF NOT EXISTS seats (room INTEGER NOT NULL, user INTEGER NOT NULL, UNIQUE (room, user));
 CREATE TABLE IF NOT EXISTS notices (
@@ -65,12 +67,25 @@ def create():
                 database.execute(TAKE_SEAT, (room, name))
 
 
-def user_with(name, password):
-    """Return the user with this name and password, or `None`."""
+def log_in(name, password):
+    """Return the id of a new login; `None` if there is no user with this name and password."""
     for user in run("SELECT * FROM users WHERE name = ?", name):
         if check_password_hash(user["password"], password):
-            return user
+            login = secrets.token_hex(16)
+            run("INSERT INTO logins (id, user) VALUES (?, ?)", login, user["id"])
+            return login
     return None
+
+
+def log_out(login):
+    """End a login: whoever shows its cookie later is nobody."""
+    run("DELETE FROM logins WHERE id = ?", login)
+
+
+def user_of(login):
+    """Return the user of a login, with `id` and `name`; `None` if there is none, or it has ended."""
+    rows = run("SELECT users.id, name FROM logins JOIN users ON users.id = user WHERE logins.id = ?", login)
+    return rows[0] if rows else None
 
 
 def people():

@@ -48,12 +48,13 @@ function connect() {
   socket.joining = new Set([...document.querySelectorAll("[data-channel]")].map((item) => item.dataset.channel));
   socket.onopen = () => socket.send(JSON.stringify(positions));
   socket.onmessage = (event) => received(JSON.parse(event.data));
-  socket.onclose = (event) => (event.code === LOGGED_OUT ? location.assign("/") : lost());
+  socket.onclose = (event) => (event.code === LOGGED_OUT ? location.assign("/") : lost(event));
   watchdog = setTimeout(lost, SILENCE);
 }
 
 // Come back after a random time that doubles with each failure, so that not all pages come at the same moment.
-function lost() {
+function lost(event) {
+  if (event && attempt) leaveIfLoggedOut();
   clearTimeout(watchdog);
   clearTimeout(timer);
   socket.onclose = socket.onmessage = null;
@@ -62,12 +63,18 @@ function lost() {
   timer = setTimeout(connect, Math.min(FIRST_WAIT * 2 ** attempt++, MOST_WAIT) * (0.5 + Math.random() / 2));
 }
 
+// A browser does not tell why it could not connect.
+async function leaveIfLoggedOut() {
+  const response = await fetch("/notices/" + $("[data-channel]").dataset.channel, { method: "HEAD" }).catch(() => ({}));
+  if (response.status === 401) location.assign("/");
+}
+
 function state(text) {
   $("#state").textContent = text;
   $("#state").dataset.state = text === "live" ? "open" : "closed";
 }
 
-addEventListener("offline", lost);
+addEventListener("offline", () => lost());
 addEventListener("online", () => { attempt = 0; lost(); });
 $("#notify").onsubmit = async (event) => {
   event.preventDefault();
