@@ -250,6 +250,12 @@ class Tab:
         self.wait_until_live()
         assert self.page.text("#user") == name
 
+    def set_offline(self, offline):
+        self.page.call("Network.enable")
+        self.page.call(
+            "Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
+
     def wait_until_live(self):
         self.page.wait_for_text("#state", "live")
 
@@ -331,12 +337,17 @@ def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server,
         in_thread(publishing.join)
         wait_until(lambda: not before & {tab.worker for tab in tabs}, PATIENCE * 2)
         all_have_it()
-        # No network for a while.
+        # No network for a while; one of the browsers notices by itself.
+        ann.set_offline(True)
         network.cut()
         for tab in tabs:
             wait_until(lambda tab=tab: tab.page.text("#state") == "coming back")
         publish(5)
         network.mend()
+        for tab in tabs[1:]:
+            tab.wait_until_live()
+        assert ann.page.text("#state") == "coming back"
+        ann.set_offline(False)
         all_have_it()
         assert len(ann.page.texts("[data-channel='user:1'] .missed")) >= 6
         # Redis is killed and comes back.
