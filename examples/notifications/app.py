@@ -7,6 +7,7 @@ gunicorn's gevent workers patch the process. Whatever worker a view runs in, its
 everybody in a room, on whichever worker their WebSockets are.
 """
 
+import json
 import os
 
 import flask
@@ -39,9 +40,9 @@ def tell_again():
         gevent.sleep(1)
         try:
             for notice in store.due_notices():
-                remote.Publish(notice["channel"], flask.json.dumps(notice), key=f"notice {notice['id']}")
+                remote.Publish(notice["channel"], json.dumps(notice), key=f"notice {notice['id']}")
                 store.told(notice["id"])
-        except ChannelsError as error:
+        except (ChannelsError, store.Error) as error:  # the next attempt may do better
             print(f"notices wait to be told: {error}", flush=True)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import gevent
 from werkzeug.security import check_password_hash, generate_password_hash
 
+Error = sqlite3.Error
 PATH = os.environ.get("NOTIFICATIONS_DB") or str(Path(__file__).with_name("notifications.db"))
 #: Seconds after which a notice is told again, if nobody has noted that it was: longer than a publish may take.
 PATIENCE = 20
