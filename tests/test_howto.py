@@ -29,6 +29,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedError, Inval
 from websockets.sync.client import connect
 
 import gowsev
+from gowsev.channels import Status
 
 # -- the first server --------------------------------------------------------------------------------------------------
 
@@ -527,6 +528,9 @@ def test_monitoring(page):
             re.match(r"(\w+?)(_total|_bucket|_sum|_count|_created)?[ {]", line)[1] for line in lines if line[0] != "#"
         }
         assert {f"gowsev_{name}" for name in gowsev.Stats.__dataclass_fields__} <= names
+        told = set(Status.__dataclass_fields__) - {"reason", "since"}
+        assert {f"gowsev_channels_{name}" for name in told} <= names
+        assert "gowsev_channels_up 1.0" in lines
         client.send("be slow")
         wait_until(lambda: "gowsev_messages_received_total 2.0" in fetch(port, "/metrics").decode())
         with pytest.raises(urllib.error.HTTPError, match="503"):

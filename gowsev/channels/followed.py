@@ -116,15 +116,13 @@ class Followed:
         self._asked, self.joining = [one for one in self.joining if not one.cancelled], []
         if self._sure or self._overflowed:  # what was notified of before is in the answer
             self._forget_kept()
-        lacking = [one.after for one in self._asked]
-        resumes = self._position is not None and not self._sure
-        if resumes:
-            lacking.append(self._position)
+        # Also what this process lacks itself, even if it is sure: the answer may be ahead of the notifications.
+        lacking = [*(one.after for one in self._asked), self._position]
         lowest: dict[str, int] = {}
         for position in lacking:
             if position is not None:
                 lowest[position.epoch] = min(position.offset, lowest.get(position.epoch, position.offset))
-        return resumes, lowest
+        return self._position is not None, lowest
 
     def look_failed(self) -> list[Joining]:
         """Give the look up that is under way; those whom it was for wait for the next one. Return them all."""

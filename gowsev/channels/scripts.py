@@ -1,4 +1,4 @@
-"""What Redis does for a channel, each in one step, as Lua. docs/channels.md describes the keys, with their version.
+"""What Redis does for a channel, each in one step, as Lua. docs/channels-format.md has the keys, with their version.
 
 All keys of a channel hold `{PREFIX:CHANNEL}` and so are in one slot of a cluster. Each script checks types and
 permissions by reading before it changes anything; so one that fails has changed nothing, but for its notification.

@@ -178,7 +178,7 @@ def test_joining_a_channel_that_is_sure_needs_no_look(sure, receiver):
 
 def test_many_who_come_back_share_a_look(sure, receiver):
     sure.join(joining(2, place(3)))
-    assert sure.begin_look() == (False, {"e": 3})
+    assert sure.begin_look() == (True, {"e": 3})
     sure.join(joining(3, place(2)))
     sure.join(joining(4, place(1)))
     sure.join(joining(5, place(9, "other")))
@@ -187,12 +187,25 @@ def test_many_who_come_back_share_a_look(sure, receiver):
     sure.looked(stretch(4, 5))
     assert receiver.told == [6, (2, 6, True, [4, 5, 6])]
     receiver.told.clear()
-    assert sure.begin_look() == (False, {"e": 1, "other": 9})
+    assert sure.begin_look() == (True, {"e": 1, "other": 9})
     sure.looked(stretch(2, 7))  # 7 was stored, and the notification of it is on its way
     assert receiver.told == [7, (3, 7, True, [3, 4, 5, 6, 7]), (4, 7, True, [2, 3, 4, 5, 6, 7]), (5, 7, False, [])]
     sure.notified(message(7))
     assert receiver.told[4:] == []
     assert not sure.wants_look or sure.begin_look() == (True, {"e": 7})
+
+
+@pytest.mark.parametrize("after", [place(7), place(9, "other"), None])
+def test_what_is_on_its_way_when_somebody_comes_back_is_not_lost_to_the_others(sure, receiver, after):
+    # 6 and 7 are stored; the notifications of them have not come yet. Another process may have had them already, and
+    # with it whoever comes from there.
+    sure.join(joining(2, after, recovers=True))
+    assert sure.begin_look() == (True, {"e": 5} if after is None or after.epoch == "e" else {"e": 5, "other": 9})
+    sure.looked(stretch(6, 7))
+    assert receiver.told == [6, 7, (2, 7, after == place(7), [])]
+    sure.notified(message(7))
+    sure.notified(message(8))
+    assert receiver.told[3:] == [8]
 
 
 def test_who_has_left_does_not_join(sure, receiver):
