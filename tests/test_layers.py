@@ -69,6 +69,7 @@ ROOMS = {
         "channels.__main__",
         "channels.backend",
         "channels.channels",
+        "channels.cluster",
         "channels.errors",
         "channels.followed",
         "channels.health",
@@ -79,12 +80,15 @@ ROOMS = {
         "channels.memory",
         "channels.notifications",
         "channels.pipeline",
+        "channels.places",
         "channels.presence",
         "channels.publication",
         "channels.redis",
         "channels.remote",
         "channels.replies",
+        "channels.routes",
         "channels.scripts",
+        "channels.server",
         "channels.subscribers",
         "channels.timeline",
         "channels.turns",
@@ -121,6 +125,7 @@ OUTSIDE = {
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
 LOGGING = {
     "channels.channels",
+    "channels.cluster",
     "channels.health",
     "channels.redis",
     "context",
@@ -245,11 +250,15 @@ def test_only_channels_over_redis_know_redis():
     assert (
         need
         == {
+            "channels.health",
             "channels.line",
             "channels.notifications",
             "channels.pipeline",
-            "channels.redis",
+            "channels.places",
             "channels.remote",
+            "channels.replies",
+            "channels.routes",
+            "channels.server",
             "channels.url",
         }
         & need

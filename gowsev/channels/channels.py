@@ -101,8 +101,8 @@ class Channels(Part):
 
     Args:
         context: whose connections subscribe.
-        url: of the Redis that joins this process with others: `redis://`, `rediss://` or `unix://`. `None` for this
-            process alone. The first use connects.
+        url: of the Redis that joins this process with others: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`
+            or `redis+cluster://`. `None` for this process alone. The first use connects.
         prefix: with which all keys in Redis begin, without `{` and `}`.
         deliver: `deliver(context, ids, publication)` is called for each arrival, with those connections of this process
             that have subscribed, and a `Publication` or a `Gap`. By default what the function `deliver` here does.

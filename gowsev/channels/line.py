@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gowsev.channels.url import Address
 
-__all__ = ["ANSWER", "FAILED", "Line", "ask_once"]
+__all__ = ["ANSWER", "ASKED", "FAILED", "Line", "ask_once"]
 
 #: Seconds for Redis to accept, to take what is sent, and to answer.
 ANSWER = 5.0

@@ -240,7 +240,10 @@ def test_tail(redis_server, remote, tmp_path):
 def test_what_goes_wrong_in_the_shell(redis_server):
     done = run("http://localhost", "members", "news")
     assert done.returncode == 1
-    assert done.stderr == b"ValueError: url must begin with redis://, rediss:// or unix://, or with redis+sentinel:// or redis+cluster://\n"
+    assert (
+        done.stderr
+        == b"ValueError: url must begin with redis://, rediss:// or unix://, or with redis+sentinel:// or redis+cluster://\n"
+    )
     redis_server.kill()
     done = run(redis_server.url, "publish", "news", "x")
     assert done.returncode == 1
