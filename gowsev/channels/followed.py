@@ -50,6 +50,11 @@ class Followed:
         self._kept_bytes = 0
         self._overflowed = False
 
+    @property
+    def position(self) -> Position | None:
+        """Up to where everything has arrived, or is told to be lost; `None` before the first look."""
+        return self._position
+
     # -- notifications -------------------------------------------------------------------------------------------
 
     def confirmed(self) -> None:

@@ -36,13 +36,22 @@ class Presence:
         process: its name.
         ask: called with the words of a command, and with what gets the answer.
         receiver: is told who is there.
+        failed: called with a channel, and with what is wrong, where it cannot be said.
     """
 
-    def __init__(self, prefix: bytes, process: str, ask: Callable[..., None], receiver: Receiver) -> None:
+    def __init__(
+        self,
+        prefix: bytes,
+        process: str,
+        ask: Callable[..., None],
+        receiver: Receiver,
+        failed: Callable[[str, Exception], None],
+    ) -> None:
         self._prefix = prefix
         self._process = process
         self._ask = ask
         self._receiver = receiver
+        self._failed = failed
         self._members: dict[str, dict[str, int]] = {}
         self._heart: Any = None
 
@@ -88,7 +97,9 @@ class Presence:
             words += [encoded(member), connections]
 
         def answered(answer: Any) -> None:
-            if answer == 0 and channel in self._members:  # it was forgotten: Redis was emptied, or this process slept
+            if isinstance(answer, Exception):
+                self._failed(channel, answer)
+            elif answer == 0 and channel in self._members:  # it was forgotten: Redis was emptied, or this process slept
                 self._say(channel, True, self._members[channel])
 
         self._ask(script_words(ALIVE, self._keys(channel), *words), answered)

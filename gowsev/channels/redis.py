@@ -12,6 +12,8 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
+import gevent
+
 from gowsev.channels import scripts
 from gowsev.channels.cluster import Cluster
 from gowsev.channels.errors import ChannelsAway, Refused
@@ -21,6 +23,7 @@ from gowsev.channels.pipeline import PATIENCE, Command
 from gowsev.channels.presence import Presence
 from gowsev.channels.publication import check_prefix, encoded
 from gowsev.channels.replies import notification, position_of, timeline_of
+from gowsev.channels.scripts import META_SECONDS
 from gowsev.channels.server import Server
 from gowsev.channels.url import parse
 from gowsev.channels.words import look_words, publish_words
@@ -46,13 +49,17 @@ class Redis:
         prefix: of all keys.
         receiver: is told what happens.
         limits: how much is kept.
+        silence: seconds after which a channel that is followed is used, so that Redis does not forget its numbers.
     """
 
-    def __init__(self, url: str, prefix: str, receiver: Receiver, limits: Limits) -> None:
+    def __init__(
+        self, url: str, prefix: str, receiver: Receiver, limits: Limits, silence: float = META_SECONDS / 7
+    ) -> None:
         self._prefix = check_prefix(prefix)
         self._address = parse(url)
         self._receiver = receiver
         self._limits = limits
+        self._silence = silence
         self._begin()
 
     def _begin(self) -> None:
@@ -61,13 +68,15 @@ class Redis:
         self._followed: dict[str, Followed] = {}
         self._by_name: dict[bytes, Followed] = {}
         self._failed: set[str] = set()
+        self._silent: set[str] = set()
+        self._keeper: Any = None
         if self._address.members:
             self.health = Health(self._address, ("cluster",))
             self._servers: Servers = Cluster(self._address, self.health, self._prefix, self)
         else:
             self.health = Health(self._address, ("commands", "notifications"))
             self._servers = Server(self._address, self.health, self._prefix, self)
-        self._presence = Presence(self._prefix, self._session, self._ask, self._receiver)
+        self._presence = Presence(self._prefix, self._session, self._ask, self._receiver, self._unsaid)
 
     # -- publishing ----------------------------------------------------------------------------------------------
 
@@ -113,15 +122,28 @@ class Redis:
             name = self._keys(joining.channel)[2]
             self._followed[joining.channel] = self._by_name[name] = followed
             self._servers.follow(name)
+            if self._keeper is None:
+                self._keeper = gevent.spawn(self._keep)
         followed.join(joining)
         self._look(followed)
 
     def leave(self, channel: str) -> None:
         del self._followed[channel]
         self._failed.discard(channel)
+        self._silent.discard(channel)
         name = self._keys(channel)[2]
         del self._by_name[name]
         self._servers.leave(name)
+
+    def _keep(self) -> None:
+        """Use the channels in which nothing has happened: a silent one is no new one when it is published to again."""
+        seen: dict[str, Position | None] = {}
+        while True:
+            gevent.sleep(self._silence)
+            for channel, followed in self._followed.items():
+                if seen.get(channel) == followed.position:
+                    self._ask(look_words(self._keys(channel), False, {}), lambda _answer: None)
+            seen = {channel: followed.position for channel, followed in self._followed.items()}
 
     def _look(self, followed: Followed) -> None:
         """Look a channel up, if that is wanted."""
@@ -205,6 +227,13 @@ class Redis:
     def has_room(self) -> bool:
         return self._receiver.has_room()
 
+    def _unsaid(self, channel: str, error: Exception) -> None:
+        """Note that others are not told who is there."""
+        if not isinstance(error, ChannelsAway) and channel not in self._silent:
+            self._silent.add(channel)
+            reason = self._address.hide(describe(error))
+            logger.error("members of channel %r are not told to others: %s", channel[:100], reason)
+
     # -- presence, and the end -----------------------------------------------------------------------------------
 
     def present(self, channel: str, member: str, connections: int) -> None:
@@ -220,10 +249,15 @@ class Redis:
         self._servers.go_on()
 
     def close(self) -> None:
-        self._presence.close()
+        self._end()
         self._servers.close()
 
     def disown(self) -> None:
-        self._presence.close()
+        self._end()
         self._servers.disown()
         self._begin()
+
+    def _end(self) -> None:
+        self._presence.close()
+        if self._keeper is not None:
+            self._keeper.kill(block=False)

@@ -19,7 +19,7 @@ from gowsev.channels.notifications import Listener, Notifications
 from gowsev.channels.pipeline import Pipeline
 from gowsev.channels.places import find_master
 from gowsev.channels.replies import comes_later
-from gowsev.channels.words import look_words, publish_words
+from gowsev.channels.words import PUBLISH_SHA, look_words, publish_words, script_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "Servers", "User"]
 
-#: What Redis says of a command in a script that lacks a permission; there it has no code of its own.
-_FORBIDDEN = "The user executing the script can't"
+#: What Redis and Valkey say of a command in a script that lacks a permission; there it has no code of its own.
+_FORBIDDEN = ("The user executing the script can't", "ACL failure in script")
 
 
 class User(Listener, Protocol):
@@ -117,7 +117,7 @@ class Server:
         )
         self._notifications = Notifications(find, health, where, self._cluster, self._probe, user)
 
-    def why_away(self, _key: bytes) -> str:
+    def why_away(self, key: bytes) -> str:  # noqa: ARG002 - there is one for all keys
         return self._health.reason_of(self._pipeline.name) if self._health.is_away(self._pipeline.name) else ""
 
     def ask(self, command: Command) -> None:
@@ -166,22 +166,33 @@ class Server:
         """Make a connection to ask over ready, and see whether publishing works over it."""
         for script in scripts.ALL:
             line.ask("SCRIPT", "LOAD", script)
-        # The channel without a name is nobody's; with room for one message, each is trimmed. What is wrong with it
-        # alone, such as a lack of memory, passes; and that another member of the cluster has it.
+        for words in self._trial():
+            line.send([words])
+            answer = line.read()
+            if words[1] == PUBLISH_SHA and isinstance(answer, list) and len(answer) > 3:
+                answer = NoPermissionError(answer[3].decode("utf-8", "replace"))
+            if isinstance(answer, AskError) and self._cluster:
+                return  # another member has that channel; what is wrong with this one, each command will tell
+            # What is wrong with that channel alone, such as a lack of memory, passes.
+            if isinstance(answer, RedisError) and (
+                comes_later(answer, True) or isinstance(answer, NoPermissionError) or str(answer).startswith(_FORBIDDEN)
+            ):
+                raise answer
+
+    def _trial(self) -> Iterator[tuple[Any, ...]]:
+        """Return commands that do all that may be forbidden, in the channel without a name, which is nobody's."""
         keys = scripts.channel_keys(self._prefix, b"")
-        line.send([publish_words(keys, secrets.token_hex(6), 1, False, b"", Limits(history_messages=1))])
-        answer = line.read()
-        if isinstance(answer, list) and len(answer) > 3:
-            answer = NoPermissionError(answer[3].decode("utf-8", "replace"))
-        if isinstance(answer, AskError) and self._cluster:
-            return
-        if isinstance(answer, RedisError) and (
-            comes_later(answer, True) or isinstance(answer, NoPermissionError) or _FORBIDDEN in str(answer)
-        ):
-            raise answer
+        those, session = scripts.member_keys(self._prefix, b""), secrets.token_hex(6)
+        for number in (1, 2):  # there is room for one message, so the second is trimmed
+            yield publish_words(keys, session, number, False, b"", Limits(history_messages=1), again=True)
+        yield look_words(keys, True, {})
+        yield script_words(scripts.ALIVE, those, session, 1, "1", b"", 1)
+        yield script_words(scripts.ALIVE, those, session, 1, "0", b"", 0)
+        yield script_words(scripts.MEMBERS, those)
 
     def _probe(self, line: Line) -> None:
         """See whether notifications may be had over a connection, under a name where nothing is ever published."""
+        line.ask("PING")
         name = scripts.channel_keys(self._prefix, b"")[2] + b":probe"
         for word in (b"SSUBSCRIBE", b"SUNSUBSCRIBE"):
             line.send([(word, name)])
