@@ -67,6 +67,7 @@ ROOMS = {
     "channels": {
         "channels",
         "channels.__main__",
+        "channels.arrivals",
         "channels.backend",
         "channels.channels",
         "channels.cluster",
@@ -124,6 +125,7 @@ OUTSIDE = {
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
 LOGGING = {
+    "channels.arrivals",
     "channels.channels",
     "channels.cluster",
     "channels.health",

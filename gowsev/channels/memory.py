@@ -94,6 +94,11 @@ class Memory:
         self._members: dict[str, dict[str, int]] = {}
 
     @property
+    def busy(self) -> bool:
+        """Whether something is under way, which is never so."""
+        return False
+
+    @property
     def kept_bytes(self) -> int:
         """What the histories of all channels cost."""
         return self._bytes

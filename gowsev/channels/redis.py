@@ -78,6 +78,10 @@ class Redis:
             self._servers = Server(self._address, self.health, self._prefix, self)
         self._presence = Presence(self._prefix, self._session, self._ask, self._receiver, self._unsaid)
 
+    @property
+    def busy(self) -> bool:
+        return self.health.up and self._presence.busy
+
     # -- publishing ----------------------------------------------------------------------------------------------
 
     def publish(self, publishing: Publishing) -> Exception | None:

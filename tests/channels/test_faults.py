@@ -184,6 +184,37 @@ def test_a_clock_that_is_set(tmp_path):
         server.kill()
 
 
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_shutdown_takes_along_what_was_published_and_says_who_has_left(redis_nodes, redis_server):
+    node, other = redis_nodes(), redis_nodes()
+    node.join(member="ann")
+    other.join(member="bob")
+    wait_until(lambda: other.members() == {"ann": 1, "bob": 1})
+    numbers = [str(i) for i in range(500)]
+    done = []
+    for number in numbers:
+        assert node.channels.Publish("news", number, lambda context, *answer: done.append(answer)) is None
+    node.context.Shutdown()
+    wait_until(lambda: node.server.loop.ready())
+    assert [error for _, error in done] == [None] * 500
+    with Remote(redis_server.url) as remote:
+        assert [item.message for item in in_thread(remote.History, "news")] == numbers
+    assert other.members() == {"bob": 1}
+
+
+def test_a_shutdown_waits_for_redis_no_longer_than_it_may(redis_nodes, redis_server, caplog):
+    node = redis_nodes()
+    node.publish("stored")
+    redis_server.freeze()
+    node.channels.Publish("news", "not stored")
+    node.context.Shutdown(0.5)
+    wait_until(lambda: node.server.loop.ready())
+    assert "channels end with 1 publishes that may not be stored" in caplog.text
+    redis_server.thaw()
+
+
 # -- permissions -------------------------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "channels.md").read_text("utf-8")
