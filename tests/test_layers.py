@@ -69,6 +69,7 @@ ROOMS = {
         "channels.__main__",
         "channels.arrivals",
         "channels.backend",
+        "channels.bell",
         "channels.channels",
         "channels.cluster",
         "channels.errors",
@@ -252,6 +253,7 @@ def test_only_channels_over_redis_know_redis():
     assert (
         need
         == {
+            "channels.bell",
             "channels.health",
             "channels.line",
             "channels.notifications",

@@ -123,20 +123,20 @@ class Arrivals:
     def _arrived(self, context: Context, name: str, message: Message) -> None:
         self._delivered(message)
         channel = self._subscribers.channels.get(name)
-        if channel is not None and channel.live:  # pragma: no branch - the last one may have left meanwhile
+        if channel is not None and channel.live:  # the last one may have left meanwhile
             channel.position = str(message.position)
             self._program(context, tuple(channel.live), publication_of(name, message))
 
     def _lost(self, context: Context, name: str, gap: Gap) -> None:
         logger.warning("channel %r has a gap: %s messages are lost", name[:100], gap.missed or "some")
         channel = self._subscribers.channels.get(name)
-        if channel is not None and channel.live:  # pragma: no branch - the last one may have left meanwhile
+        if channel is not None and channel.live:  # the last one may have left meanwhile
             channel.position = gap.position
             self._program(context, tuple(channel.live), gap)
 
     def _caught_up(self, context: Context, joining: Joining, message: Message) -> None:
         self._delivered(message)
-        if not joining.cancelled:  # pragma: no branch - it may have ended meanwhile
+        if not joining.cancelled:  # it may have ended meanwhile
             self._program(context, (joining.id,), publication_of(joining.channel, message))
 
     def _joined(self, context: Context, joining: Joining, subscription: Subscription) -> None:
@@ -149,7 +149,7 @@ class Arrivals:
 
     def _failed(self, context: Context, joining: Joining, error: Exception) -> None:
         self.refused += 1
-        if joining.cancelled:  # pragma: no cover - it may have ended meanwhile
+        if joining.cancelled:  # it may have ended meanwhile
             return
         if self._subscribers.find(joining.id, joining.channel) is joining:  # not so where it was refused at once
             self.remove(joining)
@@ -159,7 +159,7 @@ class Arrivals:
         """Call what waits for the answer, before anything else is delivered."""
         first, *others = joining.done
         for done in others:
-            if done is not None:  # pragma: no branch - who asks again may not want to know
+            if done is not None:  # who asks again may not want to know
                 self.answer(done, subscription)
         if first is not None:
             first(context, subscription)

@@ -119,7 +119,7 @@ class Line:
             return self._connection.read_response(disconnect_on_error=False)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             # Some answers are of these kinds (`LOADING`); those have not come from the socket.
-            if isinstance(error, BusyLoadingError):  # pragma: no cover - an empty Redis loads at once
+            if isinstance(error, BusyLoadingError):  # an empty Redis loads at once
                 return error
             raise
         except redis.ResponseError as error:

@@ -146,7 +146,7 @@ class Notifications(Lasting):
             writer.kill()
             self._greenlets.remove(writer)  # pragma: no cover - run, but not traced behind a switch
             line.close()  # pragma: no cover - likewise
-            if not self._closed:  # pragma: no branch - at the end of the context there is nothing to look up
+            if not self._closed:  # at the end of the context there is nothing to look up
                 self._listener.cut_off(tuple(self._names))
 
     def _write(self, line: Line) -> None:
@@ -160,7 +160,7 @@ class Notifications(Lasting):
                     batch = [self._waiting.popleft() for _ in range(number)]
                     self._sent.extend(name for _, name in batch)
                     line.send(batch)
-        except FAILED:  # pragma: no cover - the reader may notice first; it ends by this, too
+        except FAILED:  # the reader may notice first; it ends by this, too
             line.shut()
 
     def _handle(self, answer: Any) -> None:
@@ -168,7 +168,7 @@ class Notifications(Lasting):
             name = self._sent.popleft()
             if comes_later(answer, self._cluster):
                 raise redis.ConnectionError(describe(answer))
-            if self._is_last(name):  # pragma: no branch - it may be followed anew by now
+            if self._is_last(name):  # it may be followed anew by now
                 self._listener.refused(name, answer)
         elif answer[0] == b"smessage":
             self._listener.notified(answer[1], answer[2])

@@ -167,7 +167,7 @@ class Redis:
             if isinstance(answer, Exception):
                 raise answer
             timeline = timeline_of(answer)
-        except (ChannelsAway, Refused) as error:  # pragma: no cover - where a look has waited for longer than PATIENCE
+        except (ChannelsAway, Refused) as error:  # where a look has waited for longer than PATIENCE
             self._look_failed(followed, error)
         except Exception as error:
             # This channel's keys are not what they should be, or may not be read. The others go on.
@@ -178,11 +178,11 @@ class Redis:
             self._look(followed)
 
     def _look_failed(self, followed: Followed, error: Exception) -> None:
-        if followed.channel not in self._failed:  # pragma: no branch - it is said once
+        if followed.channel not in self._failed:  # it is said once
             self._failed.add(followed.channel)
             logger.error("channel %r cannot be read: %s", followed.channel[:100], error)
         for joining in followed.look_failed():
-            if not joining.cancelled:  # pragma: no branch - it may have ended meanwhile
+            if not joining.cancelled:  # it may have ended meanwhile
                 self._receiver.failed(joining, error)
         followed.joining.clear()
 
@@ -198,7 +198,7 @@ class Redis:
         before = time.monotonic() - PATIENCE
         for name in names:
             for joining in self._by_name[name].give_up(before):
-                if not joining.cancelled:  # pragma: no branch - it may have ended meanwhile
+                if not joining.cancelled:  # it may have ended meanwhile
                     self._receiver.failed(joining, ChannelsAway(reason))
 
     def refused(self, name: bytes, error: Exception) -> None:
@@ -212,7 +212,7 @@ class Redis:
 
     def notified(self, name: bytes, data: bytes) -> None:
         followed = self._by_name.get(name)
-        if followed is None:  # pragma: no cover - it was left meanwhile
+        if followed is None:  # it was left meanwhile
             return
         try:
             message = notification(data)

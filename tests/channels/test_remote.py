@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -235,6 +236,31 @@ def test_tail(redis_server, remote, tmp_path):
         program.send_signal(2)
         assert program.wait(PATIENCE) == 0
     assert set(outputs[1].read_bytes().split()) == {b"\xff"}
+
+
+def test_tail_waits_for_what_is_published(redis_server, remote, tmp_path):
+    """It looks when there is something, and again after its connection was cut."""
+    remote.Publish("news", "0")
+    command = [sys.executable, "-m", "gowsev.channels", "tail", "--url", redis_server.url, "news"]
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        program = subprocess.Popen(command, stdout=file)
+    wait_until(lambda: redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1"))
+
+    def looks():
+        calls = re.search(r"cmdstat_evalsha:calls=(\d+)", redis_server.cli("info", "commandstats"))
+        return int(calls[1])
+
+    remote.Publish("news", "1")
+    wait_until(lambda: output.read_bytes() == b"1\n")
+    before = looks()
+    gevent.sleep(2)
+    assert looks() - before <= 1
+    redis_server.cli("client", "kill", "type", "pubsub")
+    remote.Publish("news", "2")
+    wait_until(lambda: output.read_bytes() == b"1\n2\n")
+    program.send_signal(2)
+    assert program.wait(PATIENCE) == 0
 
 
 def test_what_goes_wrong_in_the_shell(redis_server):
