@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Bell"]
 
-#: Seconds after which it rings in any case.
-_LONGEST = 5.0
-
 
 class Bell:
     """Rings when something is published in a channel. A context manager, which closes its connection.
@@ -34,9 +31,11 @@ class Bell:
     Args:
         url, prefix: as for `Remote`.
         channel: its name, which was checked before.
+        longest: seconds after which it rings in any case.
     """
 
-    def __init__(self, url: str, prefix: str, channel: str) -> None:
+    def __init__(self, url: str, prefix: str, channel: str, longest: float = 5.0) -> None:
+        self._longest = longest
         self._name = channel_keys(check_prefix(prefix), encoded(channel))[2]
         self._routes = Routes(parse(url))
         self._connection: redis.Connection | None = None
@@ -51,7 +50,7 @@ class Bell:
                 connection.read_response()
                 self._connection = connection
                 self._attempt = 0
-            elif self._connection.can_read(timeout=_LONGEST):
+            elif self._connection.can_read(timeout=self._longest):
                 self._connection.read_response()
         except FAILED:  # the look that follows says what is wrong, if it goes on
             self._connection = None

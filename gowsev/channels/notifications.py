@@ -160,7 +160,7 @@ class Notifications(Lasting):
                     batch = [self._waiting.popleft() for _ in range(number)]
                     self._sent.extend(name for _, name in batch)
                     line.send(batch)
-        except FAILED:  # the reader may notice first; it ends by this, too
+        except FAILED:  # the reader ends by this, too, and notes it
             line.shut()
 
     def _handle(self, answer: Any) -> None:

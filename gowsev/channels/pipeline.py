@@ -187,7 +187,7 @@ class Pipeline(Lasting):
                 self._to_read.set()
                 try:
                     line.send(batch)
-                except FAILED as error:  # by chance the reader notices first; it is sent again
+                except FAILED as error:  # it is sent again
                     self._broken = error
             else:
                 self._to_write.clear()

@@ -51,6 +51,31 @@ def test_redis_frozen_for_longer_than_a_command_waits(redis_nodes, redis_server)
     traffic.check()
 
 
+def test_redis_that_loads_its_data(tmp_path):
+    server = RedisServer(tmp_path / "full")
+    try:
+        with contextlib.ExitStack() as stack:
+            node = Node(stack, server.url)
+            id = node.join()
+            with server.client() as client:
+                pipeline = client.pipeline(transaction=False)
+                for number in range(4000):
+                    pipeline.set(f"key{number}", "x")
+                pipeline.execute()
+            server.kill()
+            server.options = ["--key-load-delay", "500"]  # microseconds, after each command
+            loading = []
+            watch = gevent.spawn(lambda: loading.append(wait_until(lambda: "loading" in node.channels.Status().reason)))
+            server.start()
+            watch.join()
+            assert loading
+            wait_until(lambda: node.channels.Status().up)
+            node.publish("x")
+            node.wait_for(id, "x")
+    finally:
+        server.kill()
+
+
 # -- what is lost ------------------------------------------------------------------------------------------------------
 
 

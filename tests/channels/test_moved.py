@@ -13,7 +13,8 @@ from gevent.server import StreamServer
 from redis_groups import Cluster, Watched
 from redis_server import RedisServer, free_port, needs_redis
 
-from gowsev.channels import ChannelsAway, Limits, Refused, Remote
+import gowsev
+from gowsev.channels import Channels, ChannelsAway, Limits, Refused, Remote
 
 pytestmark = needs_redis
 
@@ -328,6 +329,40 @@ def test_a_slot_that_moves(cluster, stack):
     node.wait_for(id, *streams[0].stored, "last")
     wait_until(lambda: len(node.messages(other)) == len(streams[1].stored))
     assert not node.gaps(id)
+
+
+def test_a_cluster_is_not_read_while_the_loop_does_not_deliver(cluster, stack):
+    one, two = Node(stack, cluster.url), Node(stack, cluster.url, limits=Limits(undelivered_bytes=10_000))
+    names = [cluster.channel_of(number) for number in range(3)]
+    ids = [two.join(name) for name in names]
+    inside, go_on = [], []
+
+    def block(context):
+        inside.append(True)
+        wait_until(lambda: go_on)
+
+    two.context.Post(block)
+    wait_until(lambda: inside)
+    for i in range(20):
+        for name in names:
+            one.publish(f"{i} ".ljust(1000, "x"), name)
+    wait_until(lambda: two.channels.Status().lag > 8)
+    go_on.append(True)
+    for id in ids:
+        wait_until(lambda who=id: [message.split()[0] for message in two.messages(who)] == [str(i) for i in range(20)])
+        assert not two.gaps(id)
+
+
+def test_a_context_over_a_cluster_begins_anew_in_a_child(cluster):
+    context = gowsev.MakeContext(gowsev.Handler())
+    channels = Channels(context, cluster.url)
+    context.disown()  # before anything was asked
+    for message in ("parent", "child"):
+        assert channels.Publish("news", message) is None
+        wait_until(lambda: not channels.Status().in_flight)
+        context.disown()  # as it is called in a child
+    with Remote(cluster.url) as remote:
+        assert [item.message for item in in_thread(remote.History, "news")] == ["parent", "child"]
 
 
 def test_a_slot_that_nobody_has(cluster, stack):

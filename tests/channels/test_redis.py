@@ -256,9 +256,17 @@ def test_a_key_of_another_type_concerns_its_channel_only(redis_nodes, redis_serv
         assert isinstance(error, Refused)
         assert error.certain
         assert "WRONGTYPE" in str(error)
-    for channel in ("worse",):
-        error = node.subscribe(id, channel).error
+    for _ in range(2):
+        error = node.subscribe(id, "worse").error
         assert isinstance(error, Refused)
+    other, gone = node.connect(), node.connect()
+    answers = []
+    node.channels.Subscribe(gone, "worse", done=lambda context, answer: pytest.fail("nobody waits for it"))
+    node.channels.Subscribe(other, "worse", done=lambda context, answer: answers.append(answer))
+    node.channels.Subscribe(other, "worse", done=lambda context, answer: answers.append(answer))
+    node.channels.Unsubscribe(gone, "worse")
+    wait_until(lambda: len(answers) == 2)
+    assert all(isinstance(answer.error, Refused) for answer in answers)
     node.publish("good")
     node.wait_for(id, "good")
     assert node.channels.Status().up
@@ -338,10 +346,13 @@ def test_scripts_that_were_forgotten(redis_nodes, redis_server):
 def test_a_publish_that_waited_for_too_long_fails(redis_nodes, redis_server):
     node = redis_nodes()
     node.join()
+    id = node.connect()
     redis_server.freeze()
-    answers = []
+    answers, subscriptions = [], []
+    node.channels.Subscribe(id, "news", "e.0.e", done=lambda context, answer: subscriptions.append(answer))
     node.channels.Publish("news", "sent", lambda context, *answer: answers.append(answer))
     _, error = wait_until(lambda: answers, 60)[0]
+    assert isinstance(wait_until(lambda: subscriptions)[0].error, ChannelsAway)
     assert isinstance(error, ChannelsAway)
     assert not error.certain
     assert str(error).endswith("perhaps it was stored")
@@ -357,6 +368,8 @@ def test_a_subscription_that_waited_for_too_long_fails(redis_nodes, redis_server
     answers = []
     for channel in ("news", "more"):
         node.channels.Subscribe(id, channel, done=lambda context, answer: answers.append(answer))
+    node.channels.Subscribe(gone, "news", done=lambda context, answer: pytest.fail("nobody waits for it"))
+    node.channels.Unsubscribe(gone, "news")
     wait_until(lambda: len(answers) == 2, 60)
     assert all(isinstance(answer.error, ChannelsAway) for answer in answers)
     assert node.channels.Status().channels == 1
@@ -526,7 +539,7 @@ def test_whoever_leaves_gets_nothing_of_what_is_on_its_way(redis_nodes):
         assert node.subscribe(id).error is None
 
 
-def test_members_that_may_not_be_looked_up(redis_nodes, redis_server):
+def test_members_that_may_not_be_looked_up(redis_nodes, redis_server, caplog):
     node = redis_nodes()
     redis_server.cli("set", "{gowsev:news}:alive", "x")
     answers = []
@@ -534,3 +547,9 @@ def test_members_that_may_not_be_looked_up(redis_nodes, redis_server):
     members, error = wait_until(lambda: answers)[0]
     assert members == {}
     assert isinstance(error, Refused)
+    for name in ("ann", "bob"):
+        node.join(member=name)
+    wait_until(lambda: "members of channel 'news' are not told to others: WRONGTYPE" in caplog.text)
+    node.join("other", member="eve")
+    wait_until(lambda: node.members("other") == {"eve": 1})
+    assert caplog.text.count("are not told to others") == 1

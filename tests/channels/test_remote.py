@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from redis_server import needs_redis
 from gowsev import channels
 from gowsev.channels import ChannelsAway, Publication, Refused, Remote
 from gowsev.channels.__main__ import main
+from gowsev.channels.bell import Bell
 from gowsev.channels.scripts import ALIVE, member_keys
 from gowsev.channels.words import script_words, with_source
 
@@ -190,6 +190,19 @@ def test_without_the_package_redis_there_is_no_other_name():
         _ = channels.Nothing
 
 
+def test_the_bell_rings(redis_server, remote):
+    with Bell(redis_server.url, "gowsev", "news", longest=0.2) as bell:
+        in_thread(bell.wait)  # it has connected
+        assert redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1")
+        in_thread(bell.wait)  # nothing has happened
+        remote.Publish("news", "x")
+        in_thread(bell.wait)
+        redis_server.cli("client", "kill", "type", "pubsub")
+        in_thread(bell.wait)
+        in_thread(bell.wait)
+        assert redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1")
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +289,21 @@ def test_what_goes_wrong_in_the_shell(redis_server):
     assert done.stderr.startswith(b"ChannelsAway: ")
 
 
+class Once:
+    """An output whose reader goes away after the first line."""
+
+    def __init__(self):
+        self.lines = []
+
+    def write(self, line):
+        if self.lines:
+            raise BrokenPipeError
+        self.lines.append(line)
+
+    def flush(self):
+        pass
+
+
 class Stream:
     """In the place of the standard input or output."""
 
@@ -300,11 +328,18 @@ def test_the_same_in_this_process(redis_server, remote, monkeypatch, capsys):
     assert main(["members", *url, "news"]) == 0
     assert capsys.readouterr().out == "2 ann\n"
     assert main(["members", "--url", "nowhere", "news"]) == 1
-    for after in (["--after", first], []):
-        reads, writes = os.pipe()
-        os.close(reads)
-        with open(writes, "wb", buffering=0) as output, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", Stream(output))
-            if not after:  # it waits for more
-                threading.Timer(1.0, lambda: Remote(redis_server.url).Publish("news", "3")).start()
-            assert in_thread(main, ["tail", *url, "news", *after]) == 0
+    output = Once()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Stream(output))
+        remote.Publish("news", "3")
+        assert in_thread(main, ["tail", *url, "news", "--after", first]) == 0
+    assert output.lines == [b"2\n"]
+    output = Once()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Stream(output))
+        waiting = gevent.spawn(in_thread, main, ["tail", *url, "news"])
+        wait_until(lambda: redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1"))
+        for message in "45":
+            remote.Publish("news", message)
+        assert waiting.get(timeout=PATIENCE) == 0
+    assert output.lines == [b"4\n"]
