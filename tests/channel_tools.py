@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from conftest import Recorder, Server, wait_until
+from functools import partial
 
-from gowsev.channels import Channels, Gap
+import gevent
+from conftest import PATIENCE, Recorder, Server, wait_until
+
+from gowsev.channels import Channels, Gap, Limits
 
 
 class Node:
@@ -67,3 +70,80 @@ class Node:
         """Wait until exactly these messages have been delivered to a connection."""
         wait_until(lambda: len(self.messages(id)) >= len(messages))
         assert self.messages(id) == list(messages)
+
+
+class Publisher:
+    """Publishes numbers as fast as answers come, and notes what was reported of each."""
+
+    def __init__(self, node, name, in_flight=8):
+        self.node = node
+        self.name = name
+        self.stored, self.certainly_not, self.perhaps = [], [], []
+        self.number = 0
+        self.waiting = 0
+        self.in_flight = in_flight
+        self.ended = False
+        self.greenlet = gevent.spawn(self.run)
+
+    def run(self):
+        while not self.ended:
+            if self.waiting >= self.in_flight:
+                gevent.sleep(0.001)
+                continue
+            message = f"{self.name} {self.number}"
+            self.number += 1
+
+            def done(context, position, error, message=message):
+                self.waiting -= 1
+                if error is None:
+                    self.stored.append(message)
+                else:
+                    (self.certainly_not if error.certain else self.perhaps).append(message)
+
+            error = self.node.channels.Publish("news", message, done)
+            if error is None:
+                self.waiting += 1
+            else:
+                self.certainly_not.append(message)
+                gevent.sleep(0.01)
+
+    def end(self):
+        self.ended = True
+        self.greenlet.get(timeout=PATIENCE)
+        wait_until(lambda: not self.waiting)
+
+
+class Traffic:
+    """Two nodes, two publishers on each, and a subscriber on each, from whom nothing may be kept."""
+
+    def __init__(self, nodes):
+        self.nodes = [nodes(limits=Limits(history_messages=100_000, history_bytes=1 << 30)) for _ in range(2)]
+        self.ids = [node.join() for node in self.nodes]
+        self.publishers = [Publisher(node, f"{i}{j}") for i, node in enumerate(self.nodes) for j in range(2)]
+
+    @property
+    def stored(self):
+        return [message for publisher in self.publishers for message in publisher.stored]
+
+    def wait_for_more(self, number=100):
+        before = [len(publisher.stored) for publisher in self.publishers]
+        wait_until(lambda: all(len(p.stored) > n + number for p, n in zip(self.publishers, before, strict=True)))
+
+    def check(self, gaps=0):
+        """Hold that all that was reported stored came once, in one order."""
+        for publisher in self.publishers:
+            publisher.end()
+        one, two = (partial(node.messages, id) for node, id in zip(self.nodes, self.ids, strict=True))
+        stored = set(self.stored)
+        wait_until(lambda: stored <= set(one()) and stored <= set(two()))
+        last = self.nodes[0].publish("the last")
+        wait_until(lambda: one()[-1] == two()[-1] == "the last")
+        assert one() == two()
+        assert len(set(one())) == len(one()), "something came twice"
+        certainly_not = {message for publisher in self.publishers for message in publisher.certainly_not}
+        assert not certainly_not & set(one())
+        for publisher in self.publishers:
+            mine = [int(m.split()[1]) for m in one() if m.startswith(publisher.name + " ")]
+            assert mine == sorted(mine)
+        assert [node.channels.Status().gaps for node in self.nodes] == [gaps, gaps]
+        return last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -11,7 +12,9 @@ import pytest
 import redis
 from conftest import PATIENCE, wait_until
 
-SERVER, CLI = shutil.which("redis-server"), shutil.which("redis-cli")
+#: Another server, such as Valkey's, may be named by the environment; both its programs are in one folder.
+SERVER = os.environ.get("REDIS_SERVER") or shutil.which("redis-server") or shutil.which("valkey-server")
+CLI = SERVER and shutil.which(os.path.basename(SERVER).replace("-server", "-cli"), path=os.path.dirname(SERVER))
 
 needs_redis = pytest.mark.skipif(
     SERVER is None or CLI is None, reason="needs redis-server and redis-cli (Debian's package redis-server)"
@@ -24,12 +27,16 @@ def free_port():
 
 
 class RedisServer:
-    """A server that loses nothing it has acknowledged, however it ends; `options` are added to its command line."""
+    """A server that loses nothing it has acknowledged, however it ends.
 
-    def __init__(self, folder, *options):
+    `options` are added to its command line, and `environ` to its environment.
+    """
+
+    def __init__(self, folder, *options, **environ):
         folder.mkdir()
         self.folder = folder
         self.options = options
+        self.environ = environ
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process = None
@@ -39,7 +46,8 @@ class RedisServer:
         command = [SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
         command += ["--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "local", *self.options]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            environ = os.environ | self.environ
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
         wait_until(lambda: self.cli("ping") == "PONG")
 
     def kill(self):

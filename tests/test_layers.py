@@ -69,8 +69,11 @@ ROOMS = {
     "channels": {
         "channels",
         "channels.__main__",
+        "channels.arrivals",
         "channels.backend",
+        "channels.bell",
         "channels.channels",
+        "channels.cluster",
         "channels.errors",
         "channels.followed",
         "channels.health",
@@ -81,12 +84,15 @@ ROOMS = {
         "channels.memory",
         "channels.notifications",
         "channels.pipeline",
+        "channels.places",
         "channels.presence",
         "channels.publication",
         "channels.redis",
         "channels.remote",
         "channels.replies",
+        "channels.routes",
         "channels.scripts",
+        "channels.server",
         "channels.subscribers",
         "channels.timeline",
         "channels.turns",
@@ -123,7 +129,9 @@ OUTSIDE = {
 
 #: The only ones that may log: the loop and, where no connection is there yet, the listeners and their certificates.
 LOGGING = {
+    "channels.arrivals",
     "channels.channels",
+    "channels.cluster",
     "channels.health",
     "channels.redis",
     "context",
@@ -248,11 +256,16 @@ def test_only_channels_over_redis_know_redis():
     assert (
         need
         == {
+            "channels.bell",
+            "channels.health",
             "channels.line",
             "channels.notifications",
             "channels.pipeline",
-            "channels.redis",
+            "channels.places",
             "channels.remote",
+            "channels.replies",
+            "channels.routes",
+            "channels.server",
             "channels.url",
         }
         & need

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from typing import TYPE_CHECKING
 
+from gowsev.channels.bell import Bell
 from gowsev.channels.errors import ChannelsError
 from gowsev.channels.remote import Remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-#: Seconds between looks of `tail`.
-_LOOK = 0.5
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -51,13 +48,14 @@ def _tail(remote: Remote, arguments: argparse.Namespace) -> None:
     after = arguments.after
     if after is None:
         after = next((publication.position for publication in reversed(remote.History(arguments.channel))), None)
-    while True:
-        for publication in remote.History(arguments.channel, after):
-            message = publication.message
-            sys.stdout.buffer.write((message.encode() if isinstance(message, str) else message) + b"\n")
-            after = publication.position  # pragma: no cover - in a process of its own, which a signal ends
-        sys.stdout.buffer.flush()
-        time.sleep(_LOOK)
+    with Bell(arguments.url, arguments.prefix, arguments.channel) as bell:
+        while True:
+            for publication in remote.History(arguments.channel, after):
+                message = publication.message
+                sys.stdout.buffer.write((message.encode() if isinstance(message, str) else message) + b"\n")
+                after = publication.position
+            sys.stdout.buffer.flush()
+            bell.wait()
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -118,6 +118,11 @@ class Backend(Protocol):
         """How it fares."""
         ...
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that was said of members is under way."""
+        ...
+
     def publish(self, publishing: Publishing) -> Exception | None:
         """Store a message; `Receiver.settled` follows, unless an error is returned."""
         ...

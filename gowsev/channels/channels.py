@@ -1,8 +1,6 @@
 """`Channels`: what a program publishes and subscribes with.
 
-Here are the words of a program and the loop's side: who has subscribed, and the order of what the loop is told. What
-stores and carries is a backend. Everything that the program gets comes as an event of the loop, posted in the order in
-which the backend told it; so a subscription that joins does so between two publications, and no other order is needed.
+Here are the words of a program. What stores and carries is a backend, and what that tells comes by way of `arrivals`.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 
 from gowsev.arguments import check_callable
+from gowsev.channels.arrivals import Arrivals, deliver
 from gowsev.channels.backend import Joining, Publishing
 from gowsev.channels.errors import ChannelsAway, TooManyChannels
 from gowsev.channels.in_flight import InFlight
@@ -26,7 +25,6 @@ from gowsev.channels.publication import (
     Subscription,
     check_message,
     check_name,
-    publication_of,
 )
 from gowsev.channels.subscribers import Subscribers
 from gowsev.errors import IdNotFound
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gowsev.channels.backend import Backend
-    from gowsev.channels.publication import Message
-    from gowsev.channels.timeline import Continuation
     from gowsev.context import Context
 
     Deliver = Callable[[Context, tuple[int, ...], Publication | Gap], object]
@@ -48,11 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["Channels", "Status", "deliver"]
 
 logger = logging.getLogger("gowsev")
-
-#: What an event costs besides its message, in the count of what was not delivered yet.
-_OVERHEAD = 200
-#: RFC 6455 section 7.4.1 and IANA's registry: "Try Again Later".
-_TRY_AGAIN = 1013
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +72,6 @@ class Status:
     """Channels that are followed."""
 
 
-def deliver(context: Context, ids: tuple[int, ...], publication: Publication | Gap) -> None:
-    """Send a message to its subscribers; at a gap close them with 1013, so that they come back and load anew.
-
-    That is what `Channels` does with arrivals by itself.
-    """
-    if isinstance(publication, Publication):
-        context.Broadcast(ids, publication.message)
-        return
-    for id in ids:
-        context.Close(id, _TRY_AGAIN, "messages were lost")
-
-
 class Channels(Part):
     """Publish and subscribe, for one context.
 
@@ -101,8 +80,8 @@ class Channels(Part):
 
     Args:
         context: whose connections subscribe.
-        url: of the Redis that joins this process with others: `redis://`, `rediss://` or `unix://`. `None` for this
-            process alone. The first use connects.
+        url: of the Redis that joins this process with others: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`
+            or `redis+cluster://`. `None` for this process alone. The first use connects.
         prefix: with which all keys in Redis begin, without `{` and `}`.
         deliver: `deliver(context, ids, publication)` is called for each arrival, with those connections of this process
             that have subscribed, and a `Publication` or a `Gap`. By default what the function `deliver` here does.
@@ -128,20 +107,18 @@ class Channels(Part):
         self.limits = limits
         self._context = context
         self._hub = gevent.get_hub()
-        self._program = deliver
         self._subscribers = Subscribers()
         self._in_flight = InFlight(limits)
-        self._undelivered = 0
-        self._undelivered_bytes = 0
         self._ended = ""
-        self._refused = self._gaps = self._missed = 0
+        self._arrivals = Arrivals(context, deliver, limits, self._subscribers, self._in_flight)
         self._backend: Backend
         if url is None:
-            self._backend = Memory(self, limits)
+            self._backend = Memory(self._arrivals, limits)
         else:
             from gowsev.channels.redis import Redis  # the only place that needs the package
 
-            self._backend = Redis(url, prefix, self, limits)
+            self._backend = Redis(url, prefix, self._arrivals, limits)
+        self._arrivals.backend = self._backend
         context.attach(self)
 
     # -- the words of a program ----------------------------------------------------------------------------------
@@ -185,7 +162,7 @@ class Channels(Part):
         if before is not None:
             self._again(before, after, done)
         elif (error := self._objection(id)) is not None:
-            self.answer(self._failed, joining, error)
+            self._arrivals.failed(joining, error)
         else:
             self._subscribers.add(joining)
             self._backend.follow(joining)
@@ -199,7 +176,7 @@ class Channels(Part):
         self._check_thread()
         joining = self._subscribers.find(id, channel)
         if joining is not None:
-            self._remove(joining)
+            self._arrivals.remove(joining)
 
     def Publish(
         self, channel: str, message: str | bytes, done: Published | None = None, *, id: int | None = None
@@ -233,7 +210,7 @@ class Channels(Part):
             if error is not None:
                 self._in_flight.leave(id, len(payload))
         if error is not None:
-            self._refused += 1
+            self._arrivals.refused += 1
         return error
 
     def Members(self, channel: str, done: Listed) -> None:
@@ -250,7 +227,7 @@ class Channels(Part):
         check_callable("done", done)
         self._check_thread()
         if self._ended:
-            self.answer(done, {}, ChannelsAway(self._ended))
+            self._arrivals.answer(done, {}, ChannelsAway(self._ended))
         else:
             self._backend.members(channel, done)
 
@@ -261,10 +238,10 @@ class Channels(Part):
             up=health.up and not self._ended,
             since=health.since,
             reason=self._ended or health.reason,
-            refused=self._refused,
-            lag=self._undelivered,
-            gaps=self._gaps,
-            missed=self._missed,
+            refused=self._arrivals.refused,
+            lag=self._arrivals.undelivered,
+            gaps=self._arrivals.gaps,
+            missed=self._arrivals.missed,
             in_flight=self._in_flight.number,
             in_flight_bytes=self._in_flight.bytes,
             channels=len(self._subscribers.channels),
@@ -290,114 +267,7 @@ class Channels(Part):
         if joining.id in channel.waiting:
             joining.done.append(done)
         elif done is not None:
-            self.answer(done, Subscription(joining.channel, channel.position, after == channel.position))
-
-    def _remove(self, joining: Joining) -> None:
-        channel = self._subscribers.channels[joining.channel]
-        was_live = joining.id in channel.live
-        last = self._subscribers.remove(joining)
-        if was_live and joining.member is not None:
-            self._count(joining, channel.members, -1)
-        if last:
-            self._backend.leave(joining.channel)
-
-    def _count(self, joining: Joining, members: Any, difference: int) -> None:
-        members[joining.member] += difference
-        self._backend.present(joining.channel, str(joining.member), members[joining.member])
-
-    # -- what a backend tells (Receiver) -------------------------------------------------------------------------
-
-    def has_room(self) -> bool:
-        return self._undelivered_bytes < self.limits.undelivered_bytes
-
-    def arrived(self, channel: str, message: Message) -> None:
-        self._note(message, 1)
-        self.answer(self._arrived, channel, message)
-
-    def lost(self, channel: str, position: Position, missed: int | None) -> None:
-        self._gaps += 1
-        self._missed += missed or 0
-        self.answer(self._lost, channel, Gap(channel, str(position), missed))
-
-    def joined(self, joining: Joining, position: Position, continuation: Continuation) -> None:
-        for message in continuation.messages:
-            self._note(message, 1)
-            self.answer(self._caught_up, joining, message)
-        subscription = Subscription(joining.channel, str(position), joining.recovers and continuation.complete)
-        self.answer(self._joined, joining, subscription)
-
-    def failed(self, joining: Joining, error: Exception) -> None:
-        self.answer(self._failed, joining, error)
-
-    def settled(self, publishing: Publishing, position: Position | None, error: Exception | None) -> None:
-        self._in_flight.leave(publishing.account, len(publishing.payload))
-        self._refused += error is not None
-        if publishing.done is not None:
-            self.answer(publishing.done, position and str(position), error)
-
-    def answer(self, callback: Callable[..., object], *args: object) -> None:
-        try:
-            post: Any = self._context.Post  # whose type wants to know how many arguments there are
-            post(callback, *args)
-        except RuntimeError:
-            # The loop has ended, and with it whoever would be told; `loop_ended` has been called, or will be.
-            logger.debug("nobody is left to be told by %s", callback)
-
-    # -- in the loop ---------------------------------------------------------------------------------------------
-
-    def _note(self, message: Message, difference: int) -> None:
-        self._undelivered += difference
-        self._undelivered_bytes += difference * (len(message.payload) + _OVERHEAD)
-
-    def _delivered(self, message: Message) -> None:
-        had_room = self.has_room()
-        self._note(message, -1)
-        if not had_room and self.has_room():
-            self._backend.go_on()
-
-    def _arrived(self, context: Context, name: str, message: Message) -> None:
-        self._delivered(message)
-        channel = self._subscribers.channels.get(name)
-        if channel is not None and channel.live:  # pragma: no branch - the last one may have left meanwhile
-            channel.position = str(message.position)
-            self._program(context, tuple(channel.live), publication_of(name, message))
-
-    def _lost(self, context: Context, name: str, gap: Gap) -> None:
-        logger.warning("channel %r has a gap: %s messages are lost", name[:100], gap.missed or "some")
-        channel = self._subscribers.channels.get(name)
-        if channel is not None and channel.live:  # pragma: no branch - the last one may have left meanwhile
-            channel.position = gap.position
-            self._program(context, tuple(channel.live), gap)
-
-    def _caught_up(self, context: Context, joining: Joining, message: Message) -> None:
-        self._delivered(message)
-        if not joining.cancelled:  # pragma: no branch - it may have ended meanwhile
-            self._program(context, (joining.id,), publication_of(joining.channel, message))
-
-    def _joined(self, context: Context, joining: Joining, subscription: Subscription) -> None:
-        if self._subscribers.find(joining.id, joining.channel) is not joining:
-            return
-        channel = self._subscribers.join(joining, subscription.position)
-        if joining.member is not None:
-            self._count(joining, channel.members, 1)
-        self._tell(context, joining, subscription)
-
-    def _failed(self, context: Context, joining: Joining, error: Exception) -> None:
-        self._refused += 1
-        if joining.cancelled:  # pragma: no cover - it may have ended meanwhile
-            return
-        if self._subscribers.find(joining.id, joining.channel) is joining:  # not so where it was refused at once
-            self._remove(joining)
-        self._tell(context, joining, Subscription(joining.channel, "", False, error))
-
-    def _tell(self, context: Context, joining: Joining, subscription: Subscription) -> None:
-        """Call what waits for the answer, before anything else is delivered."""
-        first, *others = joining.done
-        for done in others:
-            if done is not None:  # pragma: no branch - who asks again may not want to know
-                self.answer(done, subscription)
-        if first is not None:
-            first(context, subscription)
+            self._arrivals.answer(done, Subscription(joining.channel, channel.position, after == channel.position))
 
     # -- other threads, and what the context tells ---------------------------------------------------------------
 
@@ -415,15 +285,22 @@ class Channels(Part):
     def _publish_for_thread(self, _context: Context, publishing: Publishing) -> None:
         error = self._publish(publishing)
         if error is not None:
-            self.settled(publishing, None, error)
+            self._arrivals.settled(publishing, None, error)
 
     def connection_ended(self, id: int) -> None:
         """Unsubscribe a connection whose `ConnClosed` has returned."""
         for channel in self._subscribers.of(id):
             self.Unsubscribe(id, channel)
 
+    @property
+    def busy(self) -> bool:
+        """Whether publishes wait to be stored, or others to be told who has left."""
+        return self._in_flight.number > 0 or self._backend.busy
+
     def loop_ended(self) -> None:
         """Let go of everything: nobody is left to be told."""
+        if self._in_flight.number:
+            logger.warning("channels end with %d publishes that may not be stored", self._in_flight.number)
         self._ended = "the context has been shut down"
         self._backend.close()
 

@@ -50,6 +50,11 @@ class Followed:
         self._kept_bytes = 0
         self._overflowed = False
 
+    @property
+    def position(self) -> Position | None:
+        """Up to where everything has arrived, or is told to be lost; `None` before the first look."""
+        return self._position
+
     # -- notifications -------------------------------------------------------------------------------------------
 
     def confirmed(self) -> None:
@@ -84,7 +89,7 @@ class Followed:
         if self._kept_bytes > self._most_bytes:
             self._overflowed = True
             self._kept.clear()
-        elif not self._overflowed:  # pragma: no branch - once it was too much, no more is kept
+        elif not self._overflowed:  # once it was too much, no more is kept
             self._kept.append(message)
 
     # -- joining -------------------------------------------------------------------------------------------------

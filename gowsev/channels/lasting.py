@@ -7,6 +7,7 @@ greenlets; nothing here waits for them.
 from __future__ import annotations
 
 import random
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,15 @@ import gevent
 from gowsev.channels.line import FAILED, Line
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gowsev.channels.health import Health
     from gowsev.channels.url import Address
 
 __all__ = ["Lasting", "pause"]
+
+#: Seconds that a connection must have lasted for the next one to be opened almost at once.
+_LASTED = 0.2
 
 #: Seconds between attempts to connect, at first and at most.
 _FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
@@ -34,15 +40,17 @@ class Lasting(ABC):
     """A connection that is kept.
 
     Args:
-        address: of the Redis.
-        health: is told how it fares, under the name `NAME`.
+        find: returns the address of the Redis; asked for each attempt. May block, and raise `FAILED`.
+        health: is told how it fares.
+        name: under this name.
+        where: what stands before the reasons that it tells.
         timeout: seconds that an answer may take.
     """
 
-    NAME: str
-
-    def __init__(self, address: Address, health: Health, timeout: float) -> None:
-        self._address = address
+    def __init__(self, find: Callable[[], Address], health: Health, name: str, where: str, timeout: float) -> None:
+        self.name = name
+        self._find = find
+        self._where = where
         self._health = health
         self._timeout = timeout
         self._line: Line | None = None
@@ -52,14 +60,24 @@ class Lasting(ABC):
     def start(self) -> None:
         """Connect, unless that was begun. Does not block."""
         if not self._greenlets and not self._closed:
+            self._health.expect(self.name)
             self._greenlets.append(gevent.spawn(self._run))
 
     def close(self) -> None:
         """End, with nobody to be told. Does not block."""
         self._closed = True
+        self.renew()
+        gevent.killall(self._greenlets, block=False)
+
+    def renew(self) -> None:
+        """End the connection, so that it is opened anew. Does not block."""
         if self._line is not None:
             self._line.shut()
-        gevent.killall(self._greenlets, block=False)
+
+    @property
+    def peer(self) -> object:
+        """Whom it is connected to; `None` if it is not."""
+        return self._line and self._line.peer
 
     def disown(self) -> None:
         """In a forked child: leave the connection to the parent."""
@@ -71,25 +89,31 @@ class Lasting(ABC):
     def _run(self) -> None:
         attempt = 0
         while True:
-            self._line = line = Line(self._address, self._timeout)
             try:
-                line.open()
-                self._prepare(line)
+                line = self._connect()
             except FAILED as error:
                 # It is tried again, until the end; `Status` says why, and those who wait too long are told.
-                line.close()
-                self._away(self._health.down(self.NAME, error))
-                gevent.sleep(pause(attempt))
-                attempt += 1
-                continue
-            except BaseException:  # pragma: no cover - killed just then, by the end of the context
-                line.close()
-                raise
-            attempt = 0
-            self._health.is_up(self.NAME)
-            self._use(line)
-            self._health.lost(self.NAME)
-            gevent.sleep(pause(0))
+                self._away(self._health.down(self.name, error, self._where))
+            else:
+                self._health.is_up(self.name)
+                opened = time.monotonic()
+                self._use(line)
+                self._health.lost(self.name)
+                if time.monotonic() - opened > _LASTED:
+                    attempt = 0
+            gevent.sleep(pause(attempt))
+            attempt += 1
+
+    def _connect(self) -> Line:
+        self._line = None
+        self._line = line = Line(self._find(), self._timeout)
+        try:
+            line.open()
+            self._prepare(line)
+        except BaseException:
+            line.close()
+            raise
+        return line
 
     @abstractmethod
     def _prepare(self, line: Line) -> None:

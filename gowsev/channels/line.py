@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from gowsev.channels.url import Address
 
-__all__ = ["ANSWER", "FAILED", "Line"]
+__all__ = ["ANSWER", "ASKED", "FAILED", "Line", "ask_once"]
 
 #: Seconds for Redis to accept, to take what is sent, and to answer.
 ANSWER = 5.0
+#: Seconds to answer for those who are asked where a Redis is, and for them to accept; others can be asked.
+ASKED = 2.0
 #: What a call of a line fails with; redis-py does not wrap everything that a socket raises.
 FAILED = (redis.RedisError, OSError)
 _NO_TLS_CHECK = {"none": gevent.ssl.CERT_NONE, "optional": gevent.ssl.CERT_OPTIONAL}
@@ -75,14 +77,14 @@ class Line:
         address = self._address
         if address.path:
             sock: Any = gevent.socket.socket(gevent.socket.AF_UNIX)
-            sock.settimeout(ANSWER)
+            sock.settimeout(min(ANSWER, self._timeout))
             try:
                 sock.connect(address.path)
             except BaseException:
                 sock.close()
                 raise
         else:
-            sock = gevent.socket.create_connection((address.host, address.port), ANSWER)
+            sock = gevent.socket.create_connection((address.host, address.port), min(ANSWER, self._timeout))
             sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
         if address.tls is not None:
             sock = _wrap(sock, address.host, address.tls)
@@ -117,11 +119,19 @@ class Line:
             return self._connection.read_response(disconnect_on_error=False)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             # Some answers are of these kinds (`LOADING`); those have not come from the socket.
-            if isinstance(error, BusyLoadingError):  # pragma: no cover - an empty Redis loads at once
+            if isinstance(error, BusyLoadingError):  # an empty Redis loads at once
                 return error
             raise
         except redis.ResponseError as error:
             return error
+
+    @property
+    def peer(self) -> object:
+        """The host and port, or the path, of the other side; `None` while it is not connected."""
+        try:
+            return self._sock and self._sock.getpeername()
+        except OSError:  # it is not connected any more, and so with nobody
+            return None
 
     def shut(self) -> None:
         """End it; whoever reads or sends fails."""
@@ -139,6 +149,20 @@ class Line:
         """In a forked child: leave it to the parent."""
         if self._sock is not None:  # pragma: no branch - in a child, whose coverage is not measured
             close_descriptor(self._sock)
+
+
+def ask_once(address: Address, *words: Any) -> Any:
+    """Connect, send one command, and return the answer. Blocks the greenlet, for some seconds at most.
+
+    Raises:
+        FAILED: that failed, or Redis has answered with an error.
+    """
+    line = Line(address, ASKED)
+    try:
+        line.open()
+        return line.ask(*words)
+    finally:
+        line.close()
 
 
 def _wrap(sock: Any, host: str, options: dict[str, Any]) -> Any:

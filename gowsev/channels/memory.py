@@ -94,6 +94,11 @@ class Memory:
         self._members: dict[str, dict[str, int]] = {}
 
     @property
+    def busy(self) -> bool:
+        """Whether something is under way, which is never so."""
+        return False
+
+    @property
     def kept_bytes(self) -> int:
         """What the histories of all channels cost."""
         return self._bytes
@@ -157,6 +162,6 @@ class Memory:
             if old is not stream and (old.expires <= now or self._bytes > self._most_bytes):
                 self._bytes -= old.clear()
                 self._streams.move_to_end(name)
-                if not old.followed:  # pragma: no branch - one that is followed only loses its history
+                if not old.followed:  # one that is followed only loses its history
                     self._bytes -= old.bytes
                     del self._streams[name]

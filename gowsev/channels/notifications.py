@@ -7,23 +7,25 @@ an answer to one that was taken back in between confirms nothing.
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 import redis
 from gevent.event import Event
 
+from gowsev.channels.health import describe
 from gowsev.channels.lasting import Lasting
 from gowsev.channels.line import ANSWER, FAILED
+from gowsev.channels.replies import comes_later
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gowsev.channels.health import Health
     from gowsev.channels.line import Line
     from gowsev.channels.url import Address
 
-__all__ = ["Notifications"]
+__all__ = ["Listener", "Notifications"]
 
 #: Seconds between questions whether Redis is still there.
 _PING = 3.0
@@ -31,43 +33,59 @@ _PING = 3.0
 _BATCH = 256
 
 
+class Listener(Protocol):
+    """Who is told of notifications."""
+
+    def confirmed(self, name: bytes) -> None:
+        """Notifications under a name have begun."""
+        ...
+
+    def notified(self, name: bytes, data: bytes) -> None:
+        """Take what has come under a name."""
+        ...
+
+    def refused(self, name: bytes, error: Exception) -> None:
+        """Redis does not notify under a name."""
+        ...
+
+    def cut_off(self, names: Iterable[bytes]) -> None:
+        """The connection that notifies under these names is lost."""
+        ...
+
+    def away(self, names: Iterable[bytes], reason: str) -> None:
+        """It could not be opened; told each time."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether more may come; where not, nothing is read until `go_on`."""
+        ...
+
+
 class Notifications(Lasting):
     """The connection that notifies.
 
     Args:
-        address: of the Redis.
-        health: is told how it fares, under the name `NAME`.
-        probe: a name under which nothing is published, to try whether notifications may be had.
-        confirmed: called with a name when notifications under it have begun.
-        notified: called with a name and what has come under it.
-        refused: called with a name under which Redis refuses to notify, and why.
-        cut_off: called when the connection is lost.
-        away: called with the reason, each time that it could not be opened.
-        has_room: whether more may come; where not, nothing is read until `go_on`.
+        find: returns the address of the Redis; may block, and raise `FAILED`.
+        health: is told how it fares, under the name "notifications" behind `where`.
+        where: stands before the reasons that it tells.
+        cluster: whether another Redis may have what this one has not.
+        probe: tries whether notifications may be had over a new line; raises `FAILED`.
+        listener: is told of them.
     """
-
-    NAME = "notifications"
 
     def __init__(
         self,
-        address: Address,
+        find: Callable[[], Address],
         health: Health,
-        probe: bytes,
-        confirmed: Callable[[bytes], None],
-        notified: Callable[[bytes, bytes], None],
-        refused: Callable[[bytes, Exception], None],
-        cut_off: Callable[[], None],
-        away: Callable[[str], None],
-        has_room: Callable[[], bool],
+        where: str,
+        cluster: bool,
+        probe: Callable[[Line], None],
+        listener: Listener,
     ) -> None:
-        super().__init__(address, health, _PING + ANSWER)
+        super().__init__(find, health, where + "notifications", where, _PING + ANSWER)
+        self._cluster = cluster
         self._probe = probe
-        self._confirmed = confirmed
-        self._notified = notified
-        self._refused = refused
-        self._cut_off = cut_off
-        self._told_away = away
-        self._has_room = has_room
+        self._listener = listener
         self._names: dict[bytes, None] = {}
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._unanswered: Counter[bytes] = Counter()
@@ -99,12 +117,10 @@ class Notifications(Lasting):
         self._to_write.set()
 
     def _prepare(self, line: Line) -> None:
-        # An answer shows that this Redis can notify, and that it may be asked to.
-        line.ask(b"SSUBSCRIBE", self._probe)
-        line.ask(b"SUNSUBSCRIBE", self._probe)
+        self._probe(line)
 
     def _away(self, reason: str) -> None:
-        self._told_away(reason)
+        self._listener.away(tuple(self._names), reason)
 
     def _use(self, line: Line) -> None:
         """Read until the connection is lost."""
@@ -119,7 +135,7 @@ class Notifications(Lasting):
         try:
             while True:
                 self._handle(line.read())
-                while not self._has_room():
+                while not self._listener.has_room():
                     self._room.clear()
                     self._room.wait()
         except FAILED:  # it is opened again, and what was missed is looked up
@@ -130,8 +146,8 @@ class Notifications(Lasting):
             writer.kill()
             self._greenlets.remove(writer)  # pragma: no cover - run, but not traced behind a switch
             line.close()  # pragma: no cover - likewise
-            if not self._closed:  # pragma: no branch - at the end of the context there is nothing to look up
-                self._cut_off()
+            if not self._closed:  # at the end of the context there is nothing to look up
+                self._listener.cut_off(tuple(self._names))
 
     def _write(self, line: Line) -> None:
         try:
@@ -144,24 +160,26 @@ class Notifications(Lasting):
                     batch = [self._waiting.popleft() for _ in range(number)]
                     self._sent.extend(name for _, name in batch)
                     line.send(batch)
-        except FAILED:  # pragma: no cover - the reader may notice first; it ends by this, too
+        except FAILED:  # the reader ends by this, too, and notes it
             line.shut()
 
     def _handle(self, answer: Any) -> None:
         if isinstance(answer, Exception):  # of a subscription: to nothing else here Redis says no
             name = self._sent.popleft()
-            if self._is_last(name):  # pragma: no branch - it may be followed anew by now
-                self._refused(name, answer)
+            if comes_later(answer, self._cluster):
+                raise redis.ConnectionError(describe(answer))
+            if self._is_last(name):  # it may be followed anew by now
+                self._listener.refused(name, answer)
         elif answer[0] == b"smessage":
-            self._notified(answer[1], answer[2])
+            self._listener.notified(answer[1], answer[2])
         elif answer[0] == b"sunsubscribe":
-            if not self._sent:  # pragma: no cover - a Redis that is being resharded, which no test has
-                raise redis.ConnectionError("Redis has ended a subscription by itself")
+            if not self._sent or self._sent[0] != answer[1]:
+                raise redis.ConnectionError("a channel is notified of by another Redis now")
             self._sent.popleft()
         elif answer[0] == b"ssubscribe":
             name = self._sent.popleft()
             if self._is_last(name):
-                self._confirmed(name)
+                self._listener.confirmed(name)
 
     def _is_last(self, name: bytes) -> bool:
         """Count the answer to a subscription; tell whether no other is to come, and it is wanted."""

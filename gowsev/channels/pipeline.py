@@ -5,36 +5,36 @@
     answered   by Redis; or failed, after `PATIENCE`
 
 Invariants: at most `WINDOW` commands and about `WINDOW_BYTES` are sent and not answered. Each command has a number when
-it is first sent, and commands are sent in the order of their numbers, so that whoever carries them out knows one that
-comes again. One that Redis has certainly not carried out, and may yet, gets a new number.
+it is first sent, and those of one key are sent in the order of their numbers, so that whoever carries them out knows
+one that comes again. One that Redis has certainly not carried out, and may yet, gets a new number. What is given back
+keeps its number, for the pipeline to another Redis that has the key now.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import gevent
-import redis
 from gevent.event import Event
-from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError
+from redis.exceptions import NoScriptError
 
 from gowsev.channels.errors import ChannelsAway
 from gowsev.channels.health import describe
 from gowsev.channels.lasting import Lasting
 from gowsev.channels.line import ANSWER, FAILED
+from gowsev.channels.replies import comes_later
 from gowsev.channels.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
     from gowsev.channels.health import Health
     from gowsev.channels.line import Line
     from gowsev.channels.url import Address
 
-__all__ = ["PATIENCE", "Command", "Pipeline", "comes_later"]
+__all__ = ["PATIENCE", "Command", "Pipeline"]
 
 #: Commands, and their bytes, that may be sent and not answered.
 WINDOW, WINDOW_BYTES = 128, 1 << 20
@@ -43,44 +43,30 @@ PATIENCE = 15.0
 #: Seconds without a command after which one is sent, to see whether Redis is still there.
 _IDLE = 5.0
 
-#: What Redis says where it has not carried a command out, and may do so when asked again or elsewhere.
-_LATER = (
-    "NOSCRIPT",
-    "READONLY",
-    "LOADING",
-    "MASTERDOWN",
-    "BUSY",
-    "MOVED",
-    "ASK",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "UNBLOCKED",
-)
-#: The same, where redis-py takes the word out of the text and has a class for it.
-_LATER_CLASSES = (BusyLoadingError, NoScriptError, ReadOnlyError)
-
-
-def comes_later(answer: object) -> bool:
-    """Tell whether an answer says that the command was not carried out, and may be yet."""
-    return isinstance(answer, _LATER_CLASSES) or (
-        isinstance(answer, redis.ResponseError) and str(answer).split(" ", 1)[0] in _LATER
-    )
-
 
 class Command:
     """Something to ask of Redis.
 
     Args:
+        account: whose it is.
+        key: one of those that it concerns.
         words: makes the words to send, of the number that the command gets, and whether it was sent before.
         size: in bytes, about.
         answered: called with the answer, which may be an error of Redis's, or `ChannelsAway`.
     """
 
-    __slots__ = ("answered", "deadline", "number", "size", "words")
+    __slots__ = ("account", "answered", "deadline", "key", "number", "size", "words")
 
     def __init__(
-        self, words: Callable[[int, bool], tuple[Any, ...]], size: int, answered: Callable[[Any], object]
+        self,
+        account: Hashable,
+        key: bytes,
+        words: Callable[[int, bool], tuple[Any, ...]],
+        size: int,
+        answered: Callable[[Any], object],
     ) -> None:
+        self.account = account
+        self.key = key
         self.words = words
         self.size = size
         self.answered = answered
@@ -92,21 +78,38 @@ class Pipeline(Lasting):
     """The connection to ask over; it is opened when there is something to ask.
 
     Args:
-        address: of the Redis.
-        health: is told how it fares, under the name `NAME`.
+        find: returns the address of the Redis; may block, and raise `FAILED`.
+        health: is told how it fares, under the name "commands" behind `where`.
+        where: stands before the reasons that it tells.
+        numbers: of the commands.
+        cluster: whether another Redis may have what this one has not.
         prepare: called with each new line, to make it ready; raises `FAILED`.
-        connected: called after each new connection.
+        idle: makes the words of a command that only a master carries out, to see whether it is one still.
+        connected: called after each new connection, with whether the last one was given up since Redis refused all
+            commands.
+        lost: called when a connection is lost, or could not be opened.
     """
 
-    NAME = "commands"
-
     def __init__(
-        self, address: Address, health: Health, prepare: Callable[[Line], None], connected: Callable[[], None]
+        self,
+        find: Callable[[], Address],
+        health: Health,
+        where: str,
+        numbers: Iterator[int],
+        cluster: bool,
+        prepare: Callable[[Line], None],
+        idle: Callable[[int, bool], tuple[Any, ...]],
+        connected: Callable[[bool], None],
+        lost: Callable[[], None],
     ) -> None:
-        super().__init__(address, health, ANSWER)
+        super().__init__(find, health, where + "commands", where, ANSWER)
+        self._cluster = cluster
         self._make_ready = prepare
+        self._idle = idle
         self._connected = connected
-        self._numbers = count(1)
+        self._lost = lost
+        self._refused = False
+        self._numbers = numbers
         self._turns: Turns[Command] = Turns()
         self._again: deque[Command] = deque()
         self._sent: deque[Command] = deque()
@@ -116,20 +119,41 @@ class Pipeline(Lasting):
         self._to_write = Event()
         self._to_read = Event()
 
-    def ask(self, account: Hashable, command: Command) -> None:
-        """Add a command. Does not block."""
-        self._turns.put(account, command)
+    def ask(self, command: Command) -> None:
+        """Add a command; one that has a number already goes before those that have none. Does not block."""
+        if command.number:
+            self._again.append(command)
+        else:
+            self._turns.put(command.account, command)
         self._to_write.set()
         self.start()
+
+    def give_back(self, unwanted: Callable[[Command], bool]) -> list[Command]:
+        """Remove and return commands that are to be sent elsewhere, those of one key in their order.
+
+        If some of them are sent already, the connection is given up: what it would still answer, nobody hears.
+        """
+        if any(map(unwanted, (*self._sent, *self._later))):
+            self._broken = RuntimeError("what was asked of this Redis is another's now")
+            self._return_sent()
+            self.renew()
+        back = [command for command in self._again if unwanted(command)]
+        self._again = deque(command for command in self._again if not unwanted(command))
+        return back + self._turns.remove(unwanted)
 
     # -- the connection ------------------------------------------------------------------------------------------
 
     def _prepare(self, line: Line) -> None:
-        self._make_ready(line)
+        try:
+            self._make_ready(line)
+        except FAILED as error:
+            self._refused = self._refused or comes_later(error, self._cluster)
+            raise
 
     def _use(self, line: Line) -> None:
         """Send and read until the connection is lost, or must be."""
-        self._connected()
+        refused, self._refused = self._refused, False
+        self._connected(refused)
         self._broken = None
         reader = gevent.spawn(self._read, line)
         self._greenlets.append(reader)
@@ -141,14 +165,20 @@ class Pipeline(Lasting):
             reader.join()
             self._greenlets.remove(reader)
             line.close()
-            for command in self._later:
-                command.number = 0
-            # In the order of their numbers; those that get new ones come last.
-            self._again.extendleft(reversed(self._sent))
-            self._again.extend(self._later)
-            self._sent.clear()
-            self._later.clear()
-            self._sent_bytes = 0
+            self._return_sent()
+            self._expire("" if self._broken is None else describe(self._broken))
+            self._lost()
+
+    def _return_sent(self) -> None:
+        """Let what was not carried out, as far as is known, be sent again."""
+        for command in self._later:
+            command.number = 0
+        # In the order of their numbers; those that get new ones come last.
+        self._again.extendleft(reversed(self._sent))
+        self._again.extend(self._later)
+        self._sent.clear()
+        self._later.clear()
+        self._sent_bytes = 0
 
     def _write(self, line: Line) -> None:
         while self._broken is None:
@@ -157,12 +187,12 @@ class Pipeline(Lasting):
                 self._to_read.set()
                 try:
                     line.send(batch)
-                except FAILED as error:  # pragma: no cover - by chance the reader notices first; it is sent again
+                except FAILED as error:  # it is sent again
                     self._broken = error
             else:
                 self._to_write.clear()
                 if not self._to_write.wait(_IDLE) and not self._sent:
-                    self._turns.put("ping", Command(lambda _number, _again: ("PING",), 0, lambda _answer: None))
+                    self._turns.put("idle", Command("idle", b"", self._idle, 0, lambda _answer: None))
 
     def _take(self) -> list[tuple[Any, ...]]:
         """Move what may be sent now to what is sent; return its words."""
@@ -190,19 +220,26 @@ class Pipeline(Lasting):
             except FAILED as error:  # what was not answered is sent again
                 self._broken = error
                 break
+            if self._broken is not None:  # meanwhile everything was given back
+                break
             command = self._sent.popleft()
             self._sent_bytes -= command.size
-            if comes_later(answer):
+            if comes_later(answer, self._cluster):
                 # Nothing more is sent; what was is answered first, so that all of it keeps its order.
                 self._later.append(command)
             else:
                 command.answered(answer)
             if self._later and not self._sent:
                 self._broken = RuntimeError(describe(answer))
+                self._refused = self._refused or not isinstance(answer, NoScriptError)
             self._to_write.set()
         self._to_write.set()
 
     def _away(self, reason: str) -> None:
+        self._expire(reason)
+        self._lost()
+
+    def _expire(self, reason: str) -> None:
         """Fail whatever has waited for too long."""
         now = time.monotonic()
 

@@ -36,15 +36,25 @@ class Presence:
         process: its name.
         ask: called with the words of a command, and with what gets the answer.
         receiver: is told who is there.
+        failed: called with a channel, and with what is wrong, where it cannot be said.
     """
 
-    def __init__(self, prefix: bytes, process: str, ask: Callable[..., None], receiver: Receiver) -> None:
+    def __init__(
+        self,
+        prefix: bytes,
+        process: str,
+        ask: Callable[..., None],
+        receiver: Receiver,
+        failed: Callable[[str, Exception], None],
+    ) -> None:
         self._prefix = prefix
         self._process = process
         self._ask = ask
         self._receiver = receiver
+        self._failed = failed
         self._members: dict[str, dict[str, int]] = {}
         self._heart: Any = None
+        self._unanswered = 0
 
     def present(self, channel: str, member: str, connections: int) -> None:
         """Say how many connections a member has here."""
@@ -53,6 +63,11 @@ class Presence:
         self._say(channel, first, {member: connections})
         if self._heart is None:
             self._heart = gevent.spawn(self._beat)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was said is not answered yet."""
+        return self._unanswered > 0
 
     def members(self, channel: str, done: Callable[..., object]) -> None:
         """Find out who is there."""
@@ -88,9 +103,13 @@ class Presence:
             words += [encoded(member), connections]
 
         def answered(answer: Any) -> None:
-            if answer == 0 and channel in self._members:  # it was forgotten: Redis was emptied, or this process slept
+            self._unanswered -= 1
+            if isinstance(answer, Exception):
+                self._failed(channel, answer)
+            elif answer == 0 and channel in self._members:  # it was forgotten: Redis was emptied, or this process slept
                 self._say(channel, True, self._members[channel])
 
+        self._unanswered += 1
         self._ask(script_words(ALIVE, self._keys(channel), *words), answered)
 
     def _keys(self, channel: str) -> tuple[bytes, bytes]:

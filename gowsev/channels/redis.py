@@ -1,8 +1,8 @@
 """Channels over Redis: the backend that joins processes.
 
 A publish is one script, which stores the message and notifies of it (`scripts`). What arrives is notified of; a
-channel's stream is only read to recover (`followed`). Two connections serve that, one to ask and one to be notified,
-in greenlets of the context's thread; nothing here waits for them.
+channel's stream is only read to recover (`followed`). Two connections to each Redis serve that, one to ask and one to
+be notified (`server`, `cluster`), in greenlets of the context's thread; nothing here waits for them.
 """
 
 from __future__ import annotations
@@ -12,55 +12,33 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoPermissionError, RedisError
+import gevent
 
 from gowsev.channels import scripts
+from gowsev.channels.cluster import Cluster
 from gowsev.channels.errors import ChannelsAway, Refused
 from gowsev.channels.followed import Followed
 from gowsev.channels.health import Health, describe
-from gowsev.channels.limits import Limits
-from gowsev.channels.notifications import Notifications
-from gowsev.channels.pipeline import PATIENCE, Command, Pipeline, comes_later
+from gowsev.channels.pipeline import PATIENCE, Command
 from gowsev.channels.presence import Presence
 from gowsev.channels.publication import check_prefix, encoded
 from gowsev.channels.replies import notification, position_of, timeline_of
+from gowsev.channels.scripts import META_SECONDS
+from gowsev.channels.server import Server
 from gowsev.channels.url import parse
 from gowsev.channels.words import look_words, publish_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gowsev.channels.backend import Joining, Publishing, Receiver
-    from gowsev.channels.line import Line
+    from gowsev.channels.limits import Limits
     from gowsev.channels.publication import Position
+    from gowsev.channels.server import Servers
 
 __all__ = ["Redis"]
 
 logger = logging.getLogger("gowsev")
-
-#: What Redis says of a command in a script that lacks a permission; there it has no code of its own.
-_FORBIDDEN = "The user executing the script can't"
-
-
-def prepare(line: Line, prefix: bytes) -> None:
-    """Make a connection ready, and see whether publishing works over it.
-
-    Raises:
-        FAILED: it does not.
-    """
-    for script in scripts.ALL:
-        line.ask("SCRIPT", "LOAD", script)
-    # The channel without a name is nobody's; with room for one message, each is trimmed. What is wrong with it alone,
-    # such as a lack of memory, passes.
-    keys = scripts.channel_keys(prefix, b"")
-    line.send([publish_words(keys, secrets.token_hex(6), 1, False, b"", Limits(history_messages=1))])
-    answer = line.read()
-    if isinstance(answer, list) and len(answer) > 3:
-        answer = NoPermissionError(answer[3].decode("utf-8", "replace"))
-    if isinstance(answer, RedisError) and (
-        comes_later(answer) or isinstance(answer, NoPermissionError) or _FORBIDDEN in str(answer)
-    ):
-        raise answer
 
 
 class Redis:
@@ -71,13 +49,17 @@ class Redis:
         prefix: of all keys.
         receiver: is told what happens.
         limits: how much is kept.
+        silence: seconds after which a channel that is followed is used, so that Redis does not forget its numbers.
     """
 
-    def __init__(self, url: str, prefix: str, receiver: Receiver, limits: Limits) -> None:
+    def __init__(
+        self, url: str, prefix: str, receiver: Receiver, limits: Limits, silence: float = META_SECONDS / 7
+    ) -> None:
         self._prefix = check_prefix(prefix)
         self._address = parse(url)
         self._receiver = receiver
         self._limits = limits
+        self._silence = silence
         self._begin()
 
     def _begin(self) -> None:
@@ -86,27 +68,26 @@ class Redis:
         self._followed: dict[str, Followed] = {}
         self._by_name: dict[bytes, Followed] = {}
         self._failed: set[str] = set()
-        self.health = Health(self._address, (Pipeline.NAME, Notifications.NAME))
-        self._pipeline = Pipeline(self._address, self.health, lambda line: prepare(line, self._prefix), self._connected)
-        self._notifications = Notifications(
-            self._address,
-            self.health,
-            scripts.channel_keys(self._prefix, b"")[2] + b":probe",  # where nothing is ever published
-            self._confirmed,
-            self._notified,
-            self._refused,
-            self._cut_off,
-            self._away,
-            self._receiver.has_room,
-        )
-        self._presence = Presence(self._prefix, self._session, self._ask, self._receiver)
+        self._silent: set[str] = set()
+        self._keeper: Any = None
+        if self._address.members:
+            self.health = Health(self._address, ("cluster",))
+            self._servers: Servers = Cluster(self._address, self.health, self._prefix, self)
+        else:
+            self.health = Health(self._address, ("commands", "notifications"))
+            self._servers = Server(self._address, self.health, self._prefix, self)
+        self._presence = Presence(self._prefix, self._session, self._ask, self._receiver, self._unsaid)
+
+    @property
+    def busy(self) -> bool:
+        return self.health.up and self._presence.busy
 
     # -- publishing ----------------------------------------------------------------------------------------------
 
     def publish(self, publishing: Publishing) -> Exception | None:
-        if self.health.is_away(Pipeline.NAME):
-            return ChannelsAway(self.health.reason)
         keys = self._keys(publishing.channel)
+        if reason := self._servers.why_away(keys[0]):
+            return ChannelsAway(reason)
         session, limits = self._session, self._limits
 
         def words(number: int, again: bool) -> tuple[Any, ...]:
@@ -115,8 +96,7 @@ class Redis:
         def answered(answer: Any) -> None:
             self._receiver.settled(publishing, *self._outcome(answer))
 
-        self._pipeline.ask(publishing.account, Command(words, len(publishing.payload), answered))
-        self._notifications.start()
+        self._servers.ask(Command(publishing.account, keys[0], words, len(publishing.payload), answered))
         return None
 
     def _outcome(self, answer: Any) -> tuple[Position | None, Exception | None]:
@@ -135,7 +115,7 @@ class Redis:
 
     def _ask(self, words: tuple[Any, ...], answered: Callable[[Any], object]) -> None:
         """Ask for something that may be done twice."""
-        self._pipeline.ask(words[1], Command(lambda _number, _again: words, 0, answered))
+        self._servers.ask(Command(words[1], words[3], lambda _number, _again: words, 0, answered))
 
     # -- following -----------------------------------------------------------------------------------------------
 
@@ -145,17 +125,29 @@ class Redis:
             followed = Followed(joining.channel, self._receiver, self._limits.history_bytes)
             name = self._keys(joining.channel)[2]
             self._followed[joining.channel] = self._by_name[name] = followed
-            self._notifications.follow(name)
-            self._pipeline.start()
+            self._servers.follow(name)
+            if self._keeper is None:
+                self._keeper = gevent.spawn(self._keep)
         followed.join(joining)
         self._look(followed)
 
     def leave(self, channel: str) -> None:
         del self._followed[channel]
         self._failed.discard(channel)
+        self._silent.discard(channel)
         name = self._keys(channel)[2]
         del self._by_name[name]
-        self._notifications.leave(name)
+        self._servers.leave(name)
+
+    def _keep(self) -> None:
+        """Use the channels in which nothing has happened: a silent one is no new one when it is published to again."""
+        seen: dict[str, Position | None] = {}
+        while True:
+            gevent.sleep(self._silence)
+            for channel, followed in self._followed.items():
+                if seen.get(channel) == followed.position:
+                    self._ask(look_words(self._keys(channel), False, {}), lambda _answer: None)
+            seen = {channel: followed.position for channel, followed in self._followed.items()}
 
     def _look(self, followed: Followed) -> None:
         """Look a channel up, if that is wanted."""
@@ -175,7 +167,7 @@ class Redis:
             if isinstance(answer, Exception):
                 raise answer
             timeline = timeline_of(answer)
-        except (ChannelsAway, Refused) as error:  # pragma: no cover - where a look has waited for longer than PATIENCE
+        except (ChannelsAway, Refused) as error:  # where a look has waited for longer than PATIENCE
             self._look_failed(followed, error)
         except Exception as error:
             # This channel's keys are not what they should be, or may not be read. The others go on.
@@ -186,41 +178,41 @@ class Redis:
             self._look(followed)
 
     def _look_failed(self, followed: Followed, error: Exception) -> None:
-        if followed.channel not in self._failed:  # pragma: no branch - it is said once
+        if followed.channel not in self._failed:  # it is said once
             self._failed.add(followed.channel)
             logger.error("channel %r cannot be read: %s", followed.channel[:100], error)
         for joining in followed.look_failed():
-            if not joining.cancelled:  # pragma: no branch - it may have ended meanwhile
+            if not joining.cancelled:  # it may have ended meanwhile
                 self._receiver.failed(joining, error)
         followed.joining.clear()
 
     # -- what the connections tell -------------------------------------------------------------------------------
 
-    def _connected(self) -> None:
+    def connected(self) -> None:
         self._presence.connected()
         for followed in self._followed.values():
             self._look(followed)
 
-    def _away(self, reason: str) -> None:
+    def away(self, names: Iterable[bytes], reason: str) -> None:
         """Tell those who have waited to join for too long."""
         before = time.monotonic() - PATIENCE
-        for followed in self._followed.values():
-            for joining in followed.give_up(before):
-                if not joining.cancelled:  # pragma: no branch - it may have ended meanwhile
+        for name in names:
+            for joining in self._by_name[name].give_up(before):
+                if not joining.cancelled:  # it may have ended meanwhile
                     self._receiver.failed(joining, ChannelsAway(reason))
 
-    def _refused(self, name: bytes, error: Exception) -> None:
+    def refused(self, name: bytes, error: Exception) -> None:
         """Redis does not notify of a channel; it may when it is followed anew."""
         self._look_failed(self._by_name[name], Refused(self._address.hide(describe(error))))
 
-    def _confirmed(self, name: bytes) -> None:
+    def confirmed(self, name: bytes) -> None:
         followed = self._by_name[name]
         followed.confirmed()
         self._look(followed)
 
-    def _notified(self, name: bytes, data: bytes) -> None:
+    def notified(self, name: bytes, data: bytes) -> None:
         followed = self._by_name.get(name)
-        if followed is None:  # pragma: no cover - it was left meanwhile
+        if followed is None:  # it was left meanwhile
             return
         try:
             message = notification(data)
@@ -232,9 +224,19 @@ class Redis:
             followed.notified(message)
         self._look(followed)
 
-    def _cut_off(self) -> None:
-        for followed in self._followed.values():
-            followed.cut_off()
+    def cut_off(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            self._by_name[name].cut_off()
+
+    def has_room(self) -> bool:
+        return self._receiver.has_room()
+
+    def _unsaid(self, channel: str, error: Exception) -> None:
+        """Note that others are not told who is there."""
+        if not isinstance(error, ChannelsAway) and channel not in self._silent:
+            self._silent.add(channel)
+            reason = self._address.hide(describe(error))
+            logger.error("members of channel %r are not told to others: %s", channel[:100], reason)
 
     # -- presence, and the end -----------------------------------------------------------------------------------
 
@@ -242,21 +244,24 @@ class Redis:
         self._presence.present(channel, member, connections)
 
     def members(self, channel: str, done: Callable[..., object]) -> None:
-        if self.health.is_away(Pipeline.NAME):
-            self._receiver.answer(done, {}, ChannelsAway(self.health.reason))
+        if reason := self._servers.why_away(self._keys(channel)[0]):
+            self._receiver.answer(done, {}, ChannelsAway(reason))
         else:
             self._presence.members(channel, done)
 
     def go_on(self) -> None:
-        self._notifications.go_on()
+        self._servers.go_on()
 
     def close(self) -> None:
-        self._presence.close()
-        self._pipeline.close()
-        self._notifications.close()
+        self._end()
+        self._servers.close()
 
     def disown(self) -> None:
-        self._presence.close()
-        self._pipeline.disown()
-        self._notifications.disown()
+        self._end()
+        self._servers.disown()
         self._begin()
+
+    def _end(self) -> None:
+        self._presence.close()
+        if self._keeper is not None:
+            self._keeper.kill(block=False)

@@ -19,11 +19,11 @@ from gowsev.channels.health import describe
 from gowsev.channels.lasting import pause
 from gowsev.channels.limits import DEFAULTS, Limits
 from gowsev.channels.line import FAILED
-from gowsev.channels.pipeline import comes_later
 from gowsev.channels.publication import Position, check_message, check_name, check_prefix, publication_of
-from gowsev.channels.replies import members_of, position_of, timeline_of
+from gowsev.channels.replies import comes_later, members_of, position_of, timeline_of
+from gowsev.channels.routes import Routes
 from gowsev.channels.scripts import MEMBERS, channel_keys, member_keys
-from gowsev.channels.url import ordinary_connection, parse
+from gowsev.channels.url import parse
 from gowsev.channels.words import look_words, publish_words, script_words, with_source
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Remote:
         self._lock = threading.Lock()
         self._session = secrets.token_hex(6)
         self._number = 0
-        self._connection = ordinary_connection(self._address)
+        self._routes = Routes(self._address)
 
     def Publish(self, channel: str, message: str | bytes, key: str | None = None) -> str:
         """Publish a message, and return its position once it is stored. Blocks, while Redis is away for half a minute.
@@ -135,7 +135,7 @@ class Remote:
         """Close the connection. The next call opens another."""
         if self._pid == os.getpid():  # pragma: no branch - in a child, whose coverage is not measured
             with self._lock:
-                self._connection.disconnect()
+                self._routes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,11 +154,12 @@ class Remote:
             attempt = 0
             while True:
                 try:
-                    self._connection.connect()
-                    again, sent = sent, True
-                    return self._try(words(self._number, again))
+                    asked = words(self._number, sent)
+                    connection = self._routes.connect(asked[3])
+                    sent = True
+                    return self._try(connection, asked)
                 except redis.ResponseError as error:
-                    if not comes_later(error):
+                    if not comes_later(error, self._routes.cluster):
                         raise self._refusal(error) from error
                     self._give_up(error, attempt, sent)
                 except FAILED as error:  # the next attempt has a new connection
@@ -172,14 +173,14 @@ class Remote:
 
     def _give_up(self, error: Exception, attempt: int, sent: bool) -> None:
         """Close the connection; raise if there is no other attempt."""
-        self._connection.disconnect()
+        self._routes.close()
         if attempt + 1 == _ATTEMPTS:
             raise ChannelsAway(self._address.hide(describe(error)), certain=not sent) from error
 
-    def _try(self, words: tuple[Any, ...]) -> Any:
+    def _try(self, connection: redis.Connection, words: tuple[Any, ...]) -> Any:
         try:
-            self._connection.send_command(*words)
-            return self._connection.read_response()
+            connection.send_command(*words)
+            return connection.read_response()
         except NoScriptError:
-            self._connection.send_command(*with_source(words))
-            return self._connection.read_response()
+            connection.send_command(*with_source(words))
+            return connection.read_response()

@@ -7,12 +7,34 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
+from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, NoScriptError, ReadOnlyError, TryAgainError
+
 from gowsev.channels.publication import Message, Position
 from gowsev.channels.timeline import Timeline
 
-__all__ = ["members_of", "notification", "position_of", "timeline_of"]
+__all__ = ["comes_later", "members_of", "notification", "position_of", "timeline_of"]
 
 _FIELDS = [b"i", b"p", b"k", b"m"]
+#: What Redis says where it has not carried a command out, and may do so when asked again or elsewhere.
+_LATER = ("BUSY", "UNBLOCKED")
+#: The same, where redis-py takes the word out of the text and has a class for it: LOADING, NOSCRIPT, READONLY,
+#: CLUSTERDOWN and MASTERDOWN, TRYAGAIN.
+_LATER_CLASSES = (BusyLoadingError, NoScriptError, ReadOnlyError, ClusterDownError, TryAgainError)
+
+
+def comes_later(answer: object, cluster: bool) -> bool:
+    """Tell whether an answer says that the command was not carried out, and may be yet.
+
+    Args:
+        answer: to a command.
+        cluster: whether it can be sent to another member.
+    """
+    if isinstance(answer, AskError):  # ASK and MOVED
+        return cluster
+    return isinstance(answer, _LATER_CLASSES) or (
+        isinstance(answer, redis.ResponseError) and str(answer).split(" ", 1)[0] in _LATER
+    )
 
 
 def position_of(answer: Any) -> Position:

@@ -5,8 +5,9 @@ The text of an error repeats nothing of the address but its options: any other p
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, unquote, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,6 +20,10 @@ _ENCODE = "in a name and a password, @ / ? # % [ ] are percent-encoded, such as 
 #: What may stand behind the ?; timeouts, retries and encodings are ours to choose.
 _OPTIONS = {"client_name", "db", "password", "username"}
 _TLS = {"ca_certs", "ca_path", "certfile", "check_hostname", "cert_reqs", "keyfile", "password"}
+#: Of an address by way of Sentinel, how the sentinels themselves are spoken to.
+_OF_SENTINELS = {"sentinel_password": "password", "sentinel_username": "username"}
+_SEVERAL = re.compile(r"(rediss?)\+(sentinel|cluster)://([^/?#]*)([^?#]*)(?:\?(.*))?", re.DOTALL)
+_SENTINEL_PORT = 26379
 
 
 class Address(NamedTuple):
@@ -36,11 +41,25 @@ class Address(NamedTuple):
     """What redis-py makes of it."""
     shown: str
     """For the log: without name, password and options."""
+    sentinels: tuple[Address, ...] = ()
+    """Whom to ask where the master is; then `host` and `port` are not its own."""
+    service: str = ""
+    """What the sentinels call it."""
+    members: tuple[Address, ...] = ()
+    """Of a cluster, those that are known in advance."""
 
     def hide(self, text: str) -> str:
         """Take what is secret out of a text for the log."""
-        password = self.options.get("password")
-        return text.replace(password, "...") if password else text
+        for address in (self, *self.sentinels[:1]):
+            if password := address.options.get("password"):
+                text = text.replace(password, "...")
+        return text
+
+    def at(self, host: str, port: int) -> Address:
+        """Return the address of another Redis that is spoken to in the same way."""
+        return self._replace(
+            host=host, port=port, all={**self.all, "host": host, "port": port}, sentinels=(), members=()
+        )
 
 
 def parse(url: object) -> Address:
@@ -52,6 +71,48 @@ def parse(url: object) -> Address:
     """
     if not isinstance(url, str):
         raise TypeError(f"url must be str, not {type(url).__name__}")
+    several = _SEVERAL.fullmatch(url)
+    return _parse_several(*several.groups("")) if several else _parse_one(url)
+
+
+def _parse_several(scheme: str, kind: str, authority: str, path: str, query: str) -> Address:
+    """Take the address of a cluster, or of a Redis with sentinels, apart: each host is parsed by itself."""
+    user, at, hosts = authority.rpartition("@")
+    options = parse_qsl(query, keep_blank_values=True)
+    own = urlencode([(name, value) for name, value in options if name not in _OF_SENTINELS])
+    if kind == "cluster":
+        if path.strip("/") not in ("", "0"):
+            raise ValueError("url: a cluster has no other database than 0")
+        if len(own) != len(urlencode(options)):
+            raise ValueError("url: a cluster has no sentinels")
+        members = tuple(_parse_one(f"{scheme}://{user}{at}{host}/0?{own}") for host in _hosts(hosts))
+        return members[0]._replace(members=members, shown=f"{scheme}+cluster://{hosts}")
+    service, _, database = path[1:].partition("/")
+    if not service or "@" in path:
+        raise ValueError(f"url: behind the sentinels there is no /NAME of what they watch; {_ENCODE}")
+    master = _parse_one(f"{scheme}://{user}{at}localhost/{database}?{own}")
+    theirs = {_OF_SENTINELS[name]: value for name, value in options if name in _OF_SENTINELS}
+    sentinels = []
+    for host in _hosts(hosts):
+        port = urlsplit(f"//{host}").port or _SENTINEL_PORT
+        of_tls = "&".join(word for word in own.split("&") if word.startswith("ssl_"))
+        one = _parse_one(f"{scheme}://{host}/?{of_tls}").at(urlsplit(f"//{host}").hostname or "", port)
+        sentinels.append(one._replace(options={**one.options, **theirs}, all={**one.all, **theirs}))
+    return master._replace(
+        sentinels=tuple(sentinels), service=unquote(service), shown=f"{scheme}+sentinel://{hosts}/{service}"
+    )
+
+
+def _hosts(hosts: str) -> list[str]:
+    listed = hosts.split(",")
+    if not all(listed):
+        raise ValueError(f"url: between the commas there is no host; {_ENCODE}")
+    for host in listed:
+        _split(f"redis://{host}")  # its text repeats nothing of it
+    return listed
+
+
+def _parse_one(url: str) -> Address:
     parts = _split(url)
     try:
         everything: dict[str, Any] = parse_url(url)
@@ -95,7 +156,9 @@ def _split(url: str) -> SplitResult:
     except ValueError:
         raise ValueError(f"url: its host or port is not understood; {_ENCODE}") from None  # urllib's texts repeat it
     if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("url must begin with redis://, rediss:// or unix://")
+        raise ValueError(
+            "url must begin with redis://, rediss:// or unix://, or with redis+sentinel:// or redis+cluster://"
+        )
     # What stands before the host's @ ends at the first of these three, and what is left could pass for a path.
     behind = f"{parts.path}?{parts.query}#{parts.fragment}"
     if parts.fragment or ("@" in behind and (parts.scheme != "unix" or parts.netloc)):

@@ -12,9 +12,10 @@ from gowsev.channels import scripts
 if TYPE_CHECKING:
     from gowsev.channels.limits import Limits
 
-__all__ = ["look_words", "publish_words", "script_words", "with_source"]
+__all__ = ["PUBLISH_SHA", "look_words", "publish_words", "script_words", "with_source"]
 
 _SHA = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in scripts.ALL}
+PUBLISH_SHA = _SHA[scripts.PUBLISH]
 _SOURCE = {sha: script for script, sha in _SHA.items()}
 
 

@@ -47,6 +47,9 @@ _TIMED_OUT: Event = (TIMEOUT, None, None)
 #: had 16 in flight. The clock is looked at after each event (0.04 to 0.09 us), since any callback may be a slow one.
 _LONGEST_GATHERING = 0.001
 
+#: Seconds between looks at whether the parts are done, and for which they may take if a shutdown has no timeout.
+_LOOK, _FOR_PARTS = 0.02, 10.0
+
 #: Seconds for which a client may wait for a loop that was never driven, before that is said.
 _UNDRIVEN = 5.0
 
@@ -68,6 +71,8 @@ class Loop:
         self._forsaken = False
         self._watched = False
         self._finishing = False
+        self._close_timeout = options.close_timeout
+        self._end_by = 0.0
         self.undriven = True
         self.stopping = False
         self.finished = False
@@ -206,6 +211,8 @@ class Loop:
 
     def stop(self, timeout: float | None) -> None:
         """Stop listening, close every connection with 1001 within `timeout` seconds, and finish when all are gone."""
+        seconds = self._close_timeout if timeout is None else timeout
+        self._end_by = time.monotonic() + (_FOR_PARTS if seconds is None else seconds)
         if not self.stopping:
             self.stopping = True
             for listener in self.listeners:
@@ -236,7 +243,16 @@ class Loop:
         """Let the loop end, if it is stopping and has nothing more to wait for."""
         if self._drained() and not self._finishing:
             self._finishing = True
-            self.queue.post((CALL, self._finish, ()))
+            if any(part.busy for part in self.parts):
+                gevent.spawn(self._finish_later)
+            else:
+                self.queue.post((CALL, self._finish, ()))
+
+    def _finish_later(self) -> None:
+        """Let the parts do what they have begun, within the time that the shutdown has."""
+        while any(part.busy for part in self.parts) and time.monotonic() < self._end_by:
+            gevent.sleep(_LOOK)
+        self.queue.post((CALL, self._finish, ()))
 
     def _drained(self) -> bool:
         return self.stopping and not len(self.connections)

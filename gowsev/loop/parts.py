@@ -14,6 +14,11 @@ class Part(Protocol):
         """The `ConnClosed` of a connection has returned."""
         ...
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is to be done before the loop ends; asked once all connections are gone."""
+        ...
+
     def loop_ended(self) -> None:
         """The loop has ended; nothing that is posted is called any more."""
         ...

@@ -9,7 +9,7 @@ from redis_server import needs_redis
 
 import gowsev
 from gowsev.channels import Channels, ChannelsAway, Limits, TooMuchInFlight
-from gowsev.channels.backend import Publishing
+from gowsev.channels.backend import Joining, Publishing
 from gowsev.channels.in_flight import InFlight
 from gowsev.channels.memory import Memory
 from gowsev.channels.turns import Turns
@@ -87,11 +87,29 @@ class Receiver:
         pass
 
 
+class Joined(Receiver):
+    def joined(self, joining, position, continuation):
+        pass
+
+    def arrived(self, channel, message):
+        pass
+
+
 def test_histories_of_channels_that_nobody_hears_are_bounded():
     memory = Memory(Receiver(), Limits(), most_bytes=1_000_000)
     for number in range(20_000):
         memory.publish(Publishing(f"channel {number}", False, bytes(100), None, None))
         assert memory.kept_bytes <= 1_001_500
+
+
+def test_a_channel_that_is_followed_loses_its_history_only():
+    memory = Memory(Joined(), Limits(), most_bytes=10_000)
+    memory.follow(Joining(1, "followed", None, False, None, None))
+    memory.publish(Publishing("followed", False, b"x", None, None))
+    for number in range(200):
+        memory.publish(Publishing(f"channel {number}", False, bytes(100), None, None))
+    memory.leave("followed")
+    assert memory.kept_bytes <= 11_500
 
 
 def test_histories_of_two_channels_are_bounded_too():

@@ -57,6 +57,19 @@ def followed(receiver):
     return Followed("news", receiver, 100)
 
 
+def test_what_is_notified_of_beyond_the_bound_is_not_kept(followed, receiver):
+    followed.confirmed()
+    followed.join(joining())
+    followed.begin_look()
+    for offset in range(1, 5):
+        followed.notified(message(offset, payload=bytes(60)))
+    followed.looked(stretch(1, 1))
+    assert followed.wants_look  # what came behind is read
+    followed.begin_look()
+    followed.looked(stretch(1, 4))
+    assert receiver.told == [(1, 1, False, []), 2, 3, 4]
+
+
 @pytest.fixture
 def sure(followed, receiver):
     """Followed up to 5, with one subscriber."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from functools import partial
 
 import gevent
 import pytest
 import redis
-from channel_tools import Node
-from conftest import PATIENCE, in_real_thread, in_thread, wait_until
+from channel_tools import Node, Traffic
+from conftest import in_real_thread, in_thread, wait_until
 from redis.crc import key_slot
 from redis_server import RedisServer, free_port, needs_redis
 
@@ -23,83 +22,6 @@ from gowsev.channels.words import publish_words, with_source
 pytestmark = needs_redis
 
 KEYS = channel_keys(b"gowsev", b"news")
-
-
-class Publisher:
-    """Publishes numbers as fast as answers come, and notes what was reported of each."""
-
-    def __init__(self, node, name, in_flight=8):
-        self.node = node
-        self.name = name
-        self.stored, self.certainly_not, self.perhaps = [], [], []
-        self.number = 0
-        self.waiting = 0
-        self.in_flight = in_flight
-        self.ended = False
-        self.greenlet = gevent.spawn(self.run)
-
-    def run(self):
-        while not self.ended:
-            if self.waiting >= self.in_flight:
-                gevent.sleep(0.001)
-                continue
-            message = f"{self.name} {self.number}"
-            self.number += 1
-
-            def done(context, position, error, message=message):
-                self.waiting -= 1
-                if error is None:
-                    self.stored.append(message)
-                else:
-                    (self.certainly_not if error.certain else self.perhaps).append(message)
-
-            error = self.node.channels.Publish("news", message, done)
-            if error is None:
-                self.waiting += 1
-            else:
-                self.certainly_not.append(message)
-                gevent.sleep(0.01)
-
-    def end(self):
-        self.ended = True
-        self.greenlet.get(timeout=PATIENCE)
-        wait_until(lambda: not self.waiting)
-
-
-class Traffic:
-    """Two nodes, two publishers on each, and a subscriber on each, from whom nothing may be kept."""
-
-    def __init__(self, nodes):
-        self.nodes = [nodes(limits=Limits(history_messages=100_000, history_bytes=1 << 30)) for _ in range(2)]
-        self.ids = [node.join() for node in self.nodes]
-        self.publishers = [Publisher(node, f"{i}{j}") for i, node in enumerate(self.nodes) for j in range(2)]
-
-    @property
-    def stored(self):
-        return [message for publisher in self.publishers for message in publisher.stored]
-
-    def wait_for_more(self, number=100):
-        before = [len(publisher.stored) for publisher in self.publishers]
-        wait_until(lambda: all(len(p.stored) > n + number for p, n in zip(self.publishers, before, strict=True)))
-
-    def check(self, gaps=0):
-        """Hold that all that was reported stored came once, in one order."""
-        for publisher in self.publishers:
-            publisher.end()
-        one, two = (partial(node.messages, id) for node, id in zip(self.nodes, self.ids, strict=True))
-        stored = set(self.stored)
-        wait_until(lambda: stored <= set(one()) and stored <= set(two()))
-        last = self.nodes[0].publish("the last")
-        wait_until(lambda: one()[-1] == two()[-1] == "the last")
-        assert one() == two()
-        assert len(set(one())) == len(one()), "something came twice"
-        certainly_not = {message for publisher in self.publishers for message in publisher.certainly_not}
-        assert not certainly_not & set(one())
-        for publisher in self.publishers:
-            mine = [int(m.split()[1]) for m in one() if m.startswith(publisher.name + " ")]
-            assert mine == sorted(mine)
-        assert [node.channels.Status().gaps for node in self.nodes] == [gaps, gaps]
-        return last
 
 
 def test_redis_killed_and_restarted_under_publishers(redis_nodes, redis_server):
@@ -334,9 +256,17 @@ def test_a_key_of_another_type_concerns_its_channel_only(redis_nodes, redis_serv
         assert isinstance(error, Refused)
         assert error.certain
         assert "WRONGTYPE" in str(error)
-    for channel in ("worse",):
-        error = node.subscribe(id, channel).error
+    for _ in range(2):
+        error = node.subscribe(id, "worse").error
         assert isinstance(error, Refused)
+    other, gone = node.connect(), node.connect()
+    answers = []
+    node.channels.Subscribe(gone, "worse", done=lambda context, answer: pytest.fail("nobody waits for it"))
+    node.channels.Subscribe(other, "worse", done=lambda context, answer: answers.append(answer))
+    node.channels.Subscribe(other, "worse", done=lambda context, answer: answers.append(answer))
+    node.channels.Unsubscribe(gone, "worse")
+    wait_until(lambda: len(answers) == 2)
+    assert all(isinstance(answer.error, Refused) for answer in answers)
     node.publish("good")
     node.wait_for(id, "good")
     assert node.channels.Status().up
@@ -363,7 +293,9 @@ def test_a_permission_that_is_missing_is_one_clear_state(redis_server, command, 
         node = Node(stack, redis_server.url.replace("//", "//app:sesame@"))
         id = node.connect()
         node.channels.Subscribe(id, "news")
-        wait_until(lambda: re.search("permission|executing the script can't", node.channels.Status().reason))
+        wait_until(
+            lambda: re.search("permission|executing the script can't|ACL failure", node.channels.Status().reason)
+        )
         assert not node.channels.Status().up
         gevent.sleep(0.5)
         lines = [r.getMessage() for r in caplog.records if " is away: " in r.getMessage()]
@@ -414,10 +346,13 @@ def test_scripts_that_were_forgotten(redis_nodes, redis_server):
 def test_a_publish_that_waited_for_too_long_fails(redis_nodes, redis_server):
     node = redis_nodes()
     node.join()
+    id = node.connect()
     redis_server.freeze()
-    answers = []
+    answers, subscriptions = [], []
+    node.channels.Subscribe(id, "news", "e.0.e", done=lambda context, answer: subscriptions.append(answer))
     node.channels.Publish("news", "sent", lambda context, *answer: answers.append(answer))
     _, error = wait_until(lambda: answers, 60)[0]
+    assert isinstance(wait_until(lambda: subscriptions)[0].error, ChannelsAway)
     assert isinstance(error, ChannelsAway)
     assert not error.certain
     assert str(error).endswith("perhaps it was stored")
@@ -433,6 +368,8 @@ def test_a_subscription_that_waited_for_too_long_fails(redis_nodes, redis_server
     answers = []
     for channel in ("news", "more"):
         node.channels.Subscribe(id, channel, done=lambda context, answer: answers.append(answer))
+    node.channels.Subscribe(gone, "news", done=lambda context, answer: pytest.fail("nobody waits for it"))
+    node.channels.Unsubscribe(gone, "news")
     wait_until(lambda: len(answers) == 2, 60)
     assert all(isinstance(answer.error, ChannelsAway) for answer in answers)
     assert node.channels.Status().channels == 1
@@ -602,7 +539,7 @@ def test_whoever_leaves_gets_nothing_of_what_is_on_its_way(redis_nodes):
         assert node.subscribe(id).error is None
 
 
-def test_members_that_may_not_be_looked_up(redis_nodes, redis_server):
+def test_members_that_may_not_be_looked_up(redis_nodes, redis_server, caplog):
     node = redis_nodes()
     redis_server.cli("set", "{gowsev:news}:alive", "x")
     answers = []
@@ -610,3 +547,9 @@ def test_members_that_may_not_be_looked_up(redis_nodes, redis_server):
     members, error = wait_until(lambda: answers)[0]
     assert members == {}
     assert isinstance(error, Refused)
+    for name in ("ann", "bob"):
+        node.join(member=name)
+    wait_until(lambda: "members of channel 'news' are not told to others: WRONGTYPE" in caplog.text)
+    node.join("other", member="eve")
+    wait_until(lambda: node.members("other") == {"eve": 1})
+    assert caplog.text.count("are not told to others") == 1

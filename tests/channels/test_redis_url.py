@@ -36,10 +36,48 @@ def test_name_and_password():
     assert address.hide("WRONGPASS p@ss") == "WRONGPASS ..."
 
 
+def test_addresses_of_sentinels():
+    query = "sentinel_password=open&client_name=me&ssl_cert_reqs=none"
+    address = parse(f"rediss+sentinel://ann:p%40ss@one,two:7000,[::1]/my%20service/2?{query}")
+    assert (address.service, address.options["db"], address.options["password"]) == ("my service", 2, "p@ss")
+    places = [(sentinel.host, sentinel.port) for sentinel in address.sentinels]
+    assert places == [("one", 26379), ("two", 7000), ("::1", 26379)]
+    for sentinel in address.sentinels:
+        assert sentinel.options == {"db": 0, "password": "open"}
+        assert sentinel.tls == address.tls == {"cert_reqs": "none"}
+    assert address.shown == "rediss+sentinel://one,two:7000,[::1]/my%20service"
+    assert address.hide("p@ss open") == "... ..."
+    master = address.at("ten", 6380)
+    assert (master.host, master.port, master.sentinels, master.options) == ("ten", 6380, (), address.options)
+
+
+def test_addresses_of_a_cluster():
+    address = parse("redis+cluster://:secret@one:7000,two?client_name=me")
+    assert [(member.host, member.port) for member in address.members] == [("one", 7000), ("two", 6379)]
+    assert address.shown == "redis+cluster://one:7000,two"
+    assert address.at("ten", 1).options == {"db": 0, "password": "secret", "client_name": "me"}
+
+
 @pytest.mark.parametrize(
     "url",
     [
         "",
+        "redis+sentinel://localhost",
+        "redis+sentinel://localhost/",
+        "redis+sentinel:///service",
+        "redis+sentinel://one,,two/service",
+        "redis+sentinel://one:port/service",
+        "redis+sentinel://one/service/zero",
+        "redis+sentinel://one/service?socket_timeout=1",
+        "redis+sentinel://one/service#2",
+        f"redis+sentinel://:{SECRET}/x@one/service",
+        f"redis+sentinel://:x{SECRET},two/service",
+        "redis+cluster://",
+        "redis+cluster://one/1",
+        "redis+cluster://one,/",
+        "redis+cluster://one?sentinel_password=x",
+        f"redis+cluster://:{SECRET}?x@one",
+        "unix+cluster:///run/redis.sock",
         "localhost:6379",
         "http://localhost",
         f"redis://:{SECRET}#x@localhost",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +17,7 @@ from redis_server import needs_redis
 from gowsev import channels
 from gowsev.channels import ChannelsAway, Publication, Refused, Remote
 from gowsev.channels.__main__ import main
+from gowsev.channels.bell import Bell
 from gowsev.channels.scripts import ALIVE, member_keys
 from gowsev.channels.words import script_words, with_source
 
@@ -189,6 +190,19 @@ def test_without_the_package_redis_there_is_no_other_name():
         _ = channels.Nothing
 
 
+def test_the_bell_rings(redis_server, remote):
+    with Bell(redis_server.url, "gowsev", "news", longest=0.2) as bell:
+        in_thread(bell.wait)  # it has connected
+        assert redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1")
+        in_thread(bell.wait)  # nothing has happened
+        remote.Publish("news", "x")
+        in_thread(bell.wait)
+        redis_server.cli("client", "kill", "type", "pubsub")
+        in_thread(bell.wait)
+        in_thread(bell.wait)
+        assert redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1")
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
@@ -237,14 +251,57 @@ def test_tail(redis_server, remote, tmp_path):
     assert set(outputs[1].read_bytes().split()) == {b"\xff"}
 
 
+def test_tail_waits_for_what_is_published(redis_server, remote, tmp_path):
+    """It looks when there is something, and again after its connection was cut."""
+    remote.Publish("news", "0")
+    command = [sys.executable, "-m", "gowsev.channels", "tail", "--url", redis_server.url, "news"]
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        program = subprocess.Popen(command, stdout=file)
+    wait_until(lambda: redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1"))
+
+    def looks():
+        calls = re.search(r"cmdstat_evalsha:calls=(\d+)", redis_server.cli("info", "commandstats"))
+        return int(calls[1])
+
+    remote.Publish("news", "1")
+    wait_until(lambda: output.read_bytes() == b"1\n")
+    before = looks()
+    gevent.sleep(2)
+    assert looks() - before <= 1
+    redis_server.cli("client", "kill", "type", "pubsub")
+    remote.Publish("news", "2")
+    wait_until(lambda: output.read_bytes() == b"1\n2\n")
+    program.send_signal(2)
+    assert program.wait(PATIENCE) == 0
+
+
 def test_what_goes_wrong_in_the_shell(redis_server):
     done = run("http://localhost", "members", "news")
     assert done.returncode == 1
-    assert done.stderr == b"ValueError: url must begin with redis://, rediss:// or unix://\n"
+    assert (
+        done.stderr
+        == b"ValueError: url must begin with redis://, rediss:// or unix://, or with redis+sentinel:// or redis+cluster://\n"
+    )
     redis_server.kill()
     done = run(redis_server.url, "publish", "news", "x")
     assert done.returncode == 1
     assert done.stderr.startswith(b"ChannelsAway: ")
+
+
+class Once:
+    """An output whose reader goes away after the first line."""
+
+    def __init__(self):
+        self.lines = []
+
+    def write(self, line):
+        if self.lines:
+            raise BrokenPipeError
+        self.lines.append(line)
+
+    def flush(self):
+        pass
 
 
 class Stream:
@@ -271,11 +328,18 @@ def test_the_same_in_this_process(redis_server, remote, monkeypatch, capsys):
     assert main(["members", *url, "news"]) == 0
     assert capsys.readouterr().out == "2 ann\n"
     assert main(["members", "--url", "nowhere", "news"]) == 1
-    for after in (["--after", first], []):
-        reads, writes = os.pipe()
-        os.close(reads)
-        with open(writes, "wb", buffering=0) as output, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", Stream(output))
-            if not after:  # it waits for more
-                threading.Timer(1.0, lambda: Remote(redis_server.url).Publish("news", "3")).start()
-            assert in_thread(main, ["tail", *url, "news", *after]) == 0
+    output = Once()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Stream(output))
+        remote.Publish("news", "3")
+        assert in_thread(main, ["tail", *url, "news", "--after", first]) == 0
+    assert output.lines == [b"2\n"]
+    output = Once()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Stream(output))
+        waiting = gevent.spawn(in_thread, main, ["tail", *url, "news"])
+        wait_until(lambda: redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1"))
+        for message in "45":
+            remote.Publish("news", message)
+        assert waiting.get(timeout=PATIENCE) == 0
+    assert output.lines == [b"4\n"]

@@ -1,0 +1,131 @@
+"""The two kinds of connections by themselves: what comes at once from two sides."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import gevent
+import pytest
+from conftest import wait_until
+from redis_server import needs_redis
+
+from gowsev.channels.health import Health
+from gowsev.channels.notifications import Notifications
+from gowsev.channels.pipeline import Command, Pipeline
+from gowsev.channels.url import parse
+
+pytestmark = needs_redis
+
+
+class Listener:
+    def __init__(self):
+        self.told = []
+
+    def confirmed(self, name):
+        self.told.append(("confirmed", name))
+
+    def refused(self, name, error):
+        self.told.append(("refused", name, str(error)))
+
+    def cut_off(self, names):
+        self.told.append(("cut off", *names))
+
+    def has_room(self):
+        return True
+
+
+def notifications_of(url, listener):
+    address = parse(url)
+    return Notifications(lambda: address, Health(address, ()), "", False, lambda line: None, listener)
+
+
+@pytest.fixture
+def pipeline(redis_server):
+    address = parse(redis_server.url)
+    pipeline = Pipeline(
+        lambda: address, Health(address, ()), "", count(1), False, lambda line: None,
+        lambda number, again: ("PING",), lambda refused: None, lambda: None,
+    )  # fmt: skip
+    yield pipeline
+    pipeline.close()
+
+
+def command(answered, key=b"k"):
+    return Command(None, key, lambda number, again: ("ECHO", f"{number} {again}"), 0, answered)
+
+
+def test_notifications_that_are_lost_while_something_is_sent(redis_server):
+    listener = Listener()
+    notifications = notifications_of(redis_server.url, listener)
+    notifications.follow(b"one")
+    wait_until(lambda: ("confirmed", b"one") in listener.told)
+    assert notifications.peer == ("127.0.0.1", redis_server.port)
+    notifications.follow(b"two")
+    notifications.renew()  # the writer, which is to send that, comes before the reader
+    wait_until(lambda: ("confirmed", b"two") in listener.told)
+    assert listener.told[1:] == [("cut off", b"one", b"two"), ("confirmed", b"one"), ("confirmed", b"two")]
+    notifications.close()
+    wait_until(lambda: redis_server.cli("client", "list", "type", "pubsub") == "")
+    assert notifications.peer is None
+    gevent.sleep(0.1)
+    assert len(listener.told) == 4
+
+
+def test_a_refusal_of_what_is_followed_anew_is_told_once(redis_server):
+    redis_server.cli("acl", "setuser", "app", "on", ">sesame", "~*", "&open", "+@all")
+    listener = Listener()
+    notifications = notifications_of(redis_server.url.replace("//", "//app:sesame@"), listener)
+    notifications.follow(b"open")
+    wait_until(lambda: listener.told)
+    for act in (notifications.follow, notifications.leave, notifications.follow):
+        act(b"shut")
+    notifications.follow(b"open 2")
+    wait_until(lambda: len(listener.told) == 3)
+    assert [told[:2] for told in listener.told[1:]] == [("refused", b"shut"), ("refused", b"open 2")]
+    notifications.close()
+
+
+def test_a_connection_that_is_lost_while_something_is_sent(redis_server, pipeline):
+    answers = []
+    pipeline.ask(command(answers.append))
+    wait_until(lambda: len(answers) == 1)
+    pipeline.ask(command(answers.append))
+    pipeline.renew()
+    wait_until(lambda: len(answers) == 2)
+    assert answers == [b"1 False", b"2 True"]
+
+
+def test_what_is_given_back_is_not_answered(redis_server, pipeline):
+    answers = []
+    pipeline.ask(command(answers.append))
+    wait_until(lambda: answers)
+    redis_server.freeze()
+    mine, others = command(answers.append), command(answers.append, b"other")
+    for one in (mine, others):
+        pipeline.ask(one)
+    wait_until(lambda: mine.number and others.number)
+    assert pipeline.give_back(lambda command: command.key == b"other") == [others]
+    redis_server.thaw()
+    wait_until(lambda: len(answers) == 2)
+    assert answers == [b"1 False", b"2 True"]
+    pipeline.ask(others)  # it has a number
+    wait_until(lambda: len(answers) == 3)
+    assert answers[2] == b"3 True"
+
+
+def test_what_is_given_back_while_answers_come(redis_server, pipeline):
+    """Both answers are here when the first is handed over."""
+    answers, back = [], []
+
+    def answered(answer):
+        answers.append(answer)
+        back.extend(pipeline.give_back(lambda command: True))
+
+    pipeline.ask(command(lambda answer: None))
+    for one in (command(answered), command(answers.append)):
+        pipeline.ask(one)
+    wait_until(lambda: back)
+    for one in back:
+        pipeline.ask(one)
+    wait_until(lambda: len(answers) == 2)
+    assert answers == [b"2 False", b"3 True"]
