@@ -58,6 +58,7 @@ def test_name_and_password():
         "redis://localhost?socket_timeout=",
         "redis://localhost?ssl_cert_reqs=none",
         "rediss://localhost?ssl_validate_ocsp=1",
+        "rediss://localhost?ssl_cert_reqs=perhaps",
         "redis://localhost\ud800",
         "unix://relative",
         "unix://",
