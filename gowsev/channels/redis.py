@@ -104,7 +104,8 @@ class Redis:
     # -- publishing ----------------------------------------------------------------------------------------------
 
     def publish(self, publishing: Publishing) -> Exception | None:
-        if self.health.is_away(Pipeline.NAME):
+        # The connection for commands, where it is idle, hears of its end only when something is sent over it.
+        if self.health.is_away(Pipeline.NAME) or self.health.is_away(Notifications.NAME):
             return ChannelsAway(self.health.reason)
         keys = self._keys(publishing.channel)
         session, limits = self._session, self._limits
