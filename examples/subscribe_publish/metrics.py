@@ -45,8 +45,9 @@ COUNTERS = {
     "drops": "Messages of channels that a subscriber could not take.",
     "slow_consumers": "Connections closed because they read too slowly.",
     "callback_errors": "Errors of the relay itself; the log has them.",
-    "backplane_connects": "Connections made to the backplane.",
-    "backplane_lost": "Messages trimmed from the backplane before this process read them.",
+    "refused": "Publishes and subscriptions that channels have refused, or that have failed.",
+    "gaps": "Gaps in channels: their subscribers were told that messages are lost.",
+    "missed": "Messages that these had, as far as anybody can tell.",
 }
 GAUGES = {
     "connections": "Connections open now.",
@@ -55,7 +56,8 @@ GAUGES = {
     "queued_events": "Events that wait for the loop.",
     "outbox_bytes": "Bytes that wait for clients to read.",
     "backplane_up": "1 if the backplane can be reached, 0 if not.",
-    "backplane_pending": "Publishes and subscriptions that wait for the backplane.",
+    "in_flight": "Publishes that wait to be stored.",
+    "lag": "Messages that were received from channels, and that the loop has not delivered.",
 }
 
 
@@ -67,13 +69,6 @@ class Counters:
     errors: int = 0
     deliveries: int = 0
     drops: int = 0
-    slow_consumers: int = 0
-
-    def drop(self, error: Exception) -> None:
-        """Count a message that `Write` refused."""
-        self.drops += 1
-        # The first refusal closes the connection; later ones are for its closing.
-        self.slow_consumers += isinstance(error, gowsev.OutboxFull)
 
 
 @dataclass
@@ -119,7 +114,7 @@ class Metrics:
 
     def snapshot(self) -> dict[str, Any]:
         """All counters of this process, as plain data."""
-        node, stats, backplane = self._node, self._context.Stats(), self._node.backplane
+        node, stats, status = self._node, self._context.Stats(), self._node.channels.Status()
         values = {
             "connections": stats.connections,
             "connections_accepted": stats.accepted,
@@ -129,19 +124,18 @@ class Metrics:
             "messages_sent": stats.messages_sent,
             "bytes_received": stats.bytes_received,
             "bytes_sent": stats.bytes_sent,
+            "slow_consumers": stats.refused_writes,  # the first refusal closes, and later ones are for the closing
             "callback_errors": stats.callback_errors,
             "queued_events": stats.queued_events,
             "outbox_bytes": stats.outbox_bytes,
             "channels": len(node.ids_of),
             "subscriptions": sum(map(len, node.channels_of.values())),
             **vars(node.counters),
+            **{name: getattr(status, name) for name in ("refused", "gaps", "missed", "in_flight", "lag")},
             "loop_delay": vars(self._delay),
         }
-        if backplane is not None:
-            values["backplane_up"] = 0 if backplane.away else 1
-            values["backplane_pending"] = backplane.pending
-            values["backplane_connects"] = backplane.connects
-            values["backplane_lost"] = backplane.lost
+        if node.joined:
+            values["backplane_up"] = int(status.up)
         return values
 
     def health(self) -> dict[str, Any]:
@@ -149,8 +143,8 @@ class Metrics:
 
         States and counts only: anyone may read it. Why the backplane is away, and where it is, is in the log.
         """
-        backplane = self._node.backplane
-        state = "none" if backplane is None else "away" if backplane.away else "up"
+        up = self._node.channels.Status().up
+        state = "none" if not self._node.joined else "up" if up else "away"
         return {
             "status": "degraded" if state == "away" else "ok",
             "backplane": state,
