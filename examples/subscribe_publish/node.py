@@ -39,6 +39,8 @@ TOKEN_PREFIX = "token."  # noqa: S105
 MAX_TURNS, MAX_TURN_BYTES = 20_000, 4 << 20
 #: The close code for whose token is gone (RFC 6455 section 7.4.1: a message, or here a peer, violates a policy).
 NOT_ALLOWED = 1008
+#: The close code for whose channel has lost messages (a code of our own, of those from 4000 on), and its reason.
+GAP = 4001, "messages were lost: subscribe again"
 #: Seconds for which commands under way may still be answered when the relay stops.
 LAST_ANSWERS = 2.0
 #: Where a relay publishes when it starts, to see whether it can. No command subscribes to a name with a blank.
@@ -236,7 +238,7 @@ class Node(Service):
         """Send a message to the subscribers in this process."""
         if isinstance(publication, Gap):
             for id in ids:
-                context.Close(id, 1013, "messages were lost")
+                context.Close(id, *GAP)
             return
         message = publication.message
         body = message.encode() if isinstance(message, str) else message
