@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from metrics import Counters
 from relay import Service, parse
 from turns import Turn, Turns
+from v2 import SUBPROTOCOL, V2, frame_of
 
 import gowsev
 from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, Refused, TooManyChannels, TooMuchInFlight
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("relay")
 
-#: A browser can't send a header of its own with a WebSocket. So the page offers two subprotocols: this one, and the
-#: token behind `TOKEN_PREFIX` in base64url without padding. The server answers with the first.
-SUBPROTOCOL = "relay"
+#: What the four commands are called as a subprotocol. A browser can't send a header of its own with a WebSocket. So it
+#: offers, besides one of these, the token behind `TOKEN_PREFIX` in base64url without padding.
+SUBPROTOCOLS = SUBPROTOCOL, "relay"
 TOKEN_PREFIX = "token."  # noqa: S105
 
 #: Commands and messages that may wait for one connection's turn; beyond, it is closed with 1013.
@@ -46,7 +47,7 @@ LAST_ANSWERS = 2.0
 #: Where a relay publishes when it starts, to see whether it can. No command subscribes to a name with a blank.
 PROBE = "relay probe"
 
-DONE = {"subscribe": "subscribed", "publish": "published"}
+DONE = {"subscribe": "subscribed", "unsubscribe": "unsubscribed", "publish": "published"}
 AWAY = "the backplane is away"
 UNKNOWN = "the backplane went away"
 REFUSED = "the backplane refused it"
@@ -73,6 +74,7 @@ class Node(Service):
         self.joined = False
         """Whether other processes may be part of the relay."""
         self.counters = Counters()
+        self.v2 = V2(self)
         self.stopping = False
         self._shut = False
         self._token_of: dict[int, bytes] = {}
@@ -120,6 +122,8 @@ class Node(Service):
         assert conn is not None, "it has just been accepted"
         peer = f"{conn.peer[0]}:{conn.peer[1]}"
         logger.info("Connection accepted %d", id, extra={"connection": id, "peer": peer})
+        if conn.subprotocol == SUBPROTOCOL:
+            self.v2.began(id)
         if self.tokens:
             self._token_of[id] = presented(conn.headers)
             if self._token_of[id] not in self.tokens:  # it was taken away after the request
@@ -131,12 +135,23 @@ class Node(Service):
         logger.info("Connection closed %d", id, extra={"connection": id, "code": code})
         self._forget_turns(id)
         self._token_of.pop(id, None)
+        self.v2.ended(id)
         self.unsubscribe_all(id)
-        self._stop_if_quiet(context)
+        self.stop_if_quiet(context)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
+    def TextReceived(self, context: gowsev.Context, id: int, text: str) -> None:
+        if id in self.v2.ids:
+            self.v2.received(context, id, text)
+            logger.debug("Connection %d sent message %r", id, text)
+        else:
+            self.MessageReceived(context, id, text.encode())
+
     def handle_message(self, context: gowsev.Context, id: int, message: bytes) -> None:
+        if id in self.v2.ids:
+            self.v2.received(context, id, message)
+            return
         command, channel, body = parse(message)
         turns = self._turns.setdefault(id, Turns())
         turns.add(Turn(command, channel, channel.decode("utf-8", "surrogateescape"), body))
@@ -153,11 +168,12 @@ class Node(Service):
             self._answer(context, id, turns, turn)
         if not turns:
             self._forget_turns(id)
-            self._stop_if_quiet(context)
+            self.stop_if_quiet(context)
 
     def _begin(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
         """Carry a command out, or ask channels for it; `turn.answer` is there when it is done."""
-        if turn.command in DONE and (error := self._objection(turn)):
+        error = self.objection(id, turn.command, turn.name)
+        if error:
             self._refuse(turn, error)
         elif turn.command == "subscribe":
             self._hold(id, turns, turn)
@@ -172,11 +188,12 @@ class Node(Service):
         else:
             self._carry_out(id, turn)
 
-    def _objection(self, turn: Turn) -> str:
+    def objection(self, id: int, command: str, name: str) -> str:
         """Why a valid command is not asked for; empty if it is."""
-        if len(turn.channel) > self.limits.name_bytes:
-            return f"a channel's name has at most {self.limits.name_bytes} bytes"
-        return STOPPING if turn.command == "publish" and self.stopping else ""
+        limit = self.limits.name_bytes
+        if command in ("subscribe", "publish") and len(name.encode("utf-8", "surrogateescape")) > limit:
+            return f"a channel's name has at most {limit} bytes"
+        return STOPPING if command == "publish" and self.stopping else ""
 
     def _carry_out(self, id: int, turn: Turn) -> None:
         """Do what needs nobody's answer, as relay.py does it."""
@@ -188,10 +205,14 @@ class Node(Service):
         elif turn.command == "publish":  # to the channel without a name, which nobody can have
             self.counters.publishes += 1
 
-    def _refuse(self, turn: Turn, error: str | Exception) -> None:
+    def refused(self, command: str, error: str | Exception) -> str:
+        """Count a command that was not carried out; return what the client is told."""
         self.counters.errors += 1
         perhaps = "" if getattr(error, "certain", True) else "perhaps "
-        turn.answer = f"Error: {perhaps}not {DONE[turn.command]}: {describe(error)}".encode()
+        return f"{perhaps}not {DONE[command]}: {describe(error)}"
+
+    def _refuse(self, turn: Turn, error: str | Exception) -> None:
+        turn.answer = f"Error: {self.refused(turn.command, error)}".encode()
 
     def _subscribed(self, id: int, turn: Turn, context: gowsev.Context, subscription: Subscription) -> None:
         if subscription.error is not None:
@@ -236,9 +257,15 @@ class Node(Service):
 
     def _deliver(self, context: gowsev.Context, ids: tuple[int, ...], publication: Publication | Gap) -> None:
         """Send a message to the subscribers in this process."""
+        several = self.v2.ids & set(ids) if self.v2.ids else ()
+        if several:
+            self._send(context, tuple(id for id in ids if id in several), frame_of(publication))
+            ids = tuple(id for id in ids if id not in several)
         if isinstance(publication, Gap):
             for id in ids:
                 context.Close(id, *GAP)
+            return
+        if not ids:
             return
         message = publication.message
         body = message.encode() if isinstance(message, str) else message
@@ -249,7 +276,7 @@ class Node(Service):
             ids = tuple(id for id in ids if id not in holding)
         self._send(context, ids, body)
 
-    def _send(self, context: gowsev.Context, ids: tuple[int, ...], body: bytes) -> None:
+    def _send(self, context: gowsev.Context, ids: tuple[int, ...], body: str | bytes) -> None:
         refused = len(context.Broadcast(ids, body))
         self.counters.drops += refused
         self.counters.deliveries += len(ids) - refused
@@ -295,10 +322,11 @@ class Node(Service):
             logger.info("Stopping")
             self.stopping = True
             context.AfterFunc(LAST_ANSWERS, self._shut_down)
-            self._stop_if_quiet(context)
+            self.stop_if_quiet(context)
 
-    def _stop_if_quiet(self, context: gowsev.Context) -> None:
-        if self.stopping and not self._turns:
+    def stop_if_quiet(self, context: gowsev.Context) -> None:
+        """Stop, if that was asked for and no command is under way."""
+        if self.stopping and not self._turns and self.v2.quiet:
             self._shut_down(context)
 
     def _shut_down(self, context: gowsev.Context) -> None:

@@ -23,7 +23,7 @@ import gevent
 import gevent.socket
 from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
 from metrics import Metrics
-from node import LIMITS, SUBPROTOCOL, Node
+from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
 from tokens import INTERVAL, TokenFile, read_tokens
 from workers import Workers, command, has_terminal, reserve
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> None:
         max_connections=args.max_connections,
         max_message_bytes=args.max_message_bytes,
         allowed_origins=args.allowed_origin,
-        subprotocols=(SUBPROTOCOL,),
+        subprotocols=SUBPROTOCOLS,
         http_app=Page(metrics, token=bool(node.tokens)),
         reuse_port=bool(args.worker),
     )
