@@ -28,6 +28,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis_server import needs_redis
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from gowsev.channels import Remote
+
 CURL = shutil.which("curl")
 OK = b"OK"
 
@@ -742,7 +744,7 @@ def test_the_command_line_client_publishes_and_prints_what_arrives(relay, run):
     program = relay()
     printing = run(RELAY / "client.py", "--url", program.url(), "subscribe", "weather", "news")
     single = run(RELAY / "client.py", "--url", program.url(), "subscribe", "news")
-    program.wait_for("Connection accepted 3")
+    program.wait_for("Connection accepted 2")
     with websockets_client(program.url()) as watching:
         assert ask(watching, "subscribe:weather") == OK
 
@@ -760,9 +762,37 @@ def test_the_command_line_client_publishes_and_prints_what_arrives(relay, run):
     assert single.process.poll() is None
     assert printing.end(signal.SIGINT) == 130
     assert "Traceback" not in printing.output
-    program.end()
-    assert single.process.wait(PATIENCE) == 1
-    assert single.output.splitlines()[-1] == "client.py: the connection for news has ended: 1001 shutting down"
+    assert program.end() == 0
+    single.wait_for(r"^client\.py: connection closed with code 1001: shutting down; again in 0\.\d s$")
+    assert single.end(signal.SIGINT) == 130
+
+
+@needs_redis
+def test_a_subscriber_on_the_command_line_comes_back_and_has_missed_nothing(relay, run, redis_server):
+    program = relay("--backplane", redis_server.url)
+    program.wait_for("The backplane is there")
+    port = program.url().rsplit(":", 1)[1].strip("/")
+    printing = run(RELAY / "client.py", "--url", program.url(), "subscribe", "news", "weather")
+    program.wait_for("Connection accepted 1$")
+    wait_until(lambda: client_of(program, "publish", "news", "begun").returncode or "begun" in printing.output)
+    assert program.end() == 0
+    printing.wait_for("again in .* s$")
+    with Remote(redis_server.url, prefix="relay") as remote:
+        for number in range(100):
+            remote.Publish("news", f"while away {number}")
+        remote.Publish("weather", b"rain")
+    again = run(RELAY / "relay.py", *TRIED, "--backplane", redis_server.url, "--port", port)
+    printing.wait_for("^news: while away 99$")
+    assert client_of(again, "publish", "news", "behind").returncode == 0
+    printing.wait_for("^news: behind$")
+    numbers = re.findall(r"^news: while away (\d+)$", printing.output, re.MULTILINE)
+    assert numbers == [str(number) for number in range(100)]
+    assert "lost" not in printing.output
+    redis_server.cli("flushall")
+    assert client_of(again, "publish", "news", "anew").returncode == 0
+    printing.wait_for("^news: anew$")
+    assert "client.py: news: messages were lost" in printing.output
+    assert printing.end(signal.SIGINT) == 130
 
 
 def test_the_command_line_client_over_tls_with_a_token(run, certificate, client_tls, token_file, tmp_path):
@@ -792,7 +822,7 @@ def test_mistakes_of_the_command_line_client_are_one_line(relay):
     program = relay("--max-channel-bytes", 3)
     done = client_of(program, "subscribe", "long-name")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "client.py: Error: not subscribed: a channel's name has at most 3 bytes\n"
+    assert done.stderr == "client.py: not subscribed: a channel's name has at most 3 bytes\n"
     assert client_of(program, "publish", "a:b", "x").returncode == 2
     assert "must be like ws://" in client_of(program, "publish", "a", "x", url="http://localhost/").stderr
     assert client_of(program, "--token-file", "missing", "publish", "a", "x").returncode == 1
