@@ -21,8 +21,9 @@ import threading
 import gevent
 import pytest
 import workers
+from allowance import Allowance
 from conftest import PATIENCE, RELAY, wait_until
-from node import LIMITS, Node
+from node import LIMITS, Node, Rates
 from programs import websockets_client
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import needs_redis
@@ -324,6 +325,55 @@ def test_what_is_beyond_a_limit_is_an_error_and_nothing_is_lost(serve):
     assert answer(client, b"unsubscribe:one") == OK
     assert answer(client, b"subscribe:three") == OK
     assert (node.counters.errors, node.counters.publishes, node.counters.deliveries) == (3, 1, 1)
+
+
+def test_who_publishes_too_fast_gets_an_error_and_nobody_else_does(serve):
+    node = Node(rates=Rates(publishes=3, publish_bytes=1000))
+    server = serve(node)
+    node.open(server.context)
+    fast, large, other = (server.client() for _ in range(3))
+    answers = [answer(fast, b"publish:a:x") for _ in range(6)]
+    too_fast = b"Error: not published: at most 3 publishes a second for each client"
+    assert answers[:3] == [OK] * 3
+    assert set(answers[3:]) <= {OK, too_fast}  # more than three, if the machine has taken its time
+    assert answer(large, b"publish:a:" + b"x" * 100_000) == OK
+    assert answer(large, b"publish:a:x") == b"Error: not published: at most 1000 bytes a second for each client"
+    assert answer(other, b"publish:a:x") == OK
+    assert answer(large, b"subscribe:a") == OK
+
+
+def test_an_allowance():
+    allowance = Allowance(10, 100.0)
+    assert [allowance.take(1, 100.0) for _ in range(11)] == [True] * 10 + [False]
+    assert not allowance.take(1, 100.05)
+    assert [allowance.take(1, 100.15) for _ in range(2)] == [True, False]
+    assert [allowance.take(1, 200.0) for _ in range(11)] == [True] * 10 + [False]  # not more for having been silent
+    assert allowance.take(35, 201.0)  # more than a second's, and made up for
+    assert not allowance.take(1, 203.0)
+    assert allowance.take(1, 203.7)
+
+
+@needs_redis
+def test_who_has_many_publishes_under_way_holds_nobody_up(serve, redis_server):
+    node = Node()
+    server = serve(node)
+    node.open(server.context, redis_server.url)
+    greedy, other, watching = (server.client() for _ in range(3))
+    assert answer(watching, b"subscribe:a") == OK
+    redis_server.freeze()
+    for i in range(1500):
+        greedy.send_binary(b"publish:a:%d" % i)
+    wait_until(
+        lambda: node.channels.Status().in_flight == LIMITS.in_flight and not server.context.Stats().queued_events
+    )
+    other.send_binary(b"publish:a:other")
+    wait_until(lambda: node.channels.Status().in_flight > LIMITS.in_flight)
+    redis_server.thaw()
+    assert other.read_frame()[1] == OK
+    order = [watching.read_frame()[1] for _ in range(LIMITS.in_flight + 1)]
+    assert order.index(b"other") < 200  # behind what was on its way to Redis already
+    answers = [greedy.read_frame()[1] for _ in range(1500)]
+    assert answers == [OK] * 1000 + [b"Error: not published: too many commands wait for the backplane"] * 500
 
 
 def test_a_slow_consumer_is_counted_and_costs_nobody_else_a_message(serve):

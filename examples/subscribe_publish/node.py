@@ -13,9 +13,12 @@ import base64
 import binascii
 import hmac
 import logging
+import time
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from allowance import Allowance
 from metrics import Counters
 from relay import Service, parse
 from turns import Turn, Turns
@@ -48,6 +51,7 @@ LAST_ANSWERS = 2.0
 PROBE = "relay probe"
 
 DONE = {"subscribe": "subscribed", "unsubscribe": "unsubscribed", "publish": "published"}
+UNITS = {"publishes": "publishes", "publish_bytes": "bytes"}
 AWAY = "the backplane is away"
 UNKNOWN = "the backplane went away"
 REFUSED = "the backplane refused it"
@@ -58,17 +62,29 @@ STOPPING = "the relay is stopping"
 LIMITS = Limits(name_bytes=1000, total_in_flight=1_000_000, total_in_flight_bytes=256 << 20)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What one client may publish in a second; `None` for no limit."""
+
+    publishes: int | None = None
+    publish_bytes: int | None = None
+
+
 class Node(Service):
     """The handler of one process; `open` must be called before connections come.
 
     Args:
         limits: of channels, and for each client.
         tokens: those that let a client in; empty for anyone.
+        rates: for each client.
     """
 
-    def __init__(self, limits: Limits = LIMITS, tokens: tuple[bytes, ...] = ()) -> None:
+    def __init__(self, limits: Limits = LIMITS, tokens: tuple[bytes, ...] = (), rates: Rates = Rates()) -> None:
         super().__init__()
         self.limits = limits
+        self.rates = rates
+        self._allowances: dict[tuple[int, str], Allowance] = {}
+        """By connection, and what of."""
         self.tokens = tokens
         self.channels: Channels
         self.joined = False
@@ -135,6 +151,8 @@ class Node(Service):
         logger.info("Connection closed %d", id, extra={"connection": id, "code": code})
         self._forget_turns(id)
         self._token_of.pop(id, None)
+        for what in UNITS:
+            self._allowances.pop((id, what), None)
         self.v2.ended(id)
         self.unsubscribe_all(id)
         self.stop_if_quiet(context)
@@ -172,7 +190,7 @@ class Node(Service):
 
     def _begin(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
         """Carry a command out, or ask channels for it; `turn.answer` is there when it is done."""
-        error = self.objection(id, turn.command, turn.name)
+        error = self.objection(id, turn.command, turn.name, turn.body)
         if error:
             self._refuse(turn, error)
         elif turn.command == "subscribe":
@@ -188,12 +206,26 @@ class Node(Service):
         else:
             self._carry_out(id, turn)
 
-    def objection(self, id: int, command: str, name: str) -> str:
+    def objection(self, id: int, command: str, name: str, body: str | bytes) -> str:
         """Why a valid command is not asked for; empty if it is."""
         limit = self.limits.name_bytes
         if command in ("subscribe", "publish") and len(name.encode("utf-8", "surrogateescape")) > limit:
             return f"a channel's name has at most {limit} bytes"
-        return STOPPING if command == "publish" and self.stopping else ""
+        if command != "publish":
+            return ""
+        if self.stopping:
+            return STOPPING
+        size = len(body.encode() if isinstance(body, str) else body)
+        return self._too_fast(id, "publishes", 1) or self._too_fast(id, "publish_bytes", size)
+
+    def _too_fast(self, id: int, what: str, amount: int) -> str:
+        """Use some of a client's allowance; return why that is too much."""
+        rate = getattr(self.rates, what)
+        if rate is None:
+            return ""
+        now = time.monotonic()
+        allowance = self._allowances.setdefault((id, what), Allowance(rate, now))
+        return "" if allowance.take(amount, now) else f"at most {rate} {UNITS[what]} a second for each client"
 
     def _carry_out(self, id: int, turn: Turn) -> None:
         """Do what needs nobody's answer, as relay.py does it."""

@@ -23,7 +23,7 @@ import gevent
 import gevent.socket
 from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
 from metrics import Metrics
-from node import LIMITS, SUBPROTOCOLS, Node
+from node import LIMITS, SUBPROTOCOLS, Node, Rates
 from page import Page
 from tokens import INTERVAL, TokenFile, read_tokens
 from workers import Workers, command, has_terminal, reserve
@@ -133,7 +133,14 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="the longest message (default: %(default)s)",
     )
+    for option, text in (
+        ("--max-publishes", "publishes a second of each client"),
+        ("--max-publish-bytes", "bytes a second that these may have"),
+    ):
+        group.add_argument(option, type=count, metavar="N", help=f"{text} (default: no limit)")
     for option, field, text in (
+        ("--max-in-flight", "in_flight", "publishes of a client that may wait for the backplane"),
+        ("--max-in-flight-bytes", "in_flight_bytes", "bytes that these may have together"),
         ("--max-channels", "channels", "channels that a client may subscribe to"),
         ("--max-channel-bytes", "name_bytes", "the longest name of a channel"),
         ("--history-messages", "history_messages", "messages that a channel keeps for a process that comes back"),
@@ -202,7 +209,8 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
-    node = Node(limits_of(args), tokens.tokens if tokens else ())
+    rates = Rates(args.max_publishes, args.max_publish_bytes)
+    node = Node(limits_of(args), tokens.tokens if tokens else (), rates)
     metrics = Metrics(node, args.worker or 1, args.worker_folder)
     options = gowsev.Options(
         max_connections=args.max_connections,

@@ -141,7 +141,8 @@ class V2:
             self._node.counters.errors += 1
             context.WriteText(id, json.dumps({"re": None, "error": f"invalid: {invalid}", "certain": True}))
             return
-        error: Exception | str | None = self._node.objection(id, command.do, command.channel)
+        error: Exception | str | None
+        error = self._node.objection(id, command.do, command.channel, command.body)
         if error:
             self._answer(context, id, command, error)
         elif command.do == "unsubscribe":
