@@ -21,12 +21,16 @@ import threading
 import gevent
 import pytest
 import workers
-from allowance import Allowance
+from access import Access
+from allowance import Allowance, Rates
 from conftest import PATIENCE, RELAY, wait_until
-from node import LIMITS, Node, Rates
+from node import LIMITS, Node
 from programs import websockets_client
 from prometheus_client.parser import text_string_to_metric_families
+from proxies import Proxies
 from redis_server import needs_redis
+from tokens import parse_tokens
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gowsev.channels import Remote
@@ -112,11 +116,98 @@ def test_tokens_are_compared_in_constant_time_and_all_of_them(monkeypatch):
         compared.append((one, other))
         return original(one, other)
 
-    monkeypatch.setattr("node.hmac.compare_digest", compare)
-    node = Node(tokens=(b"a", b"b", b"c"))
-    assert node._knows(b"a")
-    assert not node._knows(b"d")
-    assert compared == [(token, known) for token in (b"a", b"d") for known in (b"a", b"b", b"c")]
+    monkeypatch.setattr("access.hmac.compare_digest", compare)
+    access = Access(parse_tokens(b"a\nb name=of-b\nc\n"))
+    assert access.token(b"b").name == "of-b"
+    assert access.token(b"d") is None
+    assert compared == [(token, known) for token in (b"b", b"d") for known in (b"a", b"b", b"c")]
+
+
+def test_a_token_may_do_what_its_line_says_and_refusals_are_in_the_log_by_name(relay, token_file):
+    token_file.write_text(
+        "shop-secret name=shop subscribe=shop/,news publish=shop/\nreader name=reader publish=\nall\n"
+    )
+    program = relay("--token-file", token_file)
+    with (
+        websockets_client(program.url(), **bearer("shop-secret")) as shop,
+        websockets_client(program.url(), **bearer("reader")) as reader,
+        websockets_client(program.url(), **bearer("all")) as anything,
+    ):
+        for channel in ("shop/a", "news", "news/today"):
+            assert ask(shop, f"subscribe:{channel}") == OK
+        for _ in range(2):
+            assert ask(shop, "subscribe:sho") == b"Error: not subscribed: this token may not subscribe there"
+            assert ask(shop, "publish:news:x") == b"Error: not published: this token may not publish there"
+        assert ask(reader, "subscribe:news") == OK
+        assert ask(reader, "publish:shop/a:x") == b"Error: not published: this token may not publish there"
+        assert ask(shop, "publish:shop/b:x") == OK
+        assert ask(anything, "publish:news:for all") == OK
+        assert [client.recv(timeout=PATIENCE) for client in (shop, reader)] == [b"for all"] * 2
+        assert ask(shop, "unsubscribe:news") == OK
+        # Other rules hold at once, and whoever has more than they allow must go.
+        token_file.write_text("shop-secret name=shop subscribe=news\nreader name=reader publish=shop/\n")
+        with pytest.raises(ConnectionClosed) as closed:
+            shop.recv(timeout=PATIENCE)
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "the token may no longer subscribe there")
+        assert ask(reader, "publish:shop/a:x") == OK
+    assert program.end() == 0
+    said = re.findall(r"Refused: connection \d with the token '(\w+)' may not (\w+): '([^']+)'$", program.output, re.M)
+    assert said == [("shop", "subscribe", "sho"), ("shop", "publish", "news"), ("reader", "publish", "shop/a")]
+    assert "shop-secret" not in program.output
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("secret secret2", "line 2: behind a token stand"),
+        ("secret name=a name=b", "line 2: behind a token stand"),
+        ("secret read=a", "line 2: behind a token stand"),
+        ("first", "line 2 repeats a token"),
+    ],
+)
+def test_a_line_of_tokens_that_is_not_understood(line, said):
+    with pytest.raises(ValueError, match=said) as raised:
+        parse_tokens(f"first name=x\n{line}\n".encode())
+    assert "secret" not in str(raised.value)
+
+
+# -- who the client is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "header", "values", "client"),
+    [
+        (("192.0.2.1", 7), "x-forwarded-for", ["198.51.100.1"], "192.0.2.1:7"),  # nobody that is trusted
+        (("10.0.0.1", 7), "x-forwarded-for", [], "10.0.0.1"),
+        (("10.0.0.1", 7), "x-forwarded-for", ["198.51.100.1"], "198.51.100.1"),
+        (("::ffff:10.0.0.1", 7), "x-forwarded-for", ["198.51.100.1"], "198.51.100.1"),
+        (("10.0.0.1", 7), "x-forwarded-for", ["a lie", "203.0.113.9, 198.51.100.1:80, 10.9.9.9"], "198.51.100.1"),
+        (("10.0.0.1", 7), "x-forwarded-for", ["10.0.0.2, 10.0.0.3"], "10.0.0.2"),
+        (("10.0.0.1", 7), "x-forwarded-for", ["198.51.100.1, unknown"], "10.0.0.1"),
+        (("10.0.0.1", 7), "x-forwarded-for", ["2001:db8::1"], "2001:db8::1"),
+        (("10.0.0.1", 7), "forwarded", ['for="[2001:db8::1]:4711";proto=https'], "2001:db8::1"),
+        (("10.0.0.1", 7), "forwarded", ["for=203.0.113.9, by=10.1.1.1;For=198.51.100.1"], "198.51.100.1"),
+        (("10.0.0.1", 7), "forwarded", ["by=10.1.1.1"], "10.0.0.1"),
+        (("10.0.0.1", 7), "forwarded", ["for=_hidden"], "10.0.0.1"),
+        (("", 0), "x-forwarded-for", ["198.51.100.1"], "198.51.100.1"),
+        (("", 0), "x-forwarded-for", [], "unknown"),
+    ],
+)
+def test_the_client_behind_proxies(peer, header, values, client):
+    proxies = Proxies(["10.0.0.0/8", "unix"], header)
+    other = {"forwarded": "X-Forwarded-For", "x-forwarded-for": "Forwarded"}[header]
+    headers = Headers([*((header, value) for value in values), (other, "for=203.0.113.1")])
+    assert proxies.client(peer, headers) == client
+    assert Proxies().client(("192.0.2.1", 7), headers) == "192.0.2.1:7"
+
+
+def test_the_log_has_the_client_behind_a_trusted_proxy(relay):
+    program = relay("--log-format", "json", "--trusted-proxy", "127.0.0.0/8")
+    url = wait_until(lambda: re.search(r"ws://[\d.:]+/", program.output))[0]
+    with websockets_client(url, additional_headers={"X-Forwarded-For": "203.0.113.9, 198.51.100.1"}) as client:
+        assert ask(client, "subscribe:a") == OK
+    program.wait_for('"peer": "198.51.100.1"')
+    assert program.end() == 0
 
 
 def refused(program, token):
@@ -328,7 +419,7 @@ def test_what_is_beyond_a_limit_is_an_error_and_nothing_is_lost(serve):
 
 
 def test_who_publishes_too_fast_gets_an_error_and_nobody_else_does(serve):
-    node = Node(rates=Rates(publishes=3, publish_bytes=1000))
+    node = Node(rates=Rates(publishes=3, bytes=1000))
     server = serve(node)
     node.open(server.context)
     fast, large, other = (server.client() for _ in range(3))
@@ -494,6 +585,7 @@ MISTAKES = [
     ),
     (["--backplane", "rediss://localhost?ssl_cert_reqs=perhaps"], "--backplane is like .*perhaps"),
     (["--backplane", "redis://localhost", "--backplane-prefix", "{a}"], "--backplane-prefix: prefix must be a word .*"),
+    (["--trusted-proxy", "example.com"], "--trusted-proxy is an address, a network or unix: 'example.com' .*"),
     (["--token-file", "missing"], "cannot read the tokens in 'missing': No such file or directory"),
     (["--token-file", os.devnull], "cannot read the tokens in '/dev/null': there is no token in it"),
     (["--workers", "2", "--backplane", "nonsense"], "--backplane is like redis://host:6379/0: .*"),

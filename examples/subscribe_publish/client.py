@@ -54,7 +54,7 @@ def dial(args: argparse.Namespace) -> gowsev.DialledConn:
     headers = {}
     if args.token_file is not None:
         try:
-            headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].decode()}"
+            headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].secret.decode()}"
         except ValueError as error:
             raise Failed(str(error)) from error
     context = None

@@ -9,17 +9,15 @@ Where a command is valid but is not carried out, the answer begins with `Error: 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from allowance import Allowance
+from access import GONE, Access
+from allowance import Allowances, Rates
 from metrics import Counters
+from proxies import Proxies
 from relay import Service, parse
 from turns import Turn, Turns
 from v2 import SUBPROTOCOL, V2, frame_of
@@ -28,16 +26,14 @@ import gowsev
 from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, Refused, TooManyChannels, TooMuchInFlight
 
 if TYPE_CHECKING:
-    from websockets.datastructures import Headers
+    from tokens import Token
 
     from gowsev.channels import Subscription
 
 logger = logging.getLogger("relay")
 
-#: What the four commands are called as a subprotocol. A browser can't send a header of its own with a WebSocket. So it
-#: offers, besides one of these, the token behind `TOKEN_PREFIX` in base64url without padding.
+#: The other is what the four commands are called.
 SUBPROTOCOLS = SUBPROTOCOL, "relay"
-TOKEN_PREFIX = "token."  # noqa: S105
 
 #: Commands and messages that may wait for one connection's turn; beyond, it is closed with 1013.
 MAX_TURNS, MAX_TURN_BYTES = 20_000, 4 << 20
@@ -51,7 +47,6 @@ LAST_ANSWERS = 2.0
 PROBE = "relay probe"
 
 DONE = {"subscribe": "subscribed", "unsubscribe": "unsubscribed", "publish": "published"}
-UNITS = {"publishes": "publishes", "publish_bytes": "bytes"}
 AWAY = "the backplane is away"
 UNKNOWN = "the backplane went away"
 REFUSED = "the backplane refused it"
@@ -60,14 +55,8 @@ STOPPING = "the relay is stopping"
 
 #: What one client may ask for, and what a channel keeps. Names are as long as ever.
 LIMITS = Limits(name_bytes=1000, total_in_flight=1_000_000, total_in_flight_bytes=256 << 20)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What one client may publish in a second; `None` for no limit."""
-
-    publishes: int | None = None
-    publish_bytes: int | None = None
+NO_RATES = Rates()
+NO_PROXIES = Proxies()
 
 
 class Node(Service):
@@ -77,15 +66,21 @@ class Node(Service):
         limits: of channels, and for each client.
         tokens: those that let a client in; empty for anyone.
         rates: for each client.
+        proxies: those that are trusted to say who the client is.
     """
 
-    def __init__(self, limits: Limits = LIMITS, tokens: tuple[bytes, ...] = (), rates: Rates = Rates()) -> None:
+    def __init__(
+        self,
+        limits: Limits = LIMITS,
+        tokens: tuple[Token, ...] = (),
+        rates: Rates = NO_RATES,
+        proxies: Proxies = NO_PROXIES,
+    ) -> None:
         super().__init__()
         self.limits = limits
-        self.rates = rates
-        self._allowances: dict[tuple[int, str], Allowance] = {}
-        """By connection, and what of."""
-        self.tokens = tokens
+        self.access = Access(tokens)
+        self._allowances = Allowances(rates)
+        self._proxies = proxies
         self.channels: Channels
         self.joined = False
         """Whether other processes may be part of the relay."""
@@ -93,8 +88,6 @@ class Node(Service):
         self.v2 = V2(self)
         self.stopping = False
         self._shut = False
-        self._token_of: dict[int, bytes] = {}
-        """By connection: the token with which it was let in."""
         self._turns: dict[int, Turns] = {}
         self._holding: dict[str, set[int]] = {}
         """By channel: connections for which messages are held."""
@@ -113,46 +106,39 @@ class Node(Service):
     # -- who may connect -----------------------------------------------------------------------------------------
 
     def ConnRequested(self, context: gowsev.Context, request: gowsev.Request) -> gowsev.Reject | None:
-        if not self.tokens or self._knows(presented(request.headers)):
+        if self.access.lets_in(request.headers):
             return None
         return gowsev.Reject(401, "This relay takes a token.\n", {"WWW-Authenticate": 'Bearer realm="relay"'})
 
-    def _knows(self, token: bytes) -> bool:
-        # Compared in constant time, with every token there is, so that time tells nothing of any.
-        return sum([hmac.compare_digest(token, known) for known in self.tokens]) > 0
-
-    def replace_tokens(self, context: gowsev.Context, tokens: tuple[bytes, ...]) -> None:
-        """Let in only who presents one of these from now on; whoever came in with one that is gone is closed with 1008.
-
-        A token is taken away because it must not be used any more, and a connection may last for weeks.
-        """
-        self.tokens = tokens
-        gone = [id for id, token in self._token_of.items() if token not in tokens]
-        for id in gone:
-            context.Close(id, NOT_ALLOWED, "the token is no longer valid")
-        if gone:
-            logger.info("Closing %d connections, whose token is gone", len(gone), extra={"connections": len(gone)})
+    def replace_tokens(self, context: gowsev.Context, tokens: tuple[Token, ...]) -> None:
+        """Let in only who presents one of these from now on; close whoever may no longer be there with 1008."""
+        closed = list(self.access.replace(tokens, self.channels_of))
+        for id, reason in closed:
+            context.Close(id, NOT_ALLOWED, reason)
+        if closed:
+            text = "Closing %d connections, whose token is gone, or allows less"
+            logger.info(text, len(closed), extra={"connections": len(closed)})
 
     def ConnAccepted(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
         assert conn is not None, "it has just been accepted"
-        peer = f"{conn.peer[0]}:{conn.peer[1]}"
-        logger.info("Connection accepted %d", id, extra={"connection": id, "peer": peer})
+        about = {"connection": id, "peer": self._proxies.client(conn.peer, conn.headers)}
         if conn.subprotocol == SUBPROTOCOL:
             self.v2.began(id)
-        if self.tokens:
-            self._token_of[id] = presented(conn.headers)
-            if self._token_of[id] not in self.tokens:  # it was taken away after the request
-                context.Close(id, NOT_ALLOWED, "the token is no longer valid")
+        token = self.access.began(id, conn.headers)
+        if token is None:
+            context.Close(id, NOT_ALLOWED, GONE)
+        elif token:
+            about["token"] = token
+        logger.info("Connection accepted %d", id, extra=about)
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
         code = conn.close_code if conn else None
         logger.info("Connection closed %d", id, extra={"connection": id, "code": code})
         self._forget_turns(id)
-        self._token_of.pop(id, None)
-        for what in UNITS:
-            self._allowances.pop((id, what), None)
+        self.access.ended(id)
+        self._allowances.ended(id)
         self.v2.ended(id)
         self.unsubscribe_all(id)
         self.stop_if_quiet(context)
@@ -211,21 +197,11 @@ class Node(Service):
         limit = self.limits.name_bytes
         if command in ("subscribe", "publish") and len(name.encode("utf-8", "surrogateescape")) > limit:
             return f"a channel's name has at most {limit} bytes"
+        if error := self.access.objection(id, command, name):
+            return error
         if command != "publish":
             return ""
-        if self.stopping:
-            return STOPPING
-        size = len(body.encode() if isinstance(body, str) else body)
-        return self._too_fast(id, "publishes", 1) or self._too_fast(id, "publish_bytes", size)
-
-    def _too_fast(self, id: int, what: str, amount: int) -> str:
-        """Use some of a client's allowance; return why that is too much."""
-        rate = getattr(self.rates, what)
-        if rate is None:
-            return ""
-        now = time.monotonic()
-        allowance = self._allowances.setdefault((id, what), Allowance(rate, now))
-        return "" if allowance.take(amount, now) else f"at most {rate} {UNITS[what]} a second for each client"
+        return STOPPING if self.stopping else self._allowances.objection(id, body, time.monotonic())
 
     def _carry_out(self, id: int, turn: Turn) -> None:
         """Do what needs nobody's answer, as relay.py does it."""
@@ -376,20 +352,3 @@ def describe(error: str | Exception) -> str:
     if isinstance(error, TooMuchInFlight):
         return TOO_MUCH
     return REFUSED if isinstance(error, Refused) else str(error)
-
-
-def presented(headers: Headers) -> bytes:
-    """The token that a request's headers present; empty if there is none."""
-    for value in headers.get_all("Authorization"):
-        scheme, _, token = value.partition(" ")
-        if scheme.lower() == "bearer":
-            return token.strip().encode("utf-8", "surrogateescape")
-    offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
-    for name in map(str.strip, offered):
-        if name.startswith(TOKEN_PREFIX):
-            text = name.removeprefix(TOKEN_PREFIX)
-            try:
-                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            except (binascii.Error, ValueError):  # no base64: such a token is nobody's
-                return b""
-    return b""

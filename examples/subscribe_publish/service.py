@@ -21,10 +21,12 @@ from typing import NoReturn
 
 import gevent
 import gevent.socket
+from allowance import Rates
 from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
 from metrics import Metrics
-from node import LIMITS, SUBPROTOCOLS, Node, Rates
+from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
+from proxies import Proxies
 from tokens import INTERVAL, TokenFile, read_tokens
 from workers import Workers, command, has_terminal, reserve
 
@@ -120,8 +122,21 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="let only clients in that present a token of this file, one a line; it is read again when it changes "
-        "(default: anyone)",
+        help="let only clients in that present a token of this file, one a line, and do what its line allows; it is "
+        "read again when it changes (default: anyone)",
+    )
+    group.add_argument(
+        "--trusted-proxy",
+        action="append",
+        metavar="ADDRESS",
+        help='believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose '
+        "connections they pass on; may be repeated",
+    )
+    group.add_argument(
+        "--proxy-header",
+        choices=("x-forwarded-for", "forwarded"),
+        default="x-forwarded-for",
+        help="in which header it says so (default: %(default)s)",
     )
     group.add_argument(
         "--max-connections", type=count, metavar="N", help="connections that each process takes (default: no limit)"
@@ -210,14 +225,14 @@ def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
-    node = Node(limits_of(args), tokens.tokens if tokens else (), rates)
+    node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies_of(args))
     metrics = Metrics(node, args.worker or 1, args.worker_folder)
     options = gowsev.Options(
         max_connections=args.max_connections,
         max_message_bytes=args.max_message_bytes,
         allowed_origins=args.allowed_origin,
         subprotocols=SUBPROTOCOLS,
-        http_app=Page(metrics, token=bool(node.tokens)),
+        http_app=Page(metrics, token=bool(node.access.tokens)),
         reuse_port=bool(args.worker),
     )
     context = gowsev.MakeContext(node, options)
@@ -236,6 +251,14 @@ def run(args: argparse.Namespace) -> None:
         logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
     context.EventLoop()
     logger.info("Stopped")
+
+
+def proxies_of(args: argparse.Namespace) -> Proxies:
+    """Those that are trusted."""
+    try:
+        return Proxies(args.trusted_proxy or (), args.proxy_header)
+    except ValueError as error:
+        raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
