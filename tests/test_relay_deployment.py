@@ -73,7 +73,7 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
         for path, found in (
             ("", "<title>Relay</title>"),
             ("healthz", '"status": "ok"'),
-            ("metrics", "relay_connections"),
+            ("metrics", "gowsev_connections"),
         ):
             with urllib.request.urlopen(url + path, timeout=PATIENCE, context=tls) as response:
                 assert found in response.read().decode()

@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import platform
 import pty
 import re
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import termios
 import threading
+from datetime import datetime
 
 import gevent
 import pytest
@@ -33,6 +35,7 @@ from tokens import parse_tokens
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+import gowsev
 from gowsev.channels import Remote
 
 CURL = shutil.which("curl")
@@ -415,7 +418,8 @@ def test_what_is_beyond_a_limit_is_an_error_and_nothing_is_lost(serve):
     assert client.read_frame()[1] == b"still here"
     assert answer(client, b"unsubscribe:one") == OK
     assert answer(client, b"subscribe:three") == OK
-    assert (node.counters.errors, node.counters.publishes, node.counters.deliveries) == (3, 1, 1)
+    counters = node.counters
+    assert (counters.refusals, counters.publishes, counters.deliveries) == ({"channels": 1, "name": 2}, 1, 1)
 
 
 def test_who_publishes_too_fast_gets_an_error_and_nobody_else_does(serve):
@@ -523,29 +527,32 @@ def test_health_and_metrics_tell_how_things_are(relay):
         for _ in range(3):
             assert ask(one, "publish:a:hello") == OK
             assert [one.recv(timeout=PATIENCE), two.recv(timeout=PATIENCE)] == [b"hello"] * 2
+        assert ask(one, b"publish:" + b"x" * 1001 + b":x").startswith(b"Error: ")
         status, _, body = curl(program, "healthz")
         health = json.loads(body)
         assert status == 200
         assert (health["status"], health["backplane"], health["connections"]) == ("ok", "none", 2)
+        assert (health["alive"], health["ready"], health["refused"], health["lag"], health["gaps"]) == (1, 1, 1, 0, 0)
+        assert curl(program, "healthz/alive")[0] == 200
         status, headers, body = curl(program, "metrics")
         assert status == 200
         assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
         samples = [sample for family in text_string_to_metric_families(body) for sample in family.samples]
         values = {sample.name: sample.value for sample in samples if "le" not in sample.labels}
-        assert values["relay_connections"] == 2
-        assert values["relay_channels"] == 1
+        assert values["gowsev_connections"] == 2
+        assert values["gowsev_channels_channels"] == 1
         assert values["relay_subscriptions"] == 2
         assert values["relay_publishes_total"] == 3
         assert values["relay_deliveries_total"] == 6
-        assert values["relay_messages_received_total"] == 5
-        assert values["relay_messages_sent_total"] == 11
-        assert values["relay_bytes_received_total"] > 0
-        for name in ("relay_drops_total", "relay_slow_consumers_total", "relay_connections_rejected_total"):
+        assert values["gowsev_messages_received_total"] == 6
+        assert values["gowsev_messages_sent_total"] == 12
+        assert values["gowsev_bytes_received_total"] > 0
+        assert values["process_resident_memory_bytes"] > 0
+        for name in ("relay_drops_total", "gowsev_refused_writes_total", "gowsev_rejected_total", "relay_waiting"):
             assert values[name] == 0
-        assert "relay_backplane_up" not in values
-    wait_until(
-        lambda: re.search(r"^relay_loop_delay_seconds_count\S+ [1-9]", curl(program, "metrics")[2], re.MULTILINE)
-    )
+        assert 'relay_refusals_total{reason="name"} 1.0' in body
+        assert f'gowsev_build_info{{python="{platform.python_version()}",version="{gowsev.__version__}"}} 1.0' in body
+    wait_until(lambda: re.search(r"^gowsev_loop_delay_seconds_count [1-9]", curl(program, "metrics")[2], re.MULTILINE))
 
 
 @needs_curl
@@ -679,8 +686,12 @@ def test_log_lines_can_be_json(relay):
     accepted = next(line for line in lines if line["message"] == "Connection accepted 1")
     assert (accepted["connection"], accepted["level"]) == (1, "info")
     assert accepted["peer"].startswith("127.0.0.1:")
-    closed = next(line for line in lines if line["message"] == "Connection closed 1")
-    assert closed["code"] == 1000
+    closed = next(line for line in lines if line["message"].startswith("Connection closed 1: code 1000 after "))
+    assert (closed["code"], closed["connection"]) == (1000, 1)
+    assert closed["seconds"] > 0
+    assert closed["bytes_received"] > closed["bytes_sent"] > 0
+    for line in lines:
+        assert datetime.fromisoformat(line["time"]).tzinfo is not None
 
 
 # -- workers ---------------------------------------------------------------------------------------------------------
@@ -729,7 +740,7 @@ def test_workers_share_a_port_and_are_one_relay(workers_of):
 
             def connections():
                 body = curl(program, "metrics")[2]
-                found = re.findall(r'^relay_connections\{worker="(\d)"\} (\S+)', body, re.MULTILINE)
+                found = re.findall(r'^gowsev_connections\{worker="(\d)"\} (\S+)', body, re.MULTILINE)
                 return {worker: int(float(number)) for worker, number in found}
 
             # Whichever worker is asked: the other's counters are at most a second old.

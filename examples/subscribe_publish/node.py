@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from access import GONE, Access
 from allowance import Allowances, Rates
-from metrics import Counters
+from metrics import Counters, Refusal
 from proxies import Proxies
 from relay import Service, parse
 from turns import Turn, Turns
 from v2 import SUBPROTOCOL, V2, frame_of
 
 import gowsev
-from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, Refused, TooManyChannels, TooMuchInFlight
+from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, TooManyChannels, TooMuchInFlight
 
 if TYPE_CHECKING:
     from tokens import Token
@@ -51,7 +51,6 @@ AWAY = "the backplane is away"
 UNKNOWN = "the backplane went away"
 REFUSED = "the backplane refused it"
 TOO_MUCH = "too many commands wait for the backplane"
-STOPPING = "the relay is stopping"
 
 #: What one client may ask for, and what a channel keeps. Names are as long as ever.
 LIMITS = Limits(name_bytes=1000, total_in_flight=1_000_000, total_in_flight_bytes=256 << 20)
@@ -88,6 +87,7 @@ class Node(Service):
         self.v2 = V2(self)
         self.stopping = False
         self._shut = False
+        self._since: dict[int, float] = {}
         self._turns: dict[int, Turns] = {}
         self._holding: dict[str, set[int]] = {}
         """By channel: connections for which messages are held."""
@@ -108,6 +108,7 @@ class Node(Service):
     def ConnRequested(self, context: gowsev.Context, request: gowsev.Request) -> gowsev.Reject | None:
         if self.access.lets_in(request.headers):
             return None
+        self.counters.refuse("connection")
         return gowsev.Reject(401, "This relay takes a token.\n", {"WWW-Authenticate": 'Bearer realm="relay"'})
 
     def replace_tokens(self, context: gowsev.Context, tokens: tuple[Token, ...]) -> None:
@@ -122,6 +123,7 @@ class Node(Service):
     def ConnAccepted(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
         assert conn is not None, "it has just been accepted"
+        self._since[id] = time.monotonic()
         about = {"connection": id, "peer": self._proxies.client(conn.peer, conn.headers)}
         if conn.subprotocol == SUBPROTOCOL:
             self.v2.began(id)
@@ -134,8 +136,12 @@ class Node(Service):
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
-        code = conn.close_code if conn else None
-        logger.info("Connection closed %d", id, extra={"connection": id, "code": code})
+        assert conn is not None, "it is forgotten behind this callback"
+        seconds = time.monotonic() - self._since.pop(id)
+        about = {"connection": id, "code": conn.close_code, "reason": conn.close_reason, "seconds": round(seconds, 3)}
+        about |= {"bytes_received": conn.bytes_received, "bytes_sent": conn.bytes_sent}
+        text = "Connection closed %d: code %s after %.1f s, %d bytes received, %d sent"
+        logger.info(text, id, conn.close_code, seconds, conn.bytes_received, conn.bytes_sent, extra=about)
         self._forget_turns(id)
         self.access.ended(id)
         self._allowances.ended(id)
@@ -192,16 +198,19 @@ class Node(Service):
         else:
             self._carry_out(id, turn)
 
-    def objection(self, id: int, command: str, name: str, body: str | bytes) -> str:
-        """Why a valid command is not asked for; empty if it is."""
+    def objection(self, id: int, command: str, name: str, body: str | bytes) -> Refusal | None:
+        """Why a valid command is not asked for; `None` if it is."""
         limit = self.limits.name_bytes
         if command in ("subscribe", "publish") and len(name.encode("utf-8", "surrogateescape")) > limit:
-            return f"a channel's name has at most {limit} bytes"
-        if error := self.access.objection(id, command, name):
-            return error
+            return Refusal("name", f"a channel's name has at most {limit} bytes")
+        if text := self.access.objection(id, command, name):
+            return Refusal("token", text)
         if command != "publish":
-            return ""
-        return STOPPING if self.stopping else self._allowances.objection(id, body, time.monotonic())
+            return None
+        if self.stopping:
+            return Refusal("stopping", "the relay is stopping")
+        text = self._allowances.objection(id, body, time.monotonic())
+        return Refusal("rate", text) if text else None
 
     def _carry_out(self, id: int, turn: Turn) -> None:
         """Do what needs nobody's answer, as relay.py does it."""
@@ -213,14 +222,14 @@ class Node(Service):
         elif turn.command == "publish":  # to the channel without a name, which nobody can have
             self.counters.publishes += 1
 
-    def refused(self, command: str, error: str | Exception) -> str:
-        """Count a command that was not carried out; return what the client is told."""
-        self.counters.errors += 1
-        perhaps = "" if getattr(error, "certain", True) else "perhaps "
-        return f"{perhaps}not {DONE[command]}: {describe(error)}"
+    def refused(self, command: str, error: Refusal | Exception) -> tuple[str, bool]:
+        """Count a command that was not carried out; return what the client is told, and whether it is certain."""
+        reason, text, certain = refusal_of(error) if isinstance(error, Exception) else error
+        self.counters.refuse(reason)
+        return f"{'' if certain else 'perhaps '}not {DONE[command]}: {text}", certain
 
-    def _refuse(self, turn: Turn, error: str | Exception) -> None:
-        turn.answer = f"Error: {self.refused(turn.command, error)}".encode()
+    def _refuse(self, turn: Turn, error: Refusal | Exception) -> None:
+        turn.answer = f"Error: {self.refused(turn.command, error)[0]}".encode()
 
     def _subscribed(self, id: int, turn: Turn, context: gowsev.Context, subscription: Subscription) -> None:
         if subscription.error is not None:
@@ -301,6 +310,11 @@ class Node(Service):
         """What a client waits for; `None` if that is nothing."""
         return self._turns.get(id)
 
+    def waiting(self) -> dict[str, int]:
+        """How much waits here, of each kind."""
+        turns = self._turns.values()
+        return {"commands": sum(map(len, turns)) + self.v2.waiting, "bytes": sum(one.bytes for one in turns)}
+
     # -- turns ---------------------------------------------------------------------------------------------------
 
     def _hold(self, id: int, turns: Turns, turn: Turn) -> None:
@@ -334,7 +348,7 @@ class Node(Service):
 
     def stop_if_quiet(self, context: gowsev.Context) -> None:
         """Stop, if that was asked for and no command is under way."""
-        if self.stopping and not self._turns and self.v2.quiet:
+        if self.stopping and not self._turns and not self.v2.waiting:
             self._shut_down(context)
 
     def _shut_down(self, context: gowsev.Context) -> None:
@@ -343,12 +357,12 @@ class Node(Service):
             context.Shutdown(5.0)
 
 
-def describe(error: str | Exception) -> str:
+def refusal_of(error: Exception) -> Refusal:
     """Return why a command was not carried out, as clients are told it; what Redis said is for the log."""
     if isinstance(error, ChannelsAway):
-        return AWAY if error.certain else UNKNOWN
+        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", UNKNOWN, certain=False)
     if isinstance(error, TooManyChannels):
-        return f"at most {error.limit} channels for each client"
+        return Refusal("channels", f"at most {error.limit} channels for each client")
     if isinstance(error, TooMuchInFlight):
-        return TOO_MUCH
-    return REFUSED if isinstance(error, Refused) else str(error)
+        return Refusal("in_flight", TOO_MUCH)
+    return Refusal("backplane", REFUSED, getattr(error, "certain", True))

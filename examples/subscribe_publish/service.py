@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ import resource
 import signal
 import sys
 import tempfile
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +26,7 @@ import gevent
 import gevent.socket
 from allowance import Rates
 from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
-from metrics import Metrics
+from metrics import health, metrics_of
 from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
 from proxies import Proxies
@@ -226,18 +229,19 @@ def run(args: argparse.Namespace) -> None:
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
     node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies_of(args))
-    metrics = Metrics(node, args.worker or 1, args.worker_folder)
+    page = Page(token=tokens is not None)
     options = gowsev.Options(
         max_connections=args.max_connections,
         max_message_bytes=args.max_message_bytes,
         allowed_origins=args.allowed_origin,
         subprotocols=SUBPROTOCOLS,
-        http_app=Page(metrics, token=bool(node.access.tokens)),
+        http_app=page,
         reuse_port=bool(args.worker),
     )
     context = gowsev.MakeContext(node, options)
     node.open(context, args.backplane, args.backplane_prefix)
-    metrics.start(context)
+    page.health = functools.partial(health, node, context, args.worker or 1, time.time())
+    page.metrics = metrics_of(node, context, args.worker or 1, args.worker_folder)
     urls = listen(context, args)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, node.stop, context)
@@ -366,7 +370,7 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -384,7 +388,7 @@ def configure_log(args: argparse.Namespace) -> None:
         handler.setFormatter(JSONFormatter(args.worker))
     else:
         worker = f"worker {args.worker}: " if args.worker else ""
-        handler.setFormatter(logging.Formatter(f"%(asctime)s {worker}%(message)s"))
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {worker}%(message)s", "%Y-%m-%d %H:%M:%S%z"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     if args.verbose:
         logger.setLevel(logging.DEBUG)

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from metrics import Refusal
+
 from gowsev.channels import Gap, Publication
 
 if TYPE_CHECKING:
@@ -121,9 +123,9 @@ class V2:
         return self._under_way.keys()
 
     @property
-    def quiet(self) -> bool:
-        """Whether every command has been answered."""
-        return not any(self._under_way.values())
+    def waiting(self) -> int:
+        """Commands that are not answered yet."""
+        return sum(map(len, self._under_way.values()))
 
     def began(self, id: int) -> None:
         """A connection that speaks it has been accepted."""
@@ -138,10 +140,10 @@ class V2:
         try:
             command = read(message)
         except Invalid as invalid:
-            self._node.counters.errors += 1
+            self._node.counters.refuse("invalid")
             context.WriteText(id, json.dumps({"re": None, "error": f"invalid: {invalid}", "certain": True}))
             return
-        error: Exception | str | None
+        error: Exception | Refusal | None
         error = self._node.objection(id, command.do, command.channel, command.body)
         if error:
             self._answer(context, id, command, error)
@@ -150,7 +152,7 @@ class V2:
             for waiting in [
                 one for one in self._under_way[id] if (one.do, one.channel) == ("subscribe", command.channel)
             ]:
-                self._answer(context, id, waiting, "unsubscribed meanwhile")
+                self._answer(context, id, waiting, Refusal("unsubscribed", "unsubscribed meanwhile"))
             self._answer(context, id, command)
         elif command.do == "subscribe":
             self._under_way[id].add(command)
@@ -182,10 +184,10 @@ class V2:
         self._node.stop_if_quiet(context)
 
     def _answer(
-        self, context: gowsev.Context, id: int, command: Command, error: Exception | str | None = None, **more: Any
+        self, context: gowsev.Context, id: int, command: Command, error: Exception | Refusal | None = None, **more: Any
     ) -> None:
         self._under_way[id].discard(command)
         if error is not None:
-            more = {"error": self._node.refused(command.do, error), "certain": getattr(error, "certain", True)}
+            more = dict(zip(("error", "certain"), self._node.refused(command.do, error), strict=True))
         answer = {"re": command.id, "do": command.do, "channel": command.channel, **more}
         context.WriteText(id, json.dumps(answer))
