@@ -200,7 +200,7 @@ def test_a_subscription_that_is_given_up_while_it_waits_is_answered(relay, redis
     client.ask("subscribe", "c", id=5)
     client.close()
     wait_until(lambda: server.context.Stats().connections == 0)
-    assert server.handler.v2.quiet
+    assert not server.handler.v2.waiting
     redis_server.thaw()
     wait_until(lambda: not server.handler.channels.Status().in_flight)
     assert server.handler.channels_of == {}
