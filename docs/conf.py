@@ -14,6 +14,7 @@ from pathlib import Path
 
 import gowsev
 import gowsev.gunicorn
+import gowsev.prometheus
 import gowsev.pytest_plugin
 import gowsev.testing
 
@@ -53,7 +54,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(collections|contextlib|datetime|geventwebsocket|gevent|gunicorn|ssl|typing|websockets|wsgiref)(\..*)?",
+        r"(collections|contextlib|datetime|geventwebsocket|gevent|gunicorn|os|prometheus_client|ssl|typing|websockets|wsgiref)(\..*)?",
     ),
     # Functions of a program, which `gowsev.channels` calls; what they are called with, the texts say.
     (r"py:class", r"(Deliver|Listed|Part|Published|Subscribed)"),
@@ -168,7 +169,7 @@ def _check_complete(app, env) -> None:
 
     documented = set(env.get_domain("py").objects)
     wanted = {path for path in PUBLIC.values() if path.rpartition(".")[2] not in INTERNAL_NAMES}
-    for path in sorted((wanted | {"gowsev.gunicorn.Worker"}) - documented):
+    for path in sorted((wanted | {"gowsev.gunicorn.Worker", "gowsev.prometheus.Metrics"}) - documented):
         logging.getLogger(__name__).warning("the reference lacks %s", path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import re
 import signal
@@ -12,13 +11,9 @@ import time
 import urllib.error
 import urllib.request
 
-import gevent
-import gevent.socket
 import pytest
-import redis_backplane
-from backplane import AWAY, REFUSED, TOO_MANY, UNKNOWN
 from conftest import PATIENCE, RELAY, wait_until
-from node import Node
+from node import AWAY, REFUSED, Node
 from programs import websockets_client
 from redis_server import RedisServer, needs_redis
 from websockets.exceptions import ConnectionClosed
@@ -37,7 +32,7 @@ def relays(run, redis_server):
         url = url or redis_server.url
         programs = [run(RELAY / "relay.py", *options, "--backplane", url) for _ in range(number)]
         for program in programs:
-            program.wait_for("The backplane .* is there")
+            program.wait_for("The backplane is there")
         return programs
 
     return start
@@ -115,40 +110,26 @@ def test_one_order_for_everybody(relays):
             assert [m for m in seen[0] if m.startswith(name)] == [name + b" %d" % i for i in range(500)]
 
 
-def test_only_channels_with_subscribers_are_read(relays, redis_server):
-    (program,) = relays(1)
-    with websockets_client(program.url()) as client, redis_server.client() as watching:
-        assert ask(client, "subscribe:read") == OK
-        assert ask(client, "subscribe:left") == OK
-        assert ask(client, "unsubscribe:left") == OK
-        assert ask(client, "publish:unread:x") == OK
-
-        def commands():
-            with watching.monitor() as monitor:
-                for command in monitor.listen():
-                    if command["command"].startswith("XREAD"):
-                        yield command["command"]
-
-        reads = commands()
-        next(reads)
-        after = next(reads)
-        assert "channel:read" in after
-        assert "channel:left" not in after
-        assert "channel:unread" not in after
+def test_names_and_bodies_that_are_no_text_pass_unharmed(relays):
+    one, two = relays()
+    with websockets_client(one.url()) as ann, websockets_client(two.url()) as bob:
+        for name in (b"\xff\xfe", b"a\xe2\x80", b"\xed\xa0\x80a", b"\0a", b"x" * 1000):
+            assert ask(ann, b"subscribe:" + name) == OK
+            assert ask(bob, b"publish:" + name + b":\xff\x00" + name) == OK
+            assert ann.recv(timeout=PATIENCE) == b"\xff\x00" + name
 
 
-def test_streams_are_bounded_in_length_and_time(relays, redis_server):
-    (program,) = relays(1, "--backplane-length", 100)
-    with websockets_client(program.url()) as client, redis_server.client() as looking:
-        for i in range(1000):
-            client.send(f"publish:a:{i}")
-        assert [client.recv(timeout=PATIENCE) for _ in range(1000)] == [OK] * 1000
-        assert ask(client, "subscribe:a") == OK
-        # Redis trims whole nodes of 100 entries.
-        assert 100 <= looking.xlen("gowsev:relay:channel:a") <= 300
-        keys = looking.keys("*")
-        assert {key.split(b":")[2] for key in keys} == {b"channel", b"session", b"wake"}
-        assert all(0 < looking.ttl(key) <= redis_backplane.EXPIRY for key in keys)
+def test_relays_with_another_prefix_are_another_relay_and_histories_are_bounded(relays, redis_server):
+    (one,), (two,) = relays(1), relays(1, "--backplane-prefix", "other", "--history-messages", 5)
+    with websockets_client(one.url()) as ann, websockets_client(two.url()) as bob, redis_server.client() as looking:
+        assert ask(ann, "subscribe:a") == OK
+        for i in range(20):
+            assert ask(bob, f"publish:a:{i}") == OK
+        assert ask(ann, "publish:a:mine") == OK
+        assert ann.recv(timeout=PATIENCE) == b"mine"
+        assert looking.xlen("{other:a}:stream") == 5
+        assert {key.partition(b":")[0] for key in looking.keys("*")} == {b"{relay", b"{other"}
+        assert all(looking.ttl(key) > 0 for key in looking.keys("*"))
 
 
 # -- Redis goes away -------------------------------------------------------------------------------------------------
@@ -163,10 +144,9 @@ def test_while_redis_is_away_publishes_are_refused_and_subscribers_stay(relays, 
         assert (status, page["status"], page["backplane"]) == (200, "ok", "up")
         redis_server.kill()
         for program in (one, two):
-            program.wait_for("The backplane .* is away: ")
+            program.wait_for("channels: the Redis at .* is away: ")
         for _ in range(3):
             assert ask(ann, "publish:a:lost") == f"Error: not published: {AWAY}".encode()
-            assert ask(ann, "subscribe:b") == f"Error: not subscribed: {AWAY}".encode()
         assert ask(ann, "subscribe:a") == OK
         status, page = health(one)
         assert (status, page["status"], page["connections"]) == (503, "degraded", 1)
@@ -175,7 +155,7 @@ def test_while_redis_is_away_publishes_are_refused_and_subscribers_stay(relays, 
         assert not re.search(rf"127\.0\.0\.1|{redis_server.port}|connect(?!ions\b)", json.dumps(page))
         redis_server.start()
         for program in (one, two):
-            wait_until(lambda program=program: program.output.count(" is there, after ") == 2)
+            program.wait_for("channels: the Redis at .* is there again, after ")
         assert ask(ann, "publish:a:back") == OK
         assert [client.recv(timeout=PATIENCE) for client in (ann, bob)] == [b"back"] * 2
         assert ask(ann, "subscribe:b") == OK
@@ -191,7 +171,7 @@ def test_what_redis_repeats_of_a_password_is_not_in_the_log(run, tmp_path):
         options = ["--host", "127.0.0.1", "--port", 0, "--tls-port", "none"]
         url = redis_server.url.replace("//", f"//:sesame{'x' * 200}@")
         program = run(RELAY / "relay.py", *options, "--backplane", url)
-        program.wait_for("The backplane .* is away: unknown command 'AUTH'$")
+        program.wait_for("channels: the Redis at .* is away: unknown command 'AUTH'")
         assert program.end() == 0
         assert "sesame" not in program.output
     finally:
@@ -307,99 +287,21 @@ def test_nothing_is_lost_or_doubled_when_connections_to_redis_are_cut(traffic, r
     assert int(redis_server.client().info("clients")["connected_clients"]) <= 6
 
 
-# -- a connection that is cut in the worst moment --------------------------------------------------------------------
-
-
-class Wire:
-    """A connection to Redis that a test can cut: before the next request arrives, or before its answer does."""
-
-    def __init__(self, port):
-        self._port = port
-        self._listener = gevent.socket.socket()
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen()
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
-        self._pairs = []
-        self.down = False
-        self.swallow_answer = False
-        self.swallowed = 0
-        self._greenlets = [gevent.spawn(self._accept)]
-
-    def _accept(self):
-        while True:
-            near, _ = self._listener.accept()
-            if self.down:
-                near.close()
-                continue
-            far = gevent.socket.create_connection(("127.0.0.1", self._port))
-            pair = {"near": near, "far": far, "script": False}
-            self._pairs.append(pair)
-            self._greenlets += [gevent.spawn(self._requests, pair), gevent.spawn(self._answers, pair)]
-
-    def _requests(self, pair):
-        self._copy(pair, "near", "far")
-
-    def _answers(self, pair):
-        self._copy(pair, "far", "near")
-
-    def _copy(self, pair, source, target):
-        try:
-            while data := pair[source].recv(1 << 16):
-                if source == "near" and b"EVALSHA" in data:
-                    pair["script"] = True
-                elif source == "far" and pair["script"]:
-                    pair["script"] = False
-                    if self.swallow_answer and not data.startswith(b"-NOSCRIPT"):
-                        self.swallow_answer = False
-                        self.swallowed += 1
-                        return
-                pair[target].sendall(data)
-        except OSError:  # the other direction has ended
-            pass
-        finally:
-            pair["near"].close()
-            pair["far"].close()
-
-    def cut(self):
-        """End all connections, and let no new ones through."""
-        self.down = True
-        for pair in self._pairs:
-            for side in ("near", "far"):
-                with contextlib.suppress(OSError):  # it has ended already
-                    pair[side].shutdown(gevent.socket.SHUT_RDWR)
-
-    def close(self):
-        self.cut()
-        gevent.killall(self._greenlets)
-        for pair in self._pairs:
-            pair["near"].close()
-            pair["far"].close()
-        self._listener.close()
+# -- bounds, and what is left behind ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def joined(serve, redis_server):
-    """A factory of relays in this process, with a backplane of their own each, through a wire."""
-    opened = []
+    """A factory of relays in this process that share one backplane."""
 
-    def start(**settings):
-        wire = Wire(redis_server.port)
+    def start():
         node = Node()
         server = serve(node)
-        node.backplane = redis_backplane.RedisBackplane(wire.url, node.publish, **settings)
-        node.backplane.start(server.context)
-        opened.append((wire, node.backplane, server))
-        wait_until(lambda: not node.backplane.away)
-        return server, node, wire
+        node.open(server.context, redis_server.url)
+        wait_until(lambda: node.channels.Status().up)
+        return server, node
 
-    yield start
-    for wire, backplane, server in opened:
-        wire.close()
-        for client in server.clients:
-            client.close()
-        server.context.Shutdown(5)
-        server.loop.join(PATIENCE)
-        gevent.get_hub().threadpool.apply(backplane.close)
+    return start
 
 
 def answer(client, message):
@@ -407,136 +309,41 @@ def answer(client, message):
     return client.read_frame()[1]
 
 
-@pytest.mark.parametrize("messages", [[b"publish:a:once"] * 3, [b"subscribe:b", b"subscribe:c", b"subscribe:a"]])
-def test_an_answer_of_redis_that_is_lost_is_asked_for_again_and_nothing_is_done_twice(joined, redis_server, messages):
-    server, node, wire = joined()
-    other, _, _ = joined()
-    client, witness = server.client(), other.client()
-    assert answer(witness, b"subscribe:a") == OK
-    for message in messages:
-        wire.swallow_answer = True
-        assert answer(client, message) == OK
-        wait_until(lambda: not node.backplane.pending)
-    assert wire.swallowed == 3
-    assert answer(client, b"publish:a:last") == OK
-    expected = [b"once"] * messages.count(b"publish:a:once") + [b"last"]
-    assert [witness.read_frame()[1] for _ in expected] == expected
-    if b"subscribe:a" in messages:
-        assert client.read_frame()[1] == b"last"
-
-
-def test_a_subscription_holds_from_its_ok_on_even_if_redis_goes_away_right_then(joined, redis_server):
-    server, node, wire = joined()
-    other, _, _ = joined()
-    subscriber, publisher = server.client(), other.client()
-    assert answer(subscriber, b"subscribe:a") == OK
-    wire.cut()
-    wait_until(lambda: node.backplane.away)
-    for i in range(50):
-        assert answer(publisher, b"publish:a:%d" % i) == OK
-    wire.down = False
-    assert [subscriber.read_frame()[1] for _ in range(50)] == [b"%d" % i for i in range(50)]
-
-
-def test_when_redis_stays_away_too_long_the_publisher_is_told_that_nobody_knows(joined, redis_server, monkeypatch):
-    monkeypatch.setattr(redis_backplane, "PATIENCE", 0.2)
-    server, node, _ = joined()
+def test_a_subscription_waits_for_redis_to_come_back(joined, redis_server):
+    server, node = joined()
     client = server.client()
-    assert answer(client, b"publish:a:before") == OK
-    redis_server.freeze()
-    for message in (b"publish:a:under way", b"?", b"publish:a:waits"):
+    redis_server.kill()
+    wait_until(lambda: not node.channels.Status().up)
+    for message in (b"subscribe:a", b"?", b"publish:a:x"):
         client.send_binary(message)
-    assert client.read_frame()[1] == f"Error: perhaps not published: {UNKNOWN}".encode()
-    assert client.read_frame()[1] == b"Invalid message"
-    # It was refused, or was on its way too, depending on when the first was given up.
-    assert re.match(b"Error: (perhaps )?not published: ", client.read_frame()[1])
-    redis_server.thaw()
-    wait_until(lambda: not node.backplane.away)
-    assert answer(client, b"publish:a:after") == OK
-
-
-# -- falling behind, and bounds --------------------------------------------------------------------------------------
-
-
-def test_falling_behind_further_than_the_stream_reaches_is_said_and_counted(joined, redis_server, caplog):
-    server, node, wire = joined(max_length=100)
-    client = server.client()
-    assert answer(client, b"subscribe:a") == OK
-    assert answer(client, b"publish:a:0") == OK
-    assert client.read_frame()[1] == b"0"
-    wire.cut()
-    wait_until(lambda: node.backplane.away)
-    with redis_server.client() as looking:
-        for i in range(1, 1001):
-            looking.xadd("gowsev:relay:channel:a", {"b": str(i)}, maxlen=100, approximate=False)
-    wire.down = False
-    assert [client.read_frame()[1] for _ in range(100)] == [b"%d" % i for i in range(901, 1001)]
-    wait_until(lambda: node.backplane.lost)
-    assert node.backplane.lost == 900
-    assert "Lost 900 messages of channel b'a'" in caplog.text
-
-
-def test_a_reader_ahead_of_the_loop_pauses_and_loses_nothing(joined, monkeypatch):
-    monkeypatch.setattr(redis_backplane, "AHEAD_BYTES", 10_000)
-    server, node, _ = joined()
-    client = server.client()
-    assert answer(client, b"subscribe:a") == OK
-    most = 0
-    deliver = node.backplane._arrived
-
-    def slowly(context, channel, body):
-        nonlocal most
-        most = max(most, node.backplane._ahead)
-        gevent.sleep(0.001)
-        deliver(context, channel, body)
-
-    node.backplane._arrived = slowly
-    publisher = server.client()
-    for i in range(300):
-        publisher.send_binary(b"publish:a:%06d" % i + b"x" * 1000)
-    bodies = [client.read_frame()[1][:6] for _ in range(300)]
-    assert bodies == [b"%06d" % i for i in range(300)]
-    assert [publisher.read_frame()[1] for _ in range(300)] == [OK] * 300
-    # The limit, and what one answer of Redis holds.
-    assert most <= 10_000 + 256 * 1206
-
-
-def test_too_many_publishes_at_once_are_refused(joined, redis_server, monkeypatch):
-    monkeypatch.setattr(redis_backplane, "MAX_WAITING", 10)
-    server, node, _ = joined()
-    client = server.client()
-    redis_server.freeze()
-    for i in range(30):
-        client.send_binary(b"publish:a:%d" % i)
-    wait_until(lambda: node.counters.errors == 0 and len(node._turns.get(1, ())) == 30)
-    assert node.backplane.pending == 10
-    redis_server.thaw()
-    answers = [client.read_frame()[1] for _ in range(30)]
-    assert answers == [OK] * 10 + [f"Error: not published: {TOO_MANY}".encode()] * 20
-    assert node.backplane.pending == 0
+    wait_until(lambda: len(node.turns_of(1) or ()) == 3)
+    redis_server.start()
+    assert [client.read_frame()[1] for _ in range(4)] == [OK, b"Invalid message", OK, b"x"]
 
 
 def test_a_client_with_too_many_commands_under_way_is_closed(joined, redis_server, monkeypatch):
     monkeypatch.setattr("node.MAX_TURNS", 50)
-    server, node, _ = joined()
-    client = server.client()
+    server, node = joined()
+    client, other = server.client(), server.client()
     redis_server.freeze()
+    other.send_binary(b"publish:a:is not concerned")
     for i in range(60):
         client.send_binary(b"publish:a:%d" % i)
     assert client.read_close() == (1013, "too many commands at once")
     client.close()
     redis_server.thaw()
-    wait_until(lambda: not node._turns and not node.backplane.pending)
+    assert other.read_frame()[1] == OK
+    wait_until(lambda: not node.turns_of(1) and not node.channels.Status().in_flight)
 
 
-def test_what_redis_refuses_is_an_error_for_the_publisher_and_said_once(joined, redis_server, caplog):
-    server, _, _ = joined()
+def test_what_redis_refuses_is_an_error_for_the_publisher(joined, redis_server, caplog):
+    server, _ = joined()
     client = server.client()
-    redis_server.cli("set", "gowsev:relay:channel:string", "taken")
+    redis_server.cli("set", "{relay:string}:meta", "taken")
     for _ in range(2):
         assert answer(client, b"publish:string:x") == f"Error: not published: {REFUSED}".encode()
         assert answer(client, b"subscribe:string") == f"Error: not subscribed: {REFUSED}".encode()
-    assert caplog.text.count("WRONGTYPE") == 1
+    assert "WRONGTYPE" in caplog.text
     assert answer(client, b"publish:a:x") == OK
     redis_server.cli("config", "set", "maxmemory", "1")
     assert answer(client, b"publish:a:x") == f"Error: not published: {REFUSED}".encode()
@@ -544,34 +351,37 @@ def test_what_redis_refuses_is_an_error_for_the_publisher_and_said_once(joined, 
     assert answer(client, b"publish:a:x") == OK
 
 
-def test_redis_that_has_forgotten_everything_is_used_as_it_is(joined, redis_server):
-    server, _, _ = joined()
-    client = server.client()
-    assert answer(client, b"subscribe:a") == OK
-    for i in range(3):
-        assert answer(client, b"publish:a:%d" % i) == OK
-        assert client.read_frame()[1] == b"%d" % i
-        redis_server.cli("flushall")
-        redis_server.cli("script", "flush")
+def test_subscribers_of_what_redis_has_forgotten_are_closed_and_others_are_not(joined, redis_server):
+    server, _ = joined()
+    subscriber, publisher = server.client(), server.client()
+    assert answer(subscriber, b"subscribe:a") == OK
+    assert answer(publisher, b"subscribe:b") == OK
+    assert answer(publisher, b"publish:a:0") == OK
+    assert subscriber.read_frame()[1] == b"0"
+    redis_server.cli("flushall")
+    redis_server.cli("script", "flush")
+    assert answer(publisher, b"publish:a:1") == OK
+    assert subscriber.read_close() == (4001, "messages were lost: subscribe again")
+    again = server.client()
+    assert answer(again, b"subscribe:a") == OK
+    assert answer(publisher, b"publish:a:2") == OK
+    assert again.read_frame()[1] == b"2"
 
 
 def test_subscriptions_leave_nothing_behind(joined):
-    server, node, _ = joined()
+    server, node = joined()
     clients = [server.client() for _ in range(5)]
     for client in clients:
         for i in range(20):
             assert answer(client, b"subscribe:%d" % i) == OK
-    assert len(node.backplane._followed) == 20
+    assert node.channels.Status().channels == 20
     for client in clients[:3]:
         assert answer(client, b"unsubscribe-all") == OK
     for client in clients[3:]:
         client.send_binary(b"subscribe:late")  # and gone before that is answered
         client.close()
-    wait_until(lambda: not node._turns and server.context.Stats().connections == 3)
-    wait_until(lambda: not node.backplane.pending)
-    backplane = node.backplane
-    assert [backplane._followed, backplane._locating, backplane._held, node.ids_of] == [{}, {}, {}, {}]
-    assert backplane._ahead == 0
+    wait_until(lambda: server.context.Stats().connections == 3 and not node.channels.Status().channels)
+    assert [node.ids_of, node.channels_of, *map(node.turns_of, range(1, 6))] == [{}, {}, *[None] * 5]
 
 
 def test_a_stopping_relay_answers_what_is_under_way(relays):

@@ -65,7 +65,7 @@ ROOMS = {
         "loop.shutdown",
         "loop.signals",
     },
-    "top": {"__init__", "context", "gunicorn", "handler", "pytest_plugin", "testing"},
+    "top": {"__init__", "context", "gunicorn", "handler", "prometheus", "pytest_plugin", "testing"},
     "channels": {
         "channels",
         "channels.__main__",
@@ -143,6 +143,7 @@ LOGGING = {
     "opening.http",
     "opening.listener",
     "opening.upgrade",
+    "prometheus",
 }
 
 
@@ -248,6 +249,7 @@ def test_only_the_server_knows_pywsgi_and_gevent_websocket():
     assert importers("gevent.pywsgi") == {"opening.listener", "opening.http"}
     assert importers("geventwebsocket") == {"opening.http"}
     assert importers("gunicorn") == {"gunicorn"}
+    assert importers("prometheus_client") == {"prometheus"}
     assert not importers("websocket")
 
 

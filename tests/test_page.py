@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 from browser import needs_chromium
-from conftest import RELAY
+from conftest import PATIENCE, RELAY
 from programs import websockets_client
+from redis_server import needs_redis
+
+from gowsev.channels import Remote
 
 pytestmark = needs_chromium
 
@@ -160,14 +163,14 @@ def test_the_page_shows_errors_and_bytes_as_they_are(page_of, browser):
     program, url = page_of("--max-channel-bytes", 4)
     tab = browser.open(f"{url}#news,too-long")
     subscribed(tab, 1)
-    error = "Error: not subscribed: a channel's name has at most 4 bytes."
+    error = "Not subscribed: a channel's name has at most 4 bytes."
     tab.wait_for(f'[...document.querySelectorAll(".note")].some((note) => note.textContent.startsWith("{error}"))')
     tab.look("document.getElementById('publish-channel').value = 'longer'")
     tab.click("#body")
     tab.type("kept")
     tab.press("Enter")
     tab.wait_for("document.getElementById('answer').dataset.kind === 'bad'")
-    assert tab.text("#answer") == "Error: not published: a channel's name has at most 4 bytes"
+    assert tab.text("#answer") == "Not published: a channel's name has at most 4 bytes."
     assert tab.look("document.getElementById('body').value") == "kept"
     with websockets_client(program.url()) as client:
         for body in (b"\x00\xff", b""):
@@ -175,6 +178,77 @@ def test_the_page_shows_errors_and_bytes_as_they_are(page_of, browser):
             assert client.recv() == b"OK"
     shows(tab, 2)
     assert messages(tab) == [("news", "2 bytes: 00 ff"), ("news", "empty")]
+
+
+@needs_redis
+def test_a_page_that_comes_back_has_missed_nothing_and_has_one_socket(page_of, browser, redis_server):
+    program, url = page_of("--backplane", redis_server.url)
+    tab = browser.open(f"{url}#news,weather,zürich tram")
+    subscribed(tab, 3)
+    assert program.end() == 0
+    assert program.output.count("Connection accepted") == 1
+    with Remote(redis_server.url, prefix="relay") as remote:
+        for number in range(20):
+            remote.Publish("news", f"while away {number}")
+        program, _ = page_of("--backplane", redis_server.url, port=int(url.rsplit(":", 1)[1].strip("/")))
+        subscribed(tab, 3)
+        shows(tab, 20)
+        assert messages(tab) == [("news", f"while away {number}") for number in range(20)]
+        assert tab.texts(".gap") == []
+        redis_server.cli("flushall")
+        remote.Publish("news", "anew")
+        shows(tab, 21)
+    assert tab.texts("#messages li")[-2].startswith("Messages of news may be missing here.")
+
+
+def test_channels_have_colours_of_their_own(page_of, browser):
+    _, url = page_of()
+    tab = browser.open(url + "#" + ",".join(map(str, range(40))))
+    subscribed(tab, 40)
+    colours = "[...document.querySelectorAll('.swatch')].map((item) => getComputedStyle(item).backgroundColor)"
+    assert len(set(tab.look(colours))) == 40
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_names_are_whole_on_a_tap_and_a_long_notice_moves_nothing(page_of, browser, width):
+    program, url = page_of("--max-channel-bytes", 60)
+    tab = browser.open(f"{url}#{'long-' * 12}", width, 844)
+    subscribed(tab, 1)
+    tab.look(f"document.getElementById('publish-channel').value = '{'x' * 61}'")
+    before = tab.look("Math.round(document.getElementById('send').getBoundingClientRect().top)")
+    tab.click("#body")
+    tab.type("refused")
+    tab.press("Enter")
+    tab.wait_for("document.getElementById('answer').dataset.kind === 'bad'")
+    assert tab.look("Math.round(document.getElementById('send').getBoundingClientRect().top)") == before
+    with websockets_client(program.url()) as client:
+        client.send(f"publish:{'long-' * 12}:body")
+        assert client.recv() == b"OK"
+    shows(tab, 1)
+    cut = "(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth)(document.querySelector('.tag'))"
+    assert tab.look(cut)
+    tab.click(".tag")
+    tab.wait_for(f"!{cut}")
+    assert tab.look("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_five_thousand_messages_are_shown_and_the_page_goes_on(page_of, browser):
+    program, url = page_of()
+    tab = browser.open(f"{url}#news")
+    subscribed(tab, 1)
+    with websockets_client(program.url()) as client:
+        for number in range(5000):
+            client.send(f"publish:news:{number}")
+        for _ in range(5000):
+            assert client.recv(timeout=PATIENCE) == b"OK"
+    tab.wait_for("document.querySelector('.count').textContent === '5000'")
+    assert [body for _, body in messages(tab)] == [str(number) for number in range(4500, 5000)]
+    tab.click("#body")
+    tab.look("document.getElementById('publish-channel').value = 'news'")
+    tab.type("still there")
+    tab.press("Enter")
+    tab.wait_for("[...document.querySelectorAll('.body')].at(-1).textContent === 'still there'")
+    assert tab.complaints == []
 
 
 LONG = 900_000

@@ -139,9 +139,10 @@ def test_a_session_with_the_relay(page, relay):
     page.output_of("session.py", relay)
 
 
-@snippets("examples/subscribe_publish/README.md", "hello.py")
-def test_a_client_of_the_relay(page, relay):
+@snippets("examples/subscribe_publish/README.md", "hello.py", "follow.py")
+def test_clients_of_the_relay(page, relay):
     page.output_of("hello.py", relay)
+    page.output_of("follow.py", relay)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

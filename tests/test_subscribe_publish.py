@@ -357,7 +357,7 @@ def test_clients_of_both_libraries_meet_over_plain_and_tls(run, copy):
         assert other_plain.recv() == b"Invalid message"
     program.wait_for("Connection accepted 4")
     for id in (1, 2, 3, 4):
-        program.wait_for(f"Connection closed {id}$")
+        program.wait_for(f"Connection closed {id}: code ")
     assert program.end() == 0
 
 
@@ -546,7 +546,7 @@ def test_payloads_are_logged_escaped_and_only_when_asked_for(run, copy):
         with websockets_client(program.url()) as client:
             client.send(b"publish:a:\x1b[31msecret\nConnection accepted 99")
             assert client.recv() == b"OK"
-        program.wait_for("Connection closed 1$")
+        program.wait_for("Connection closed 1: code 1000 after .* s, .* bytes received, .* sent$")
         assert program.end() == 0
         assert ("secret" in program.output) == bool(option)
         assert "\x1b" not in program.output

@@ -5,49 +5,56 @@
     client.py publish weather "rain: all day"
     tail -f notes.txt | client.py publish notes
 
-What arrives is a bare body, which does not tell its channel. So each channel has a connection of its own.
+It speaks the subprotocol of v2.py, so one connection serves all channels. A subscriber whose connection is lost comes
+back by itself, and prints what it has missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import ssl
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from tokens import read_tokens
+from v2 import SUBPROTOCOL
 
 import gowsev
+
+#: Seconds before a subscriber comes back, at first and at most.
+FIRST_DELAY, LAST_DELAY = 0.5, 15.0
+#: How the relay closes those who may not come back as they are: their token is gone.
+NOT_ALLOWED = 1008
 
 
 class Failed(Exception):
     """What the user has to know, in one line."""
 
 
-class Printer(gowsev.Handler):
-    """Prints what arrives on the connections that it is given, until one of them ends."""
+class Refused(Exception):
+    """The relay has refused a command; the text is its own."""
 
-    def __init__(self, named: bool) -> None:
-        self.channels: dict[int, str] = {}
-        self.named = named
-        self.ended: str | None = None
 
-    def MessageReceived(self, context: gowsev.Context, id: int, message: bytes) -> None:
-        name = f"{self.channels[id]}: ".encode() if self.named else b""
-        sys.stdout.buffer.write(name + message + b"\n")
-        sys.stdout.buffer.flush()
-
-    def ConnClosed(self, context: gowsev.Context, id: int) -> None:
-        conn = context.Conn(id)
-        why = f"{conn.close_code} {conn.close_reason}".strip() if conn else ""
-        self.ended = f"the connection for {self.channels[id]} has ended: {why}"
+def say(text: str) -> None:
+    """Tell the user something that is not what they asked for, but that they have to know."""
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
 
 
 def dial(args: argparse.Namespace) -> gowsev.DialledConn:
+    """Connect.
+
+    Raises:
+        Failed: an option is wrong, or the relay refuses, and would again.
+        DialError: the relay is away.
+    """
     headers = {}
     if args.token_file is not None:
         try:
-            headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].decode()}"
+            headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].secret.decode()}"
         except ValueError as error:
             raise Failed(str(error)) from error
     context = None
@@ -57,42 +64,100 @@ def dial(args: argparse.Namespace) -> gowsev.DialledConn:
         except OSError as error:
             raise Failed(f"cannot read the certificates in {args.cafile!r}: {error}") from error
     try:
-        return gowsev.Dial(args.url, headers=headers, ssl_context=context)
-    except (gowsev.DialError, ValueError) as error:
+        conn = gowsev.Dial(args.url, headers=headers, ssl_context=context, subprotocols=[SUBPROTOCOL])
+    except gowsev.DialError as error:
+        if error.status is not None and error.status < 500:
+            raise Failed(str(error)) from error
+        raise
+    except ValueError as error:
         raise Failed(str(error)) from error
+    if conn.subprotocol != SUBPROTOCOL:
+        conn.Close()
+        raise Failed(f"{args.url} does not speak {SUBPROTOCOL}")
+    return conn
 
 
-def ask(conn: gowsev.DialledConn, command: bytes) -> None:
-    """Send a command, and wait for its OK."""
+def send(conn: gowsev.DialledConn, body: bytes | None = None, **command: Any) -> None:
+    message = json.dumps(command).encode() + (b"" if body is None else b"\n" + body)
     try:
-        conn.WriteMessage(gowsev.BinaryMessage, command)
-        _, answer = conn.ReadMessage()
-    except gowsev.ConnectionClosed as error:
-        raise Failed(str(error)) from error
-    if answer != b"OK":
-        raise Failed(answer.decode("utf-8", "replace"))
+        conn.WriteMessage(gowsev.TextMessage, message.decode())
+    except UnicodeDecodeError:
+        conn.WriteMessage(gowsev.BinaryMessage, message)
+
+
+def receive(conn: gowsev.DialledConn) -> tuple[dict[str, Any], bytes]:
+    """Wait for a message; return its first line and its body."""
+    _, message = conn.ReadMessage()
+    head, _, body = (message.encode() if isinstance(message, str) else message).partition(b"\n")
+    return json.loads(head), body
+
+
+class Subscriber:
+    """Prints what arrives, and knows where to go on when it has to come back."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.positions: dict[str, str | None] = dict.fromkeys(args.channel)
+        self.attempt = 0
+        self.begun = False
+        """Whether it has once been connected: what is wrong before that is a mistake of the user's."""
+
+    def run(self) -> None:
+        while True:
+            try:
+                with dial(self.args) as conn:
+                    self.follow(conn)
+            except (gowsev.ConnectionClosed, gowsev.DialError, Refused) as error:
+                if not self.begun or getattr(error, "code", None) == NOT_ALLOWED:
+                    raise Failed(str(error)) from error
+                # A random delay, that doubles with each failure: not all come back at the same moment.
+                delay = min(FIRST_DELAY * 2**self.attempt, LAST_DELAY) * random.uniform(0.5, 1.0)  # noqa: S311
+                self.attempt += 1
+                say(f"{error}; again in {delay:.1f} s")
+                time.sleep(delay)
+
+    def follow(self, conn: gowsev.DialledConn) -> None:
+        """Subscribe, and print, until the connection is lost."""
+        for channel, position in self.positions.items():
+            send(conn, do="subscribe", id=channel, channel=channel, after=position)
+        answers = 0
+        while True:
+            fields, body = receive(conn)
+            if "error" in fields:
+                raise Refused(fields["error"])
+            channel, back = fields["channel"], self.positions.get(fields["channel"])
+            if "gap" in fields or (back and fields.get("recovered") is False):
+                say(f"{channel}: messages were lost")
+            elif "re" not in fields:
+                name = f"{channel}: ".encode("utf-8", "surrogateescape") if len(self.positions) > 1 else b""
+                sys.stdout.buffer.write(name + body + b"\n")
+                sys.stdout.buffer.flush()
+            self.positions[channel] = fields["position"]
+            answers += "re" in fields
+            if answers == len(self.positions):
+                self.begun = True
+                self.attempt = 0
 
 
 def subscribe(args: argparse.Namespace) -> None:
-    printer = Printer(named=len(args.channel) > 1)
-    context = gowsev.MakeContext(printer)
-    for channel in dict.fromkeys(args.channel):
-        conn = dial(args)
-        ask(conn, f"subscribe:{channel}".encode())
-        printer.channels[context.AddConn(conn)] = channel
-    while printer.ended is None:
-        context.EventLoopIteration()
-    raise Failed(printer.ended)
+    Subscriber(args).run()
 
 
 def publish(args: argparse.Namespace) -> None:
-    with dial(args) as conn:
-        command = f"publish:{args.channel}:".encode()
-        if args.body is not None:
-            ask(conn, command + args.body.encode())
-            return
-        for line in sys.stdin.buffer:
-            ask(conn, command + line.removesuffix(b"\n"))
+    try:
+        with dial(args) as conn:
+            bodies = (
+                (line.removesuffix(b"\n") for line in sys.stdin.buffer)
+                if args.body is None
+                else [args.body.encode("utf-8", "surrogateescape")]
+            )
+            for body in bodies:
+                send(conn, body, do="publish", channel=args.channel)
+                answer, _ = receive(conn)
+                if "error" in answer:
+                    raise Failed(answer["error"])
+    except (gowsev.ConnectionClosed, gowsev.DialError) as error:
+        raise Failed(str(error)) from error
 
 
 def channel(text: str) -> str:

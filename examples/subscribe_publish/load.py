@@ -95,7 +95,7 @@ def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> No
     """Open all connections, and subscribe."""
     headers = {}
     if args.token_file is not None:
-        headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].decode()}"
+        headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].secret.decode()}"
     # The driver is not what is measured: it answers pings, and sends none.
     options = gowsev.Options(ping_interval=None)
 

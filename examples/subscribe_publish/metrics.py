@@ -1,231 +1,107 @@
-"""What a relay counts, as Prometheus reads it on /metrics, and what its health page says.
+"""What the relay counts besides what the library does, for /metrics; and what its health page says.
 
-A process counts for itself. Where several share a port, any of them may be asked: so each leaves a snapshot of its
-counters in a common directory every second, and whoever is asked answers for all, one label `worker` for each.
-
-Rendering takes the package `prometheus-client`; counting doesn't.
+Counting takes no package; the page takes `prometheus-client`, by way of `gowsev.prometheus`.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import time
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gowsev
 
 if TYPE_CHECKING:
     from node import Node
 
-logger = logging.getLogger("relay")
+    from gowsev.prometheus import Metrics
 
-#: Seconds between two looks at how late the loop is, and between two snapshots.
-INTERVAL = 1.0
-#: Upper bounds of the histogram of the loop's delay, in seconds.
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+#: Messages that wait for the loop, beyond which a process asks for no new clients.
+MOST_LAG = 10_000
 
-#: (name, what it is) of what only grows, and of what goes up and down.
-COUNTERS = {
-    "connections_accepted": "Connections that clients opened.",
-    "connections_closed": "Connections that have ended.",
-    "connections_rejected": "Requests for a WebSocket that were refused.",
-    "messages_received": "Messages read from clients.",
-    "messages_sent": "Messages written to clients, answers included.",
-    "bytes_received": "Bytes read from WebSockets.",
-    "bytes_sent": "Bytes that the kernel has taken for WebSockets.",
-    "publishes": "Publishes that were answered with OK.",
-    "errors": "Commands that were answered with an error.",
-    "deliveries": "Messages of channels written to subscribers.",
-    "drops": "Messages of channels that a subscriber could not take.",
-    "slow_consumers": "Connections closed because they read too slowly.",
-    "callback_errors": "Errors of the relay itself; the log has them.",
-    "backplane_connects": "Connections made to the backplane.",
-    "backplane_lost": "Messages trimmed from the backplane before this process read them.",
-}
-GAUGES = {
-    "connections": "Connections open now.",
-    "channels": "Channels with a subscriber in this process.",
-    "subscriptions": "Subscriptions of all clients.",
-    "queued_events": "Events that wait for the loop.",
-    "outbox_bytes": "Bytes that wait for clients to read.",
-    "backplane_up": "1 if the backplane can be reached, 0 if not.",
-    "backplane_pending": "Publishes and subscriptions that wait for the backplane.",
-}
+
+class Refusal(NamedTuple):
+    """Why a command was not carried out."""
+
+    reason: str
+    """One word, by which they are counted."""
+    text: str
+    certain: bool = True
 
 
 @dataclass
 class Counters:
-    """What a node counts itself; the rest is in `gowsev.Stats`."""
+    """What a node counts itself."""
 
     publishes: int = 0
-    errors: int = 0
     deliveries: int = 0
     drops: int = 0
-    slow_consumers: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    """By reason."""
 
-    def drop(self, error: Exception) -> None:
-        """Count a message that `Write` refused."""
-        self.drops += 1
-        # The first refusal closes the connection; later ones are for its closing.
-        self.slow_consumers += isinstance(error, gowsev.OutboxFull)
-
-
-@dataclass
-class LoopDelay:
-    """How late the loop calls what it was asked to call at a certain time: a histogram."""
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
-    total: float = 0.0
-
-    def note(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.total += seconds
+    def refuse(self, reason: str) -> None:
+        """Count a command, or a connection, that was refused."""
+        self.refusals[reason] += 1
 
 
-class Metrics:
-    """The counters of one process, and those that its siblings have left.
+def health(node: Node, context: gowsev.Context, worker: int, started: float) -> dict[str, Any]:
+    """What the health page says: that the process is alive, and whether it is ready for new clients.
 
-    Args:
-        node: whose.
-        worker: its number among those that share a port.
-        folder: where they leave their snapshots; `None` if there is only one.
+    States and counts only: anyone may read it. Why the backplane is away, and where it is, is in the log.
     """
-
-    def __init__(self, node: Node, worker: int = 1, folder: Path | None = None) -> None:
-        self._node = node
-        self._worker = worker
-        self._folder = folder
-        self._delay = LoopDelay()
-        self._started = time.time()
-
-    def start(self, context: gowsev.Context) -> None:
-        """Look at the loop every second from now on."""
-        self._context = context
-        self._tick(context, None)
-
-    def _tick(self, context: gowsev.Context, due: float | None) -> None:
-        now = time.monotonic()
-        if due is not None:
-            self._delay.note(max(0.0, now - due))
-        if self._folder is not None:
-            leave(self._folder, self._worker, self.snapshot())
-        context.AfterFunc(INTERVAL, self._tick, time.monotonic() + INTERVAL)
-
-    def snapshot(self) -> dict[str, Any]:
-        """All counters of this process, as plain data."""
-        node, stats, backplane = self._node, self._context.Stats(), self._node.backplane
-        values = {
-            "connections": stats.connections,
-            "connections_accepted": stats.accepted,
-            "connections_closed": stats.closed,
-            "connections_rejected": stats.rejected,
-            "messages_received": stats.messages_received,
-            "messages_sent": stats.messages_sent,
-            "bytes_received": stats.bytes_received,
-            "bytes_sent": stats.bytes_sent,
-            "callback_errors": stats.callback_errors,
-            "queued_events": stats.queued_events,
-            "outbox_bytes": stats.outbox_bytes,
-            "channels": len(node.ids_of),
-            "subscriptions": sum(map(len, node.channels_of.values())),
-            **vars(node.counters),
-            "loop_delay": vars(self._delay),
-        }
-        if backplane is not None:
-            values["backplane_up"] = 0 if backplane.away else 1
-            values["backplane_pending"] = backplane.pending
-            values["backplane_connects"] = backplane.connects
-            values["backplane_lost"] = backplane.lost
-        return values
-
-    def health(self) -> dict[str, Any]:
-        """What the health page says; `status` is "ok" or "degraded".
-
-        States and counts only: anyone may read it. Why the backplane is away, and where it is, is in the log.
-        """
-        backplane = self._node.backplane
-        state = "none" if backplane is None else "away" if backplane.away else "up"
-        return {
-            "status": "degraded" if state == "away" else "ok",
-            "backplane": state,
-            "connections": self._context.Stats().connections,
-            "worker": self._worker,
-            "uptime_seconds": round(time.time() - self._started, 1),
-        }
-
-    def render(self) -> bytes:
-        """The counters of all workers in Prometheus's text format.
-
-        Raises:
-            ImportError: the package `prometheus-client` is not installed.
-        """
-        snapshots = {self._worker: self.snapshot()}
-        if self._folder is not None:
-            snapshots = left(self._folder) | snapshots
-        return render(snapshots)
+    status = node.channels.Status()
+    away = node.joined and not status.up
+    ready = not away and not node.stopping and status.lag < MOST_LAG
+    return {
+        "status": "ok" if ready else "degraded",
+        "alive": True,
+        "ready": ready,
+        "stopping": node.stopping,
+        "backplane": "none" if not node.joined else "away" if away else "up",
+        "connections": context.Stats().connections,
+        "refused": node.counters.refusals.total(),
+        "lag": status.lag,
+        "gaps": status.gaps,
+        "worker": worker,
+        "version": gowsev.__version__,
+        "uptime_seconds": round(time.time() - started, 1),
+    }
 
 
-def leave(folder: Path, worker: int, snapshot: dict[str, Any]) -> None:
-    """Write a worker's snapshot, whole or not at all."""
-    path = folder / f"{worker}.json"
-    new = path.with_suffix(".new")
+def metrics_of(node: Node, context: gowsev.Context, worker: int, folder: Path | None) -> Metrics | None:
+    """The page for Prometheus; `None` without the package that it needs."""
     try:
-        new.write_text(json.dumps(snapshot))
-        os.replace(new, path)
-    except OSError as error:  # the disk is full, or somebody has cleared /tmp: the relay itself goes on
-        logger.warning("Cannot leave the counters in %s: %s", path, error)
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+        from gowsev.prometheus import Metrics
+    except ImportError:
+        return None
 
-def left(folder: Path) -> dict[int, dict[str, Any]]:
-    """The snapshots that the workers have left."""
-    snapshots = {}
-    for path in folder.glob("*.json"):
-        try:
-            snapshots[int(path.stem)] = json.loads(path.read_text())
-        except FileNotFoundError:  # its worker has just died
-            continue
-    return snapshots
+    class Own:
+        """What prometheus_client asks for the relay's own values."""
 
+        def collect(self) -> Iterable[Any]:
+            counters = node.counters
+            for name, text in (
+                ("publishes", "Publishes that were answered as stored."),
+                ("deliveries", "Messages of channels written to subscribers."),
+                ("drops", "Messages of channels that a subscriber could not take."),
+            ):
+                yield CounterMetricFamily(f"relay_{name}", text, value=getattr(counters, name))
+            refusals = CounterMetricFamily("relay_refusals", "Commands and connections refused.", labels=["reason"])
+            for reason, number in sorted(counters.refusals.items()):
+                refusals.add_metric([reason], number)
+            yield refusals
+            waiting = GaugeMetricFamily("relay_waiting", "What waits for clients' turns.", labels=["kind"])
+            for kind, number in node.waiting().items():
+                waiting.add_metric([kind], number)
+            yield waiting
+            subscriptions = sum(map(len, node.channels_of.values()))
+            yield GaugeMetricFamily("relay_subscriptions", "Subscriptions of all clients.", value=subscriptions)
 
-def render(snapshots: dict[int, dict[str, Any]]) -> bytes:
-    """Snapshots, by worker, in Prometheus's text format."""
-    from prometheus_client import CollectorRegistry, generate_latest
-
-    registry = CollectorRegistry()
-    registry.register(_Collector(snapshots))
-    return generate_latest(registry)
-
-
-class _Collector:
-    """What `prometheus_client` asks for the values."""
-
-    def __init__(self, snapshots: dict[int, dict[str, Any]]) -> None:
-        self._snapshots = sorted(snapshots.items())
-
-    def collect(self) -> Iterable[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-        for kind, described in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
-            for name, text in described.items():
-                family = kind(f"relay_{name}", text, labels=["worker"])
-                for worker, snapshot in self._snapshots:
-                    if name in snapshot:
-                        family.add_metric([str(worker)], snapshot[name])
-                if family.samples:
-                    yield family
-        delays = HistogramMetricFamily(
-            "relay_loop_delay_seconds", "How late the loop does what it was asked to do at a time.", labels=["worker"]
-        )
-        for worker, snapshot in self._snapshots:
-            delay, so_far, buckets = snapshot["loop_delay"], 0, []
-            for bound, count in zip([*BOUNDS, "+Inf"], delay["counts"], strict=True):
-                so_far += count
-                buckets.append((str(bound), so_far))
-            delays.add_metric([str(worker)], buckets, delay["total"])
-        yield delays
+    metrics = Metrics(context, node.channels, folder=folder, worker=str(worker))
+    metrics.registry.register(Own())
+    return metrics

@@ -1,254 +1,340 @@
 """The relay's handler in service: one process, which may be one of many.
 
-To the relay of relay.py it adds who may connect, limits, counters, and a backplane. With a backplane, a publish and the
-first subscription to a channel are answered only when Redis has answered. Everything that a client is sent still comes
-in the order of its commands: a connection with a command under way has a queue of *turns*, and its later answers, and
-what is published to it meanwhile, wait behind.
+To the relay of relay.py it adds who may connect, limits, counters, and channels (`gowsev.channels`), which keep a
+history and join processes. Publishes and subscriptions are answered when channels have answered; turns.py keeps the
+order of a client's answers all the same.
 
 Where a command is valid but is not carried out, the answer begins with `Error: `. Nothing else changes by it.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import logging
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from backplane import UNKNOWN, Backplane
-from metrics import Counters
+from access import GONE, Access
+from allowance import Allowances, Rates
+from metrics import Counters, Refusal
+from proxies import Proxies
 from relay import Service, parse
+from turns import Turn, Turns
+from v2 import SUBPROTOCOL, V2, frame_of
 
 import gowsev
+from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, TooManyChannels, TooMuchInFlight
 
 if TYPE_CHECKING:
-    from backplane import Position
-    from websockets.datastructures import Headers
+    from tokens import Token
+
+    from gowsev.channels import Subscription
 
 logger = logging.getLogger("relay")
 
-#: A browser can't send a header of its own with a WebSocket. So the page offers two subprotocols: this one, and the
-#: token behind `TOKEN_PREFIX` in base64url without padding. The server answers with the first.
-SUBPROTOCOL = "relay"
-TOKEN_PREFIX = "token."  # noqa: S105
+#: The other is what the four commands are called.
+SUBPROTOCOLS = SUBPROTOCOL, "relay"
 
-#: Answers and messages that may wait for one connection's turn; beyond, it is closed with 1013.
+#: Commands and messages that may wait for one connection's turn; beyond, it is closed with 1013.
 MAX_TURNS, MAX_TURN_BYTES = 20_000, 4 << 20
 #: The close code for whose token is gone (RFC 6455 section 7.4.1: a message, or here a peer, violates a policy).
 NOT_ALLOWED = 1008
+#: The close code for whose channel has lost messages (a code of our own, of those from 4000 on), and its reason.
+GAP = 4001, "messages were lost: subscribe again"
 #: Seconds for which commands under way may still be answered when the relay stops.
 LAST_ANSWERS = 2.0
+#: Where a relay publishes when it starts, to see whether it can. No command subscribes to a name with a blank.
+PROBE = "relay probe"
 
-STOPPING = "the relay is stopping"
-DONE = {"subscribe": "subscribed", "publish": "published"}
+DONE = {"subscribe": "subscribed", "unsubscribe": "unsubscribed", "publish": "published"}
+AWAY = "the backplane is away"
+UNKNOWN = "the backplane went away"
+REFUSED = "the backplane refused it"
+TOO_MUCH = "too many commands wait for the backplane"
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What one client may ask for."""
-
-    channels: int = 1000
-    channel_bytes: int = 1000
+#: What one client may ask for, and what a channel keeps. Names are as long as ever.
+LIMITS = Limits(name_bytes=1000, total_in_flight=1_000_000, total_in_flight_bytes=256 << 20)
+NO_RATES = Rates()
+NO_PROXIES = Proxies()
 
 
 class Node(Service):
-    """The handler of one process.
+    """The handler of one process; `open` must be called before connections come.
 
     Args:
-        limits: for each client.
+        limits: of channels, and for each client.
         tokens: those that let a client in; empty for anyone.
+        rates: for each client.
+        proxies: those that are trusted to say who the client is.
     """
 
-    def __init__(self, limits: Limits = Limits(), tokens: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self,
+        limits: Limits = LIMITS,
+        tokens: tuple[Token, ...] = (),
+        rates: Rates = NO_RATES,
+        proxies: Proxies = NO_PROXIES,
+    ) -> None:
         super().__init__()
         self.limits = limits
-        self.tokens = tokens
-        self.backplane: Backplane | None = None
+        self.access = Access(tokens)
+        self._allowances = Allowances(rates)
+        self._proxies = proxies
+        self.channels: Channels
+        self.joined = False
+        """Whether other processes may be part of the relay."""
         self.counters = Counters()
+        self.v2 = V2(self)
         self.stopping = False
         self._shut = False
-        self._token_of: dict[int, bytes] = {}
-        """By connection: the token with which it was let in."""
+        self._since: dict[int, float] = {}
         self._turns: dict[int, Turns] = {}
+        self._holding: dict[str, set[int]] = {}
+        """By channel: connections for which messages are held."""
 
-    # -- the callbacks -------------------------------------------------------------------------------------------
+    def open(self, context: gowsev.Context, url: str | None = None, prefix: str = "relay") -> None:
+        """Begin to relay: in this process alone, or with all that name the same Redis and prefix."""
+        self.channels = Channels(context, url, prefix=prefix, deliver=self._deliver, limits=self.limits)
+        self.joined = url is not None
+        if self.joined:
+            self.channels.Publish(PROBE, b"", self._probed)
+
+    def _probed(self, _context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
+        if error is None:  # else the channels have said it
+            logger.info("The backplane is there", extra={"backplane": "up"})
+
+    # -- who may connect -----------------------------------------------------------------------------------------
 
     def ConnRequested(self, context: gowsev.Context, request: gowsev.Request) -> gowsev.Reject | None:
-        if not self.tokens or self._knows(presented(request.headers)):
+        if self.access.lets_in(request.headers):
             return None
+        self.counters.refuse("connection")
         return gowsev.Reject(401, "This relay takes a token.\n", {"WWW-Authenticate": 'Bearer realm="relay"'})
 
-    def _knows(self, token: bytes) -> bool:
-        # Compared in constant time, with every token there is, so that time tells nothing of any.
-        return sum([hmac.compare_digest(token, known) for known in self.tokens]) > 0
-
-    def replace_tokens(self, context: gowsev.Context, tokens: tuple[bytes, ...]) -> None:
-        """Let in only who presents one of these from now on; whoever came in with one that is gone is closed with 1008.
-
-        A token is taken away because it must not be used any more, and a connection may last for weeks.
-        """
-        self.tokens = tokens
-        gone = [id for id, token in self._token_of.items() if token not in tokens]
-        for id in gone:
-            context.Close(id, NOT_ALLOWED, "the token is no longer valid")
-        if gone:
-            logger.info("Closing %d connections, whose token is gone", len(gone), extra={"connections": len(gone)})
+    def replace_tokens(self, context: gowsev.Context, tokens: tuple[Token, ...]) -> None:
+        """Let in only who presents one of these from now on; close whoever may no longer be there with 1008."""
+        closed = list(self.access.replace(tokens, self.channels_of))
+        for id, reason in closed:
+            context.Close(id, NOT_ALLOWED, reason)
+        if closed:
+            text = "Closing %d connections, whose token is gone, or allows less"
+            logger.info(text, len(closed), extra={"connections": len(closed)})
 
     def ConnAccepted(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
         assert conn is not None, "it has just been accepted"
-        peer = f"{conn.peer[0]}:{conn.peer[1]}"
-        logger.info("Connection accepted %d", id, extra={"connection": id, "peer": peer})
-        if self.tokens:
-            self._token_of[id] = presented(conn.headers)
-            if self._token_of[id] not in self.tokens:  # it was taken away after the request
-                context.Close(id, NOT_ALLOWED, "the token is no longer valid")
+        self._since[id] = time.monotonic()
+        about = {"connection": id, "peer": self._proxies.client(conn.peer, conn.headers)}
+        if conn.subprotocol == SUBPROTOCOL:
+            self.v2.began(id)
+        token = self.access.began(id, conn.headers)
+        if token is None:
+            context.Close(id, NOT_ALLOWED, GONE)
+        elif token:
+            about["token"] = token
+        logger.info("Connection accepted %d", id, extra=about)
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
-        code = conn.close_code if conn else None
-        logger.info("Connection closed %d", id, extra={"connection": id, "code": code})
-        self._turns.pop(id, None)
-        self._token_of.pop(id, None)
+        assert conn is not None, "it is forgotten behind this callback"
+        seconds = time.monotonic() - self._since.pop(id)
+        about = {"connection": id, "code": conn.close_code, "reason": conn.close_reason, "seconds": round(seconds, 3)}
+        about |= {"bytes_received": conn.bytes_received, "bytes_sent": conn.bytes_sent}
+        text = "Connection closed %d: code %s after %.1f s, %d bytes received, %d sent"
+        logger.info(text, id, conn.close_code, seconds, conn.bytes_received, conn.bytes_sent, extra=about)
+        self._forget_turns(id)
+        self.access.ended(id)
+        self._allowances.ended(id)
+        self.v2.ended(id)
         self.unsubscribe_all(id)
-        self._stop_if_quiet(context)
+        self.stop_if_quiet(context)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def handle_message(self, context: gowsev.Context, id: int, message: bytes) -> None:
-        command, channel, body = parse(message)
-        error = self._objection(id, command, channel)
-        if error is not None:
-            self._in_turn(context, id, partial(self._refuse, f"not {DONE[command]}: {error}"))
-        elif command == "subscribe":
-            self._subscribe(context, id, channel)
-        elif command == "publish" and self.backplane is not None:
-            self._publish(context, id, channel, body)
+    def TextReceived(self, context: gowsev.Context, id: int, text: str) -> None:
+        if id in self.v2.ids:
+            self.v2.received(context, id, text)
+            logger.debug("Connection %d sent message %r", id, text)
         else:
-            self._in_turn(context, id, partial(self._carry_out, command=command, channel=channel, body=body))
+            self.MessageReceived(context, id, text.encode())
 
-    def _objection(self, id: int, command: str, channel: bytes) -> str | None:
-        """Why a valid command is not carried out; `None` if it is."""
-        limits = self.limits
-        if command in ("subscribe", "publish") and len(channel) > limits.channel_bytes:
-            return f"a channel's name has at most {limits.channel_bytes} bytes"
-        if command == "subscribe":
-            channels = self.channels_of.get(id, ())
-            turns = self._turns.get(id)
-            if channel not in channels and len(channels) + (turns.subscribing if turns else 0) >= limits.channels:
-                return f"at most {limits.channels} channels for each client"
-        if command == "publish" and self.stopping:
-            return STOPPING
-        return None
-
-    def _carry_out(self, context: gowsev.Context, id: int, command: str, channel: bytes, body: bytes) -> None:
-        """Do what needs nobody else's answer, as relay.py does it."""
-        context.Write(id, b"OK" if command else b"Invalid message")
-        if command == "unsubscribe":
-            self.unsubscribe(id, channel)
-        elif command == "unsubscribe-all":
-            self.unsubscribe_all(id)
-        elif command == "publish":
-            self.counters.publishes += 1
-            self.publish(context, channel, body)
-
-    def _refuse(self, error: str, context: gowsev.Context, id: int) -> None:
-        self.counters.errors += 1
-        context.Write(id, f"Error: {error}".encode())
-
-    def _subscribe(self, context: gowsev.Context, id: int, channel: bytes) -> None:
-        backplane = self.backplane
-        if backplane is None or (backplane.follows(channel) and id not in self._turns):
-            self._subscribed(None, channel, context, id)
+    def handle_message(self, context: gowsev.Context, id: int, message: bytes) -> None:
+        if id in self.v2.ids:
+            self.v2.received(context, id, message)
             return
-        turn = self._begin_turn(context, id, Turn(subscribing=True))
-        error = backplane.locate(channel, partial(self._located, context, id, turn, channel))
-        if error is not None:
-            self._end_turn(context, id, turn, partial(self._refuse, f"not subscribed: {error}"))
+        command, channel, body = parse(message)
+        turns = self._turns.setdefault(id, Turns())
+        turns.add(Turn(command, channel, channel.decode("utf-8", "surrogateescape"), body))
+        self._go_on(context, id, turns)
+        self._close_if_too_much(context, id, turns)
 
-    def _located(
-        self, context: gowsev.Context, id: int, turn: Turn, channel: bytes, position: Position | None, error: str | None
+    def _go_on(self, context: gowsev.Context, id: int, turns: Turns) -> None:
+        """Begin what can be begun, and answer what can be answered."""
+        while True:
+            while (turn := turns.begin()) is not None:
+                self._begin(context, id, turns, turn)
+            if (turn := turns.take()) is None:
+                break
+            self._answer(context, id, turns, turn)
+        if not turns:
+            self._forget_turns(id)
+            self.stop_if_quiet(context)
+
+    def _begin(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
+        """Carry a command out, or ask channels for it; `turn.answer` is there when it is done."""
+        error = self.objection(id, turn.command, turn.name, turn.body)
+        if error:
+            self._refuse(turn, error)
+        elif turn.command == "subscribe":
+            self._hold(id, turns, turn)
+            self.channels.Subscribe(id, turn.name, done=partial(self._subscribed, id, turn))
+        elif turn.command == "publish" and turn.name:
+            if turn.channel in self.channels_of.get(id, ()):
+                self._hold(id, turns, turn)
+            done = partial(self._published, id, turn)
+            refused = self.channels.Publish(turn.name, turn.body, done, id=id)
+            if refused is not None:
+                self._refuse(turn, refused)
+        else:
+            self._carry_out(id, turn)
+
+    def objection(self, id: int, command: str, name: str, body: str | bytes) -> Refusal | None:
+        """Why a valid command is not asked for; `None` if it is."""
+        limit = self.limits.name_bytes
+        if command in ("subscribe", "publish") and len(name.encode("utf-8", "surrogateescape")) > limit:
+            return Refusal("name", f"a channel's name has at most {limit} bytes")
+        if text := self.access.objection(id, command, name):
+            return Refusal("token", text)
+        if command != "publish":
+            return None
+        if self.stopping:
+            return Refusal("stopping", "the relay is stopping")
+        text = self._allowances.objection(id, body, time.monotonic())
+        return Refusal("rate", text) if text else None
+
+    def _carry_out(self, id: int, turn: Turn) -> None:
+        """Do what needs nobody's answer, as relay.py does it."""
+        turn.answer = b"OK" if turn.command else b"Invalid message"
+        if turn.command == "unsubscribe":
+            self.unsubscribe(id, turn.channel)
+        elif turn.command == "unsubscribe-all":
+            self.unsubscribe_all(id)
+        elif turn.command == "publish":  # to the channel without a name, which nobody can have
+            self.counters.publishes += 1
+
+    def refused(self, command: str, error: Refusal | Exception) -> tuple[str, bool]:
+        """Count a command that was not carried out; return what the client is told, and whether it is certain."""
+        reason, text, certain = refusal_of(error) if isinstance(error, Exception) else error
+        self.counters.refuse(reason)
+        return f"{'' if certain else 'perhaps '}not {DONE[command]}: {text}", certain
+
+    def _refuse(self, turn: Turn, error: Refusal | Exception) -> None:
+        turn.answer = f"Error: {self.refused(turn.command, error)[0]}".encode()
+
+    def _subscribed(self, id: int, turn: Turn, context: gowsev.Context, subscription: Subscription) -> None:
+        if subscription.error is not None:
+            self._refuse(turn, subscription.error)
+        else:
+            turn.answer = b"OK"
+            self.subscribe(id, turn.channel)
+        if (turns := self._turns.get(id)) is not None:  # else the connection has ended
+            self._go_on(context, id, turns)
+
+    def _published(
+        self, id: int, turn: Turn, context: gowsev.Context, position: str | None, error: Exception | None
     ) -> None:
         if error is not None:
-            self._end_turn(context, id, turn, partial(self._refuse, f"not subscribed: {error}"))
+            self._refuse(turn, error)
         else:
-            self._end_turn(context, id, turn, partial(self._subscribed, position, channel))
+            turn.answer = b"OK"
+            turn.position = position
+            self.counters.publishes += 1
+        if (turns := self._turns.get(id)) is not None:  # else the connection has ended
+            self._go_on(context, id, turns)
 
-    def _subscribed(self, position: Position | None, channel: bytes, context: gowsev.Context, id: int) -> None:
-        context.Write(id, b"OK")
-        self.subscribe(id, channel)
-        if self.backplane is not None and position is not None:
-            self.backplane.follow(channel, position)
+    def _answer(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
+        """Send an answer, and what was held because it had not been sent."""
+        assert turn.answer is not None, "it is taken when it has one"
+        context.Write(id, turn.answer)
+        held = turns.held.get(turn.name)
+        if held is None:
+            return
+        for body in held.answered(turn.position):
+            turns.bytes -= len(body)
+            self._send(context, (id,), body)
+        if not held.turns:
+            del turns.held[turn.name]
+            self._release(id, turn.name)
 
     def unsubscribe(self, id: int, channel: bytes) -> None:
         super().unsubscribe(id, channel)
-        if self.backplane is not None and channel not in self.ids_of:
-            self.backplane.unfollow(channel)
+        self.channels.Unsubscribe(id, channel.decode("utf-8", "surrogateescape"))
 
-    def _publish(self, context: gowsev.Context, id: int, channel: bytes, body: bytes) -> None:
-        assert self.backplane is not None
-        turn = self._begin_turn(context, id, Turn())
-        error = self.backplane.publish(channel, body, partial(self._published, context, id, turn))
-        if error is not None:
-            self._published(context, id, turn, error)
+    # -- what is published ---------------------------------------------------------------------------------------
 
-    def _published(self, context: gowsev.Context, id: int, turn: Turn, error: str | None) -> None:
-        if error is not None:
-            certain = "perhaps not" if error == UNKNOWN else "not"
-            self._end_turn(context, id, turn, partial(self._refuse, f"{certain} published: {error}"))
-        else:
-            self.counters.publishes += 1
-            self._end_turn(context, id, turn, acknowledge)
+    def _deliver(self, context: gowsev.Context, ids: tuple[int, ...], publication: Publication | Gap) -> None:
+        """Send a message to the subscribers in this process."""
+        several = self.v2.ids & set(ids) if self.v2.ids else ()
+        if several:
+            self._send(context, tuple(id for id in ids if id in several), frame_of(publication))
+            ids = tuple(id for id in ids if id not in several)
+        if isinstance(publication, Gap):
+            for id in ids:
+                context.Close(id, *GAP)
+            return
+        if not ids:
+            return
+        message = publication.message
+        body = message.encode() if isinstance(message, str) else message
+        holding = self._holding.get(publication.channel)
+        if holding:
+            for id in holding.intersection(ids):
+                self._hold_back(context, id, publication, body)
+            ids = tuple(id for id in ids if id not in holding)
+        self._send(context, ids, body)
 
-    def publish(self, context: gowsev.Context, channel: bytes, body: bytes) -> None:
-        """Send a message to the subscribers in this process, as it came from a client or from the backplane."""
-        turns = self._turns
-        for id in self.ids_of.get(channel, ()):
-            if turns and id in turns:
-                self._in_turn(context, id, partial(self._deliver, body), len(body))
-            else:
-                self._deliver(body, context, id)
+    def _send(self, context: gowsev.Context, ids: tuple[int, ...], body: str | bytes) -> None:
+        refused = len(context.Broadcast(ids, body))
+        self.counters.drops += refused
+        self.counters.deliveries += len(ids) - refused
 
-    def _deliver(self, body: bytes, context: gowsev.Context, id: int) -> None:
-        error = context.Write(id, body)
-        if error is None:
-            self.counters.deliveries += 1
-        else:
-            self.counters.drop(error)
+    def _hold_back(self, context: gowsev.Context, id: int, publication: Publication, body: bytes) -> None:
+        turns = self._turns[id]
+        turns.bytes += len(body)
+        for ready in turns.held[publication.channel].arrived(publication.position, body):
+            turns.bytes -= len(ready)
+            self._send(context, (id,), ready)
+        self._close_if_too_much(context, id, turns)
+
+    def turns_of(self, id: int) -> Turns | None:
+        """What a client waits for; `None` if that is nothing."""
+        return self._turns.get(id)
+
+    def waiting(self) -> dict[str, int]:
+        """How much waits here, of each kind."""
+        turns = self._turns.values()
+        return {"commands": sum(map(len, turns)) + self.v2.waiting, "bytes": sum(one.bytes for one in turns)}
 
     # -- turns ---------------------------------------------------------------------------------------------------
 
-    def _begin_turn(self, context: gowsev.Context, id: int, turn: Turn) -> Turn:
-        """Add a turn to a connection's queue."""
-        turns = self._turns.setdefault(id, Turns())
-        turns.add(turn)
-        if len(turns) > MAX_TURNS or turns.bytes > MAX_TURN_BYTES:
+    def _hold(self, id: int, turns: Turns, turn: Turn) -> None:
+        turns.hold(turn.name)
+        self._holding.setdefault(turn.name, set()).add(id)
+
+    def _release(self, id: int, name: str) -> None:
+        holding = self._holding[name]
+        holding.remove(id)
+        if not holding:
+            del self._holding[name]
+
+    def _forget_turns(self, id: int) -> None:
+        turns = self._turns.pop(id, None)
+        for name in turns.held if turns else ():
+            self._release(id, name)
+
+    def _close_if_too_much(self, context: gowsev.Context, id: int, turns: Turns) -> None:
+        if turns.bytes > MAX_TURN_BYTES or len(turns) > MAX_TURNS:
             context.Close(id, 1013, "too many commands at once")
-        return turn
-
-    def _end_turn(self, context: gowsev.Context, id: int, turn: Turn, act: Act) -> None:
-        """Say what is to be done in a turn; do it, and whatever may follow, if it is the first."""
-        turn.act = act
-        turns = self._turns.get(id)
-        if turns is None:  # the connection has ended
-            return
-        while (first := turns.take()) is not None:
-            first(context, id)
-        if not turns:
-            del self._turns[id]
-            self._stop_if_quiet(context)
-
-    def _in_turn(self, context: gowsev.Context, id: int, act: Act, size: int = 0) -> None:
-        """Do something as soon as all earlier commands of a connection are answered."""
-        if id in self._turns:
-            self._begin_turn(context, id, Turn(act, size))
-        else:
-            act(context, id)
 
     # -- stopping ------------------------------------------------------------------------------------------------
 
@@ -258,10 +344,11 @@ class Node(Service):
             logger.info("Stopping")
             self.stopping = True
             context.AfterFunc(LAST_ANSWERS, self._shut_down)
-            self._stop_if_quiet(context)
+            self.stop_if_quiet(context)
 
-    def _stop_if_quiet(self, context: gowsev.Context) -> None:
-        if self.stopping and not self._turns:
+    def stop_if_quiet(self, context: gowsev.Context) -> None:
+        """Stop, if that was asked for and no command is under way."""
+        if self.stopping and not self._turns and not self.v2.waiting:
             self._shut_down(context)
 
     def _shut_down(self, context: gowsev.Context) -> None:
@@ -270,63 +357,12 @@ class Node(Service):
             context.Shutdown(5.0)
 
 
-Act = Callable[[gowsev.Context, int], object]
-
-
-class Turn:
-    """One thing to be sent or done for a connection, in its order; `act` is `None` until it is known."""
-
-    __slots__ = ("act", "size", "subscribing")
-
-    def __init__(self, act: Act | None = None, size: int = 0, subscribing: bool = False) -> None:
-        self.act = act
-        self.size = size
-        self.subscribing = subscribing
-
-
-class Turns:
-    """The queue of one connection; never empty for long."""
-
-    def __init__(self) -> None:
-        self._queue: deque[Turn] = deque()
-        self.bytes = 0
-        self.subscribing = 0
-        """Subscriptions that are under way."""
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def add(self, turn: Turn) -> None:
-        self._queue.append(turn)
-        self.bytes += turn.size
-        self.subscribing += turn.subscribing
-
-    def take(self) -> Act | None:
-        """Remove the first turn if it is known what to do in it; return that."""
-        if not self._queue or self._queue[0].act is None:
-            return None
-        turn = self._queue.popleft()
-        self.bytes -= turn.size
-        self.subscribing -= turn.subscribing
-        return turn.act
-
-
-def acknowledge(context: gowsev.Context, id: int) -> None:
-    context.Write(id, b"OK")
-
-
-def presented(headers: Headers) -> bytes:
-    """The token that a request's headers present; empty if there is none."""
-    for value in headers.get_all("Authorization"):
-        scheme, _, token = value.partition(" ")
-        if scheme.lower() == "bearer":
-            return token.strip().encode("utf-8", "surrogateescape")
-    offered = ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")
-    for name in map(str.strip, offered):
-        if name.startswith(TOKEN_PREFIX):
-            text = name.removeprefix(TOKEN_PREFIX)
-            try:
-                return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-            except (binascii.Error, ValueError):  # no base64: such a token is nobody's
-                return b""
-    return b""
+def refusal_of(error: Exception) -> Refusal:
+    """Return why a command was not carried out, as clients are told it; what Redis said is for the log."""
+    if isinstance(error, ChannelsAway):
+        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", UNKNOWN, certain=False)
+    if isinstance(error, TooManyChannels):
+        return Refusal("channels", f"at most {error.limit} channels for each client")
+    if isinstance(error, TooMuchInFlight):
+        return Refusal("in_flight", TOO_MUCH)
+    return Refusal("backplane", REFUSED, getattr(error, "certain", True))

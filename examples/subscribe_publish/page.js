@@ -1,11 +1,14 @@
 // The relay's page: publishes to channels, and shows what arrives on those it is subscribed to.
 //
-// What arrives on a connection is a bare body, which does not tell its channel. So each channel has a connection of its
-// own, and publishing has one: there, everything that arrives is the answer to a command, in order.
+// One WebSocket carries all of it, in the subprotocol relay.v2 (v2.py): a message is a line of JSON, and behind a line
+// feed the body. Each channel keeps the position up to which it has everything, and goes on from there when the
+// connection comes back.
 "use strict";
 
+const PROTOCOL = "relay.v2";
 const FIRST_DELAY = 500; // milliseconds
 const LAST_DELAY = 15000;
+const PAUSE = 30; // between two times at which what has arrived is shown, laid out once for all of it
 const MOST_MESSAGES = 500;
 const MOST_CHARACTERS = 2000; // of a message; a browser takes a minute to lay out a megabyte without blanks
 const MOST_BYTES = 64; // of a message that is no text
@@ -19,77 +22,95 @@ address.hash = address.search = "";
 
 let token = "";
 let wanted = false; // whether the user wants to be connected
+let everOpened = false;
+let last = 0; // number of the last command
 const channels = new Map(); // name -> Channel
+const unanswered = new Map(); // what was published and not answered yet: number -> {channel, body}
 
-// -- a connection that comes back ------------------------------------------------------------------------------------
+// -- the connection, which comes back --------------------------------------------------------------------------------
 
-class Link {
-  // states: "closed" (nobody wants it), "opening", "open", "waiting" (for the next attempt), "refused" (no token)
-  constructor({ opened, received, changed }) {
-    Object.assign(this, { opened, received, changed, state: "closed", attempt: 0, due: 0, note: "" });
+// states: "closed" (nobody wants it), "opening", "open", "waiting" (for the next attempt)
+const link = { state: "closed", attempt: 0, due: 0, socket: null, timer: 0 };
+
+function open() {
+  clearTimeout(link.timer);
+  const socket = new WebSocket(address, token ? [PROTOCOL, "token." + base64url(token)] : [PROTOCOL]);
+  socket.binaryType = "arraybuffer";
+  link.socket = socket;
+  become("opening");
+  socket.onopen = () => {
+    everOpened = true;
+    link.attempt = 0;
+    become("open");
+    for (const channel of channels.values()) channel.subscribe();
+  };
+  socket.onmessage = (event) => received(...taken(event.data));
+  socket.onclose = (event) => {
+    if (link.socket !== socket) return;
+    if (event.code === NOT_ALLOWED && token) refuse("The token is no longer valid");
+    else lost();
+  };
+}
+
+function lost() {
+  link.socket = null;
+  // A random delay, that doubles with each failure: not all pages come back at the same moment.
+  const delay = Math.min(FIRST_DELAY * 2 ** link.attempt, LAST_DELAY) * (0.5 + Math.random() / 2);
+  link.attempt += 1;
+  link.due = performance.now() + delay;
+  link.timer = setTimeout(open, delay);
+  become("waiting");
+  askWhy();
+}
+
+function close() {
+  clearTimeout(link.timer);
+  const socket = link.socket;
+  link.socket = null;
+  link.attempt = 0;
+  socket?.close(1000);
+  become("closed");
+}
+
+function become(state) {
+  link.state = state;
+  if (state !== "open") {
+    for (const channel of channels.values()) channel.subscribed = false;
+    if (unanswered.size) {
+      const { body } = [...unanswered.values()].at(-1);
+      unanswered.clear();
+      say("bad", "The connection was lost before the relay answered: perhaps not published.");
+      if (!$("body").value) $("body").value = body;
+    }
   }
+  showState();
+  for (const channel of channels.values()) channel.show();
+}
 
-  open() {
-    clearTimeout(this.timer);
-    const protocols = token ? ["relay", "token." + base64url(token)] : ["relay"];
-    const socket = new WebSocket(address, protocols);
-    socket.binaryType = "arraybuffer";
-    this.socket = socket;
-    this.become("opening");
-    socket.onopen = () => this.opened(this);
-    socket.onmessage = (event) => this.received(event.data, this);
-    socket.onclose = (event) => {
-      if (this.socket !== socket) return;
-      if (event.code === NOT_ALLOWED && token) refuse("The token is no longer valid");
-      else this.lost(event.reason);
-    };
-  }
+function send(command, body) {
+  last += 1;
+  const head = JSON.stringify({ ...command, id: last });
+  link.socket.send(body === undefined ? head : `${head}\n${body}`);
+  return last;
+}
 
-  // What it was opened for has been answered.
-  ready() {
-    this.attempt = 0;
-    this.note = "";
-    this.become("open");
+// The first line of a message, and its body: a string, or bytes.
+function taken(data) {
+  if (typeof data === "string") {
+    const end = data.indexOf("\n");
+    return end < 0 ? [JSON.parse(data)] : [JSON.parse(data.slice(0, end)), data.slice(end + 1)];
   }
+  const bytes = new Uint8Array(data);
+  const end = bytes.indexOf(10);
+  return [JSON.parse(decoder.decode(bytes.subarray(0, end))), bytes.subarray(end + 1)];
+}
 
-  lost(reason) {
-    this.socket = null;
-    if (this.state === "open") this.note = reason ? `Closed by the relay: ${reason}.` : "";
-    // A random delay, that doubles with each failure: not all pages come back at the same moment.
-    const most = Math.min(FIRST_DELAY * 2 ** this.attempt, LAST_DELAY);
-    const delay = most * (0.5 + Math.random() / 2);
-    this.attempt += 1;
-    this.due = performance.now() + delay;
-    this.timer = setTimeout(() => this.open(), delay);
-    this.become("waiting");
-  }
-
-  // Give up this attempt, and try again later.
-  fail(note) {
-    this.note = note;
-    const socket = this.socket;
-    this.lost("");
-    socket.close();
-  }
-
-  close() {
-    clearTimeout(this.timer);
-    const socket = this.socket;
-    this.socket = null;
-    this.attempt = 0;
-    this.note = "";
-    socket?.close(1000);
-    this.become("closed");
-  }
-
-  retryNow() {
-    if (this.state === "waiting") this.open();
-  }
-
-  become(state) {
-    this.state = state;
-    this.changed(this);
-  }
+function received(head, body) {
+  const channel = channels.get(head.channel);
+  if (head.do === "publish") published(head);
+  else if (head.do === "subscribe") channel?.answered(head);
+  else if (head.gap) channel?.gap(head.position);
+  else if (!("re" in head)) channel?.arrived(body, head.position);
 }
 
 function base64url(text) {
@@ -97,45 +118,14 @@ function base64url(text) {
   return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
-function asText(data) {
-  if (typeof data === "string") return data;
+function asText(body) {
+  if (typeof body === "string") return body;
   try {
-    return decoder.decode(data);
+    return decoder.decode(body);
   } catch {
     return null; // bytes that are no UTF-8
   }
 }
-
-// -- publishing ------------------------------------------------------------------------------------------------------
-
-const unanswered = []; // what was published and not answered yet: {channel, body}
-let everOpened = false;
-
-const publisher = new Link({
-  opened(link) {
-    everOpened = true;
-    link.ready();
-  },
-  received(data) {
-    const sent = unanswered.shift();
-    const answer = asText(data);
-    if (answer === "OK") say("good", `Published to ${sent.channel}.`);
-    else {
-      say("bad", answer);
-      if (!$("body").value) $("body").value = sent.body; // nothing typed is lost
-    }
-  },
-  changed(link) {
-    if (link.state !== "open" && unanswered.length) {
-      const { body } = unanswered.at(-1);
-      unanswered.length = 0;
-      say("bad", "The connection was lost before the relay answered: perhaps not published.");
-      if (!$("body").value) $("body").value = body;
-    }
-    if (link.state === "waiting") askWhy();
-    showState();
-  },
-});
 
 // A browser does not tell a page why a connection was refused. If the server answers otherwise, it was the token.
 async function askWhy() {
@@ -146,7 +136,7 @@ async function askWhy() {
   } catch {
     return; // it is away
   }
-  if (!wanted || publisher.state === "open" || everOpened) return;
+  if (!wanted || link.state === "open" || everOpened) return;
   refuse(token ? "Refused: is the token right?" : "A token is needed");
 }
 
@@ -159,22 +149,38 @@ function refuse(why) {
   $("token").focus();
 }
 
+// -- publishing ------------------------------------------------------------------------------------------------------
+
 function say(kind, text) {
   const answer = $("answer");
   answer.dataset.kind = kind;
+  answer.classList.remove("whole");
   answer.textContent = text;
 }
 
 function publish() {
   const channel = $("publish-channel");
   checkName(channel);
-  if (!$("publish").reportValidity() || publisher.state !== "open") return;
+  if (!$("publish").reportValidity() || link.state !== "open") return;
   const body = $("body").value;
-  unanswered.push({ channel: channel.value, body });
-  publisher.socket.send(new TextEncoder().encode(`publish:${channel.value}:${body}`));
+  unanswered.set(send({ do: "publish", channel: channel.value }, body), { channel: channel.value, body });
   say("", "Publishing…");
   $("body").value = "";
   $("body").focus();
+}
+
+function published({ re, error }) {
+  const sent = unanswered.get(re);
+  unanswered.delete(re);
+  if (error === undefined) say("good", `Published to ${sent.channel}.`);
+  else {
+    say("bad", sentence(error));
+    if (!$("body").value) $("body").value = sent.body; // nothing typed is lost
+  }
+}
+
+function sentence(text) {
+  return `${text[0].toUpperCase()}${text.slice(1)}.`;
 }
 
 // -- channels --------------------------------------------------------------------------------------------------------
@@ -182,56 +188,73 @@ function publish() {
 class Channel {
   constructor(name) {
     this.name = name;
-    this.hue = `hue${[...name].reduce((sum, letter) => sum + letter.codePointAt(0), 0) % 6}`;
+    // The golden angle: however many there are, no two have the same colour, and neighbours differ most.
+    const taken = new Set([...channels.values()].map((channel) => channel.number));
+    for (this.number = 0; taken.has(this.number); this.number += 1);
+    this.hue = String((244 + this.number * 137.508) % 360);
     this.received = 0;
+    this.position = null; // up to here it has everything
     this.subscribed = false;
+    this.note = "";
     this.item = this.makeItem();
-    this.link = new Link({
-      opened: (link) => {
-        this.subscribed = false;
-        link.socket.send(new TextEncoder().encode(`subscribe:${name}`));
-      },
-      received: (data, link) => {
-        if (this.subscribed) this.arrived(data);
-        else if (asText(data) === "OK") {
-          this.subscribed = true;
-          link.ready();
-        } else link.fail(`${asText(data)}.`);
-      },
-      changed: () => this.show(),
-    });
     this.show();
   }
 
   makeItem() {
-    const item = element("li", `channel ${this.hue}`);
+    const item = element("li", "channel");
+    item.style.setProperty("--h", this.hue);
     this.count = element("span", "count");
-    this.note = element("span", "note");
+    this.noteItem = element("span", "note");
     const remove = element("button", "quiet", "×");
     remove.type = "button";
     remove.setAttribute("aria-label", `Unsubscribe from ${this.name}`);
     remove.onclick = () => unsubscribe(this.name);
     const swatch = element("span", "swatch");
     swatch.setAttribute("aria-hidden", "true");
-    item.append(swatch, element("span", "name", this.name), this.count, remove, this.note);
+    item.append(swatch, element("span", "name", this.name), this.count, remove, this.noteItem);
     return item;
   }
 
-  arrived(data) {
-    this.received += 1;
+  subscribe() {
+    clearTimeout(this.timer);
+    if (link.state !== "open" || channels.get(this.name) !== this) return;
+    this.asked = send({ do: "subscribe", channel: this.name, after: this.position });
     this.show();
-    addMessage(this, data);
+  }
+
+  answered({ re, error, position, recovered }) {
+    if (re !== this.asked) return; // an answer to an earlier one
+    if (error !== undefined) {
+      this.note = sentence(error);
+      this.timer = setTimeout(() => this.subscribe(), LAST_DELAY * (0.5 + Math.random() / 2));
+    } else {
+      if (this.position !== null && !recovered) addGap(this);
+      this.note = "";
+      this.subscribed = true;
+      this.position = position;
+    }
+    this.show();
+  }
+
+  arrived(body, position) {
+    this.position = position;
+    this.received += 1;
+    addMessage(this, body);
+  }
+
+  gap(position) {
+    this.position = position;
+    addGap(this);
   }
 
   show() {
-    if (!this.link) return;
-    const { state, note, due } = this.link;
+    const state = link.state !== "open" ? link.state : this.subscribed ? "open" : this.note ? "waiting" : "opening";
     this.item.dataset.state = state;
     this.count.textContent = this.received;
     this.count.setAttribute("aria-label", `${this.received} messages`);
-    const what = { closed: "Not connected.", opening: note || "Subscribing…", open: "", waiting: note || "Not connected." };
-    const text = what[state] + (state === "waiting" ? ` Again in ${seconds(due)}.` : "");
-    if (this.note.textContent !== text) this.note.textContent = text;
+    const words = { closed: "Not connected.", opening: "Subscribing…", open: "", waiting: "Not connected." };
+    const text = (link.state === "open" && this.note) || words[state];
+    if (this.noteItem.textContent !== text) this.noteItem.textContent = text;
   }
 }
 
@@ -247,15 +270,15 @@ function subscribe(name) {
   const channel = new Channel(name);
   channels.set(name, channel);
   $("channels").append(channel.item);
-  if (wanted) channel.link.open();
+  channel.subscribe();
   showChannels();
 }
 
 function unsubscribe(name) {
-  const { link, item } = channels.get(name);
+  const { item } = channels.get(name);
   const next = item.nextElementSibling ?? item.previousElementSibling;
   channels.delete(name);
-  link.close();
+  if (link.state === "open") send({ do: "unsubscribe", channel: name });
   item.remove();
   showChannels();
   (next?.querySelector("button") ?? $("subscribe-channel")).focus();
@@ -277,11 +300,39 @@ function checkName(field) {
 
 // -- messages --------------------------------------------------------------------------------------------------------
 
-function addMessage(channel, data) {
+let arrived = [];
+let soon = 0;
+
+function addMessage(channel, body) {
+  add({ channel, body, time: new Date() });
+}
+
+function addGap(channel) {
+  add({ channel });
+}
+
+function add(arrival) {
+  arrived.push(arrival);
+  if (arrived.length > 2 * MOST_MESSAGES) arrived = arrived.slice(-MOST_MESSAGES); // a page that is not looked at
+  soon ||= setTimeout(showArrived, PAUSE);
+}
+
+function showArrived() {
+  soon = 0;
   const list = $("messages");
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  const item = element("li", `message ${channel.hue}`);
-  const now = new Date();
+  const shown = arrived.slice(-MOST_MESSAGES);
+  for (const { channel } of arrived) channel.show();
+  arrived = [];
+  list.append(...shown.map((arrival) => ("body" in arrival ? makeMessage(arrival) : makeGap(arrival))));
+  while (list.childElementCount > MOST_MESSAGES) list.firstElementChild.remove();
+  showMessages();
+  if (atEnd) list.scrollTop = list.scrollHeight; // unless the reader has scrolled up
+}
+
+function makeMessage({ channel, body: data, time: now }) {
+  const item = element("li", "message");
+  item.style.setProperty("--h", channel.hue);
   const time = element("time", "", now.toLocaleTimeString());
   time.dateTime = now.toISOString();
   const text = asText(data);
@@ -293,10 +344,11 @@ function addMessage(channel, data) {
     const note = `Cut: the first ${MOST_CHARACTERS} of ${text.length} characters are shown.`;
     item.append(element("p", "note", note));
   }
-  list.append(item);
-  while (list.childElementCount > MOST_MESSAGES) list.firstElementChild.remove();
-  showMessages();
-  if (atEnd) list.scrollTop = list.scrollHeight; // unless the reader has scrolled up
+  return item;
+}
+
+function makeGap({ channel }) {
+  return element("li", "gap", `Messages of ${channel.name} may be missing here.`);
 }
 
 // As much of a text as is shown; no character is cut in two.
@@ -304,8 +356,7 @@ function beginning(text) {
   return text.slice(0, MOST_CHARACTERS).replace(/[\uD800-\uDBFF]$/, "");
 }
 
-function hex(data) {
-  const bytes = new Uint8Array(data);
+function hex(bytes) {
   const shown = [...bytes.subarray(0, MOST_BYTES)].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
   return `${bytes.length} bytes: ${shown}${bytes.length > MOST_BYTES ? " …" : ""}`;
 }
@@ -318,17 +369,14 @@ function showMessages() {
 
 // -- the connection as a whole ---------------------------------------------------------------------------------------
 
-function seconds(due) {
-  return `${Math.max(1, Math.ceil((due - performance.now()) / 1000))} s`;
-}
-
 function showState() {
-  const { state, due, attempt } = publisher;
+  const { state, due, attempt } = link;
+  const seconds = Math.max(1, Math.ceil((due - performance.now()) / 1000));
   const words = {
     closed: "Disconnected",
     opening: attempt ? "Connecting again…" : "Connecting…",
     open: "Connected",
-    waiting: `Not connected. Again in ${seconds(due)}`,
+    waiting: `Not connected. Again in ${seconds} s`,
   };
   document.body.dataset.state = state;
   if ($("state-text").textContent !== words[state]) $("state-text").textContent = words[state];
@@ -336,24 +384,20 @@ function showState() {
   $("send").disabled = state !== "open";
 }
 
-function links() {
-  return [publisher, ...[...channels.values()].map((channel) => channel.link)];
-}
-
 function connect() {
   wanted = true;
   $("token-form").hidden = true;
-  for (const link of links()) link.open();
+  open();
 }
 
 function disconnect() {
   wanted = false;
-  for (const link of links()) link.close();
+  close();
 }
 
 function pressConnect() {
   if (!wanted) connect();
-  else if (publisher.state === "waiting") for (const link of links()) link.retryNow();
+  else if (link.state === "waiting") open();
   else disconnect();
 }
 
@@ -389,11 +433,11 @@ $("token-form").onsubmit = (event) => {
   everOpened = false;
   connect();
 };
-addEventListener("online", () => links().forEach((link) => link.retryNow()));
-setInterval(() => {
-  if (publisher.state === "waiting") showState();
-  for (const channel of channels.values()) if (channel.link.state === "waiting") channel.show();
-}, 500);
+// What is cut off by an ellipsis is shown whole on a tap.
+$("messages").onclick = (event) => event.target.closest(".tag")?.classList.toggle("whole");
+$("answer").onclick = (event) => event.target.classList.toggle("whole");
+addEventListener("online", () => link.state === "waiting" && open());
+setInterval(() => link.state === "waiting" && showState(), 500);
 
 for (const name of location.hash.slice(1).split(",").filter(Boolean)) {
   try {

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from metrics import Metrics
-
 HERE = Path(__file__).resolve().parent
 
 #: (path, file, type)
@@ -43,12 +41,14 @@ class Page:
     """The application.
 
     Args:
-        metrics: what /healthz and /metrics tell of.
         token: whether clients need one; the page then asks for it.
     """
 
-    def __init__(self, metrics: Metrics, token: bool = False) -> None:
-        self._metrics = metrics
+    def __init__(self, token: bool = False) -> None:
+        self.health: Callable[[], dict[str, Any]]
+        """What /healthz says; to be set before requests come."""
+        self.metrics: Callable[..., Iterable[bytes]] | None = None
+        """What answers for /metrics."""
         self._files: dict[str, tuple[str, bytes, str]] = {}
         for path, name, type in FILES:
             content = (HERE / name).read_bytes()
@@ -70,6 +70,8 @@ class Page:
             if tag in environ.get("HTTP_IF_NONE_MATCH", ""):
                 start_response("304 Not Modified", headers)
                 return []
+        elif path == "/metrics" and self.metrics is not None:
+            return self.metrics(environ, start_response)
         else:
             headers.append(("Cache-Control", "no-store"))
             status, type, body = self._answer(path)
@@ -77,13 +79,11 @@ class Page:
         return [] if method == "HEAD" else [body]
 
     def _answer(self, path: str) -> Answer:
-        if path == "/healthz":
-            health = self._metrics.health()
-            status = "200 OK" if health["status"] == "ok" else "503 Service Unavailable"
+        if path in ("/healthz", "/healthz/alive"):
+            health = self.health()
+            good = health["ready"] or path == "/healthz/alive"
+            status = "200 OK" if good else "503 Service Unavailable"
             return status, "application/json", json.dumps(health).encode() + b"\n"
         if path == "/metrics":
-            try:
-                return "200 OK", "text/plain; version=0.0.4; charset=utf-8", self._metrics.render()
-            except ImportError:
-                return "501 Not Implemented", TEXT, b"Metrics need the Python package prometheus-client.\n"
+            return "501 Not Implemented", TEXT, b"Metrics need the Python package prometheus-client.\n"
         return "404 Not Found", TEXT, b"There is nothing here. The page is at /.\n"

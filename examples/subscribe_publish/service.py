@@ -8,6 +8,8 @@ What the relay does is in relay.py, what a process adds to that in service is in
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
 import logging
 import os
@@ -15,19 +17,24 @@ import resource
 import signal
 import sys
 import tempfile
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
 import gevent
 import gevent.socket
+from allowance import Rates
 from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
-from metrics import Metrics
-from node import SUBPROTOCOL, Limits, Node
+from metrics import health, metrics_of
+from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
+from proxies import Proxies
 from tokens import INTERVAL, TokenFile, read_tokens
 from workers import Workers, command, has_terminal, reserve
 
 import gowsev
+from gowsev.channels import Limits
 
 logger = logging.getLogger("relay")
 
@@ -81,11 +88,10 @@ def arguments() -> argparse.ArgumentParser:
         help="join all relays that name the same Redis (7.0 or newer), such as redis://localhost:6379/0",
     )
     scaling.add_argument(
-        "--backplane-length",
-        type=count,
-        default=10_000,
-        metavar="N",
-        help="messages of a channel that Redis keeps for a relay that has to catch up, about (default: %(default)s)",
+        "--backplane-prefix",
+        default="relay",
+        metavar="WORD",
+        help="and the same prefix of its keys (default: %(default)s)",
     )
     scaling.add_argument(
         "--workers",
@@ -119,8 +125,21 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="let only clients in that present a token of this file, one a line; it is read again when it changes "
-        "(default: anyone)",
+        help="let only clients in that present a token of this file, one a line, and do what its line allows; it is "
+        "read again when it changes (default: anyone)",
+    )
+    group.add_argument(
+        "--trusted-proxy",
+        action="append",
+        metavar="ADDRESS",
+        help='believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose '
+        "connections they pass on; may be repeated",
+    )
+    group.add_argument(
+        "--proxy-header",
+        choices=("x-forwarded-for", "forwarded"),
+        default="x-forwarded-for",
+        help="in which header it says so (default: %(default)s)",
     )
     group.add_argument(
         "--max-connections", type=count, metavar="N", help="connections that each process takes (default: no limit)"
@@ -132,21 +151,24 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="the longest message (default: %(default)s)",
     )
-    limits = Limits()
-    group.add_argument(
-        "--max-channels",
-        type=count,
-        default=limits.channels,
-        metavar="N",
-        help="channels that a client may subscribe to (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-channel-bytes",
-        type=count,
-        default=limits.channel_bytes,
-        metavar="N",
-        help="the longest name of a channel (default: %(default)s)",
-    )
+    for option, text in (
+        ("--max-publishes", "publishes a second of each client"),
+        ("--max-publish-bytes", "bytes a second that these may have"),
+    ):
+        group.add_argument(option, type=count, metavar="N", help=f"{text} (default: no limit)")
+    for option, field, text in (
+        ("--max-in-flight", "in_flight", "publishes of a client that may wait for the backplane"),
+        ("--max-in-flight-bytes", "in_flight_bytes", "bytes that these may have together"),
+        ("--max-channels", "channels", "channels that a client may subscribe to"),
+        ("--max-channel-bytes", "name_bytes", "the longest name of a channel"),
+        ("--history-messages", "history_messages", "messages that a channel keeps for a process that comes back"),
+        ("--history-bytes", "history_bytes", "bytes that these may have together"),
+        ("--history-seconds", "history_seconds", "seconds after its last message at which a channel forgets them"),
+    ):
+        default = int(getattr(LIMITS, field))
+        group.add_argument(
+            option, dest=field, type=count, default=default, metavar="N", help=f"{text} (default: %(default)s)"
+        )
 
 
 def port(text: str) -> int:
@@ -190,6 +212,8 @@ def main() -> None:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
+        if args.backplane is not None:
+            check_backplane(args)
         if args.workers > 1 and not args.worker:
             code = run_workers(args)
         else:
@@ -203,19 +227,21 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
-    node = Node(Limits(args.max_channels, args.max_channel_bytes), tokens.tokens if tokens else ())
-    metrics = Metrics(node, args.worker or 1, args.worker_folder)
-    backplane = connect(args, node) if args.backplane else None
+    rates = Rates(args.max_publishes, args.max_publish_bytes)
+    node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies_of(args))
+    page = Page(token=tokens is not None)
     options = gowsev.Options(
         max_connections=args.max_connections,
         max_message_bytes=args.max_message_bytes,
         allowed_origins=args.allowed_origin,
-        subprotocols=(SUBPROTOCOL,),
-        http_app=Page(metrics, token=bool(node.tokens)),
+        subprotocols=SUBPROTOCOLS,
+        http_app=page,
         reuse_port=bool(args.worker),
     )
     context = gowsev.MakeContext(node, options)
-    metrics.start(context)
+    node.open(context, args.backplane, args.backplane_prefix)
+    page.health = functools.partial(health, node, context, args.worker or 1, time.time())
+    page.metrics = metrics_of(node, context, args.worker or 1, args.worker_folder)
     urls = listen(context, args)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, node.stop, context)
@@ -225,27 +251,38 @@ def run(args: argparse.Namespace) -> None:
         follow(context, node, tokens)
     if args.worker:
         gevent.spawn(stop_after_parent, node, context)
-    if backplane is not None:
-        backplane.start(context)
     for url in urls:
         logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
     context.EventLoop()
-    if backplane is not None:
-        backplane.close()
     logger.info("Stopped")
 
 
-def connect(args: argparse.Namespace, node: Node):  # its module may not be there
-    """Give a node its backplane."""
+def proxies_of(args: argparse.Namespace) -> Proxies:
+    """Those that are trusted."""
     try:
-        from redis_backplane import RedisBackplane
+        return Proxies(args.trusted_proxy or (), args.proxy_header)
+    except ValueError as error:
+        raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits that were asked for."""
+    names = {field.name for field in dataclasses.fields(Limits)}
+    return dataclasses.replace(LIMITS, **{name: value for name, value in vars(args).items() if name in names})
+
+
+def check_backplane(args: argparse.Namespace) -> None:
+    """Look for what is wrong with the address of the backplane, before anybody uses it."""
+    try:
+        from gowsev.channels import Remote
+
+        Remote(args.backplane, prefix=args.backplane_prefix)  # which has not connected yet
     except ImportError as error:
         raise ConfigurationError(f"--backplane takes the Python package redis: {error}") from error
-    try:
-        node.backplane = RedisBackplane(args.backplane, node.publish, args.backplane_length)
     except ValueError as error:
-        raise ConfigurationError(f"--backplane is like redis://host:6379/0: {error}") from error
-    return node.backplane
+        of_prefix = str(error).startswith("prefix")
+        option = "--backplane-prefix" if of_prefix else "--backplane is like redis://host:6379/0"
+        raise ConfigurationError(f"{option}: {error}") from error
 
 
 def follow(context: gowsev.Context, node: Node, tokens: TokenFile) -> None:
@@ -277,7 +314,6 @@ def run_workers(args: argparse.Namespace) -> int:
     # Nothing comes of these here: what is wrong with them is said once, before there are workers to say it.
     if args.token_file is not None:
         read_tokens(args.token_file)
-    connect(args, Node())
     with tempfile.TemporaryDirectory(prefix="relay-") as folder:
         holders = [reserve(args.host.strip("[]"), args.port)]
         more = ["--worker-folder", folder, "--port", str(holders[0].getsockname()[1])]
@@ -334,7 +370,7 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "time": datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -352,7 +388,7 @@ def configure_log(args: argparse.Namespace) -> None:
         handler.setFormatter(JSONFormatter(args.worker))
     else:
         worker = f"worker {args.worker}: " if args.worker else ""
-        handler.setFormatter(logging.Formatter(f"%(asctime)s {worker}%(message)s"))
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {worker}%(message)s", "%Y-%m-%d %H:%M:%S%z"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     if args.verbose:
         logger.setLevel(logging.DEBUG)

@@ -10,6 +10,7 @@ import codecs
 import logging
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger("relay")
@@ -20,26 +21,63 @@ INTERVAL = 1.0
 State = tuple[int, int, int] | None
 
 
-def parse_tokens(content: bytes) -> tuple[bytes, ...]:
+@dataclass(frozen=True)
+class Token:
+    """What lets a client in, and what it may do."""
+
+    secret: bytes
+    name: str
+    """For the log, which never has the secret."""
+    subscribe: tuple[str, ...] | None = None
+    """What the channels that it may subscribe to begin with; `None` for any."""
+    publish: tuple[str, ...] | None = None
+    """The same of those that it may publish to."""
+
+    def may(self, command: str, channel: str) -> bool:
+        """Tell whether it may "subscribe" or "publish"; other commands need no permission."""
+        beginnings = {"subscribe": self.subscribe, "publish": self.publish}.get(command)
+        return beginnings is None or channel.startswith(beginnings)
+
+
+def parse_tokens(content: bytes) -> tuple[Token, ...]:
     """Return the tokens in a file: its lines, but for empty ones and comments, which begin with `#`.
 
     Raises:
-        ValueError: there is none, or it is no text in UTF-8 (a byte order mark may stand before it).
+        ValueError: there is none, or it is no text in UTF-8 (a byte order mark may stand before it), or a line is not
+            understood; the text names its number, and nothing that may be a part of a token.
     """
-    if b"\0" in content:  # of UTF-16, most likely
-        raise ValueError("it is no text in UTF-8")
     try:
-        content.decode()
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError:
         raise ValueError("it is no text in UTF-8") from None  # whose text would repeat a part of a token
-    lines = (line.strip() for line in content.removeprefix(codecs.BOM_UTF8).splitlines())
-    tokens = tuple(line for line in lines if line and not line.startswith(b"#"))
+    if "\0" in text:  # of UTF-16, most likely
+        raise ValueError("it is no text in UTF-8")
+    tokens: dict[bytes, Token] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            token = _token(number, words)
+            if token.secret in tokens:
+                raise ValueError(f"line {number} repeats a token")
+            tokens[token.secret] = token
     if not tokens:
         raise ValueError("there is no token in it")
-    return tokens
+    return tuple(tokens.values())
 
 
-def read_tokens(path: Path) -> tuple[bytes, ...]:
+def _token(number: int, words: list[str]) -> Token:
+    rules = dict(word.partition("=")[::2] for word in words[1:])
+    if not rules.keys() <= {"name", "subscribe", "publish"} or len(rules) < len(words) - 1:
+        raise ValueError(f"line {number}: behind a token stand name=, subscribe= and publish=, each once at most")
+
+    def beginnings(what: str) -> tuple[str, ...] | None:
+        return tuple(filter(None, rules[what].split(","))) if what in rules else None
+
+    name = rules.get("name") or f"line {number}"
+    return Token(words[0].encode(), name, beginnings("subscribe"), beginnings("publish"))
+
+
+def read_tokens(path: Path) -> tuple[Token, ...]:
     """Return the tokens in a file.
 
     Raises:
@@ -94,7 +132,7 @@ class TokenFile:
                 self._said = str(error)
             return False
         self._read, self._said = state, ""
-        changed = set(tokens) != set(self.tokens)
+        changed = tokens != self.tokens
         self.tokens = tokens
         logger.info("Read the tokens in %r again: %d", str(self._path), len(tokens))
         return changed

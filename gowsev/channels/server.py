@@ -118,7 +118,11 @@ class Server:
         self._notifications = Notifications(find, health, where, self._cluster, self._probe, user)
 
     def why_away(self, key: bytes) -> str:  # noqa: ARG002 - there is one for all keys
-        return self._health.reason_of(self._pipeline.name) if self._health.is_away(self._pipeline.name) else ""
+        # The connection for commands, where it is idle, hears of its end only when something is sent over it.
+        for name in (self._pipeline.name, self._notifications.name):
+            if self._health.is_away(name):
+                return self._health.reason_of(name)
+        return ""
 
     def ask(self, command: Command) -> None:
         self._pipeline.ask(command)

@@ -122,7 +122,7 @@ def _parse_one(url: str) -> Address:
         options["db"] = int(options.get("db", 0))
     except ValueError as error:
         raise ValueError(f"url: what stands behind the ? is not understood: {error}") from None
-    return Address(
+    address = Address(
         host=options.pop("host", "localhost"),
         port=options.pop("port", 6379),
         path=options.pop("path", ""),
@@ -131,6 +131,11 @@ def _parse_one(url: str) -> Address:
         all=everything,
         shown=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
     )
+    try:
+        ordinary_connection(address)  # which does not connect yet
+    except redis.RedisError as error:
+        raise ValueError(f"url: what stands behind the ? is not understood: {error}") from None
+    return address
 
 
 def ordinary_connection(address: Address, timeout: float = 5.0) -> redis.Connection:

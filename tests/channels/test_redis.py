@@ -242,6 +242,15 @@ def test_while_redis_is_away(redis_nodes, redis_server, caplog):
     wait_until(lambda: node.messages(id)[-1:] == ["back"])
 
 
+def test_from_the_moment_at_which_redis_is_said_to_be_away_publishes_are_refused(redis_nodes, redis_server):
+    node = redis_nodes()
+    node.join()
+    node.publish("before")
+    redis_server.kill()
+    wait_until(lambda: "refused" in node.channels.Status().reason.lower())
+    assert isinstance(node.channels.Publish("news", "x"), ChannelsAway)
+
+
 def test_a_key_of_another_type_concerns_its_channel_only(redis_nodes, redis_server):
     node = redis_nodes()
     id = node.join()

@@ -96,6 +96,7 @@ def test_addresses_of_a_cluster():
         "redis://localhost?socket_timeout=",
         "redis://localhost?ssl_cert_reqs=none",
         "rediss://localhost?ssl_validate_ocsp=1",
+        "rediss://localhost?ssl_cert_reqs=perhaps",
         "redis://localhost\ud800",
         "unix://relative",
         "unix://",
