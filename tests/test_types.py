@@ -34,8 +34,8 @@ def public_places():
         for node in ast.parse("\n".join(lines)).body:
             if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name not in names:
                 continue
-            value = getattr(testing if module == "testing" else gowsev, node.name)
-            if value.__module__ != f"gowsev.{module}":
+            value = getattr(testing if module == "testing" else gowsev, node.name, None)
+            if getattr(value, "__module__", None) != f"gowsev.{module}":
                 continue
             for member in node.body if isinstance(node, ast.ClassDef) else [node]:
                 yield from annotated(f"{module}.{node.name}", member, lines)
