@@ -7,8 +7,8 @@ Whether they are compiled is decided when a wheel or an editable install is buil
     unset, in a checkout     as `pure`: a clone is set up in seconds
     unset, elsewhere         they are where Python's headers and a C compiler are, and nothing fails for their sake
 
-Elsewhere is a source distribution, which an installer builds where no wheel fits. Only a build that compiles needs mypy,
-so only that one asks for it.
+Elsewhere is a source distribution, which an installer builds where no wheel fits. Only a build that compiles needs
+mypy, so only that one asks for it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def built(hook, *arguments):
     return hook(*arguments)
 
 
-# -- hooks (PEP 517 and 660) ---------------------------------------------------------------------------------------------
+# -- hooks (PEP 517 and 660) -------------------------------------------------------------------------------------
 
 
 def get_requires_for_build_wheel(config_settings=None):
