@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import gevent
-import gevent.os
 
 from gowsev.context import Context, MakeContext
 from gowsev.handler import Handler
@@ -27,7 +26,7 @@ from gowsev.wire.frames import BINARY, FIN, TEXT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["measure", "serve"]
+__all__ = ["Scenario", "measure", "run", "serve"]
 
 #: Seconds after which a server that does not answer is given up.
 _PATIENCE = 20.0
@@ -37,6 +36,15 @@ _ROUNDS = 3
 _SIZE = 64
 _FRAME_SIZE = _SIZE + 2
 _TO_ALL = b"to all"
+
+
+#: The server's process ends when its standard input is closed, by the end of this one if not before.
+_SERVER = """
+import gevent.os
+from gowsev.bench import serve
+
+serve(lambda port: print(port, flush=True), lambda: gevent.os.tp_read(0, 1))
+"""
 
 
 class Scenario(NamedTuple):
@@ -83,7 +91,14 @@ class _Server(Handler):
 
 
 def serve(tell: Callable[[int], object], until: Callable[[], object]) -> None:
-    """Serve until `until` returns, which may block its greenlet; `tell` is given the port."""
+    """Serve on a port of the system's choice, until `until` returns.
+
+    Blocks the calling greenlet.
+
+    Args:
+        tell: is given the port.
+        until: may block its greenlet.
+    """
     context = MakeContext(_Server())
     tell(context.ListenAndServe("127.0.0.1:0")[1])
 
@@ -95,11 +110,6 @@ def serve(tell: Callable[[int], object], until: Callable[[], object]) -> None:
     context.EventLoop()
 
 
-def serve_process() -> None:
-    """Serve until the process that started this one closes our standard input, by its end if not before."""
-    serve(lambda port: print(port, flush=True), lambda: gevent.os.tp_read(0, 1))
-
-
 # -- the clients -------------------------------------------------------------------------------------------------
 
 
@@ -107,8 +117,8 @@ def _frame(opcode: int, payload: bytes) -> bytes:
     return frames.encode_frame(FIN | opcode, payload, masked=True)
 
 
-def _connect(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE)
+def _connect(port: int, patience: float) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=patience)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(
         b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -137,11 +147,27 @@ def _processor_time(control: socket.socket) -> float:
     return float(text)
 
 
-def _run(scenario: Scenario, port: int, control: socket.socket, seconds: float) -> tuple[float, float]:
-    """Keep messages in flight for some seconds; return the server's microseconds for one, and how many a second."""
+def run(scenario: Scenario, port: int, seconds: float, patience: float = _PATIENCE) -> tuple[float, float]:
+    """Keep messages in flight to a server that `serve` runs.
+
+    Blocks the calling thread.
+
+    Args:
+        scenario: how many there are, and where they go.
+        port: the server's, on loopback.
+        seconds: for how long.
+        patience: seconds without any message after which it is given up.
+
+    Returns:
+        The microseconds of the server's processor time for one message, and the messages a second.
+
+    Raises:
+        OSError: the server does not answer, or breaks off; `TimeoutError` after `patience`.
+    """
     message = _frame(BINARY, (_TO_ALL if scenario.to_all else b"").ljust(_SIZE, b"."))
     with ExitStack() as stack:
-        clients = [stack.enter_context(_connect(port)) for _ in range(scenario.connections)]
+        control = stack.enter_context(_connect(port, patience))
+        clients = [stack.enter_context(_connect(port, patience)) for _ in range(scenario.connections)]
         selector = stack.enter_context(selectors.DefaultSelector())
         for client in clients:
             selector.register(client, selectors.EVENT_READ)
@@ -149,15 +175,16 @@ def _run(scenario: Scenario, port: int, control: socket.socket, seconds: float) 
         fan = len(clients) if scenario.to_all else 1
         in_flight = len(senders) * scenario.in_flight * fan
         came = dict.fromkeys(clients, 0)  # the bytes behind the last whole frame
+        _processor_time(control)  # whose answer says that it is no client
         count = 0
         before, began = _processor_time(control), time.monotonic()
         end = began + seconds
         for sender in senders:
             sender.sendall(message * scenario.in_flight)
         while in_flight:
-            ready = selector.select(_PATIENCE)
+            ready = selector.select(patience)
             if not ready:
-                raise TimeoutError(f"no message for {_PATIENCE} s")
+                raise TimeoutError(f"no message for {patience} s")
             for key, _ in ready:
                 client = cast("socket.socket", key.fileobj)
                 whole, came[client] = divmod(came[client] + len(_received(client, 1 << 16)), _FRAME_SIZE)
@@ -179,17 +206,17 @@ def measure(seconds: float, scenarios: Sequence[Scenario] = _SCENARIOS) -> Itera
     Raises:
         OSError: the server does not start, does not answer, or breaks off.
     """
-    command = [sys.executable, "-c", "from gowsev import bench; bench.serve_process()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         try:
             line = server.stdout.readline()
             if not line:
                 raise ConnectionError("the server has not started")
-            with _connect(int(line)) as control:
-                each = seconds / _ROUNDS / len(scenarios)
-                rounds = [[_run(scenario, int(line), control, each) for scenario in scenarios] for _ in range(_ROUNDS)]
+            each = seconds / _ROUNDS / len(scenarios)
+            rounds = [[run(scenario, int(line), each) for scenario in scenarios] for _ in range(_ROUNDS)]
         finally:
             server.stdin.close()
     for i, scenario in enumerate(scenarios):

@@ -6,6 +6,8 @@
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 
+__all__ = ["COMPILED", "__version__", "build", "is_compiled"]
+
 __version__ = "0.1.0"
 
 #: The modules on the way of a message: those that a build compiles where it can, from the same source.

@@ -63,7 +63,7 @@ ROOMS = {
         "loop.shutdown",
         "loop.signals",
     },
-    "top": {"__init__", "context", "gunicorn", "handler", "pytest_plugin", "testing"},
+    "top": {"__init__", "__main__", "bench", "context", "gunicorn", "handler", "pytest_plugin", "testing"},
     "channels": {
         "channels",
         "channels.__main__",
