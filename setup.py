@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the description that a package index shows, which is the README.
+"""What setup.cfg cannot say: the description that a package index shows, which is the README, and what is compiled.
 
 An index shows the text alone. The README's links into the repository would lead nowhere there, nor would those to its
 own headings, so they become the name of the file, which the source distribution holds, or plain text. Pictures are left
@@ -6,6 +6,7 @@ out; what they show is in a table too.
 """
 
 import re
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -32,4 +33,8 @@ def description(readme: str) -> str:
     return "".join(part if number % 2 else _LINK.sub(_without_link, part) for number, part in enumerate(parts)) + _WHERE
 
 
-setup(long_description=description(Path("README.md").read_text("utf-8")))
+# The backend is there already where it runs this; not so for who runs setuptools by itself, which builds pure Python.
+sys.path.append(str(Path(__file__).resolve().parent / "building"))
+from gowsev_backend import extensions  # noqa: E402
+
+setup(long_description=description(Path("README.md").read_text("utf-8")), ext_modules=extensions())

@@ -3,8 +3,9 @@
     fresh_install.py lowest     with the lowest versions that setup.cfg allows
     fresh_install.py newest     with what there is today
 
-It takes the package `build`, and a network. With `--tests`, and arguments for pytest behind it, the tests follow, those
-of the source distribution against the installed wheel.
+It takes the package `build`, and a network. The wheel is pure, unless `GOWSEV_BUILD=compiled` says otherwise. With
+`--tests`, and arguments for pytest behind it, the tests follow, those of the source distribution against the installed
+wheel.
 """
 
 import argparse
@@ -101,6 +102,7 @@ def main():
             (folder / "constraints.txt").write_text("".join(lines), "utf-8")
             constraints = ["--constraint", folder / "constraints.txt"]
         os.environ.pop("PYTHONPATH", None)
+        os.environ.setdefault("GOWSEV_BUILD", "pure")
         try_it(folder, constraints, arguments.tests)
 
 

@@ -2,7 +2,7 @@
 
 It walks through the first program of the README, as the package's metadata bring it along, and talks to servers, plain
 and with TLS, through the client of the `websockets` package. With `--extras` everything that an extra brings must be
-there and be used.
+there and be used. With `--compiled` or `--pure` it must be that build.
 """
 
 import importlib
@@ -20,6 +20,7 @@ from pathlib import Path
 from websockets.sync.client import connect
 
 import gowsev
+from gowsev.version import build
 
 #: Seconds for each step that waits.
 PATIENCE = 30
@@ -88,7 +89,7 @@ def installed_as_a_user_has_it():
 
 
 def first_program_of_the_readme():
-    text = importlib.metadata.metadata("gowsev").get_payload()
+    text = importlib.metadata.metadata("gowsev")["Description"]
     for name in ("echo.py", "client.py"):
         (program,) = re.findall(rf"^```python\n(# {name}\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
         Path(name).write_text(program.replace('ListenAndServe("9000")', 'ListenAndServe("127.0.0.1:0")'), "utf-8")
@@ -134,6 +135,8 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         installed_as_a_user_has_it()
+        for expected in {"compiled", "pure"} & {word.removeprefix("--") for word in arguments}:
+            check(build() == expected, f"this build is {build()}, not {expected}")
         first_program_of_the_readme()
         echo_over_tls()
         if "--extras" in arguments:

@@ -65,7 +65,17 @@ ROOMS = {
         "loop.shutdown",
         "loop.signals",
     },
-    "top": {"__init__", "context", "gunicorn", "handler", "prometheus", "pytest_plugin", "testing"},
+    "top": {
+        "__init__",
+        "__main__",
+        "bench",
+        "context",
+        "gunicorn",
+        "handler",
+        "prometheus",
+        "pytest_plugin",
+        "testing",
+    },
     "channels": {
         "channels",
         "channels.__main__",

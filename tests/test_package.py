@@ -40,7 +40,8 @@ def is_ours(value):
 
 def made_by(kind):
     """What runs when an object of this class is made, if we wrote it."""
-    return vars(kind).get("__post_init__") or (None if is_dataclass(kind) else vars(kind).get("__init__"))
+    made = vars(kind).get("__post_init__") or (None if is_dataclass(kind) else vars(kind).get("__init__"))
+    return made if inspect.isfunction(made) else None  # what is compiled has no source to be read
 
 
 def documented():

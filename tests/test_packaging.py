@@ -2,6 +2,7 @@
 
 import configparser
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
@@ -42,7 +43,10 @@ def backend_is_new_enough():
 
 
 def run(*command, cwd):
-    result = subprocess.run(command, cwd=cwd, capture_output=True, check=False, text=True, timeout=TIMEOUT * 4)
+    environ = {**os.environ, "GOWSEV_BUILD": "pure"}
+    result = subprocess.run(
+        command, cwd=cwd, env=environ, capture_output=True, check=False, text=True, timeout=TIMEOUT * 4
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

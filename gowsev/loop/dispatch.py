@@ -56,11 +56,14 @@ class Dispatch(Generic[Context]):
         kind, subject, payload = event
         try:
             if kind <= BINARY:
-                subject.delivered(len(payload))
+                # With types, compiled code calls a connection without asking the interpreter.
+                receiver: Connection = subject
+                message: bytes = payload
+                receiver.delivered(len(message))
                 if kind == BINARY or self._text_received is None:
-                    self._handler.MessageReceived(self._context, subject.id, payload)
+                    self._handler.MessageReceived(self._context, receiver.id, message)
                 else:
-                    self._text_received(self._context, subject.id, payload.decode())
+                    self._text_received(self._context, receiver.id, message.decode())
             elif kind == ACCEPTED:
                 logger.debug("connection %d: %s asked for %r", subject.id, subject.request.peer, subject.request.path)
                 self._handler.ConnAccepted(self._context, subject.id)

@@ -47,6 +47,9 @@ _SMALL_PIECE = 4096
 _TURN_FRAMES = 256
 _TURN_BYTES = 1 << 20
 
+#: In up to this many bytes, short messages are taken one by one.
+_SHORT_INPUT = 1 << 13
+
 #: The mask and the payload behind the first two bytes of a message of up to 125, by its length.
 _MASKED_PAYLOADS = [struct.Struct(f"2x4s{size}s").unpack_from for size in range(126)]
 
@@ -181,17 +184,19 @@ class Protocol:
             self._rest = b""
         position = self._turn_bytes = 0
         longest = self._longest_short
+        # Bytes, of which compiled code takes a byte or a slice without asking the interpreter.
+        head = bytes(data[:end]) if end <= _SHORT_INPUT else b""
+        head_end = len(head)
         try:
             if self._frame_missing:
                 position = self._take_payload(data, 0, end, messages)
             for _ in range(_TURN_FRAMES):
                 start = position + 6
-                if start <= end and not self._message_opcode:
+                if start <= head_end and not self._message_opcode:
                     # The way of almost every frame: a whole, short, unfragmented message to a server.
-                    first, size = data[position], data[position + 1] - MASKED
-                    if (first == 0x82 or first == 0x81) and 0 <= size <= longest and start + size <= end:
-                        mask, masked = _MASKED_PAYLOADS[size](data, position)
-                        payload = apply_mask(masked, mask)
+                    first, size = head[position], head[position + 1] - MASKED
+                    if (first == 0x82 or first == 0x81) and 0 <= size <= longest and start + size <= head_end:
+                        payload: bytes = apply_mask(head[start : start + size], head[position + 2 : start])
                         position = start + size
                         if first == 0x81 and not payload.isascii():
                             _check_text(payload)
