@@ -316,6 +316,16 @@ def test_it_is_full_when_more_than_the_limit_waits_that_the_kernel_does_not_take
     rig.close()
 
 
+def test_a_message_is_taken_while_no_more_than_the_limit_waits(rig):
+    rig.congest()
+    full = Outbox(rig.ours, False, rig.batch, rig.errors.append, 1000)
+    full.append_long((bytes(1000),))
+    assert full.size == 1000
+    assert full.write(ENCODER, BINARY, b"one more")
+    assert not full.write(ENCODER, BINARY, b"too many")
+    full.close()
+
+
 def test_message_that_is_refused_leaves_the_encoder_as_it_was(rig):
     """One that compresses with its context would else refer to bytes that the peer never gets."""
     rig.congest()
