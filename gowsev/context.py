@@ -88,8 +88,6 @@ class Context:
             logger.warning("the loop never calls %s of handler %r: the callback's name is %s", name, handler, callback)
         warn_if_half_patched()
 
-    # -- listening and connections -------------------------------------------------------------------------------
-
     def ListenAndServe(self, port: str | int) -> tuple[str, int]:
         """Listen on a port, and serve connections from then on. May be called many times.
 
@@ -149,12 +147,10 @@ class Context:
     def ServeHTTP(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Upgrade a request that another server has read: the context as a WSGI application, after Go's `http.Handler`.
 
-        Mount it in a web app at the path of its WebSockets; a Flask view returns it: `return context.ServeHTTP`. It
-        works under gevent's `WSGIServer`, best with `handler_class=gowsev.WebSocketHandler`, under gevent-websocket's
-        `WebSocketHandler`, and under gunicorn with `-k gevent` or, best, `-k gowsev.gunicorn.Worker`. The handshake
-        follows the context's options and `ConnRequested`, as with `ListenAndServe`. Only under gevent-websocket's
-        handler, which shakes hands by itself, a refusal is a close frame, and neither subprotocol nor compression is
-        negotiated. A request that is no upgrade is answered with 426.
+        A Flask view returns it: `return context.ServeHTTP`. It works under gevent's `WSGIServer`, best with
+        `handler_class=gowsev.WebSocketHandler`, and under gunicorn with `-k gevent` or, best, with the worker
+        `gowsev.gunicorn.Worker`. Options and `ConnRequested` hold as with `ListenAndServe`. Under gevent-websocket's
+        handler a refusal is a close frame, and nothing is negotiated. What is no upgrade is answered with 426.
 
         May block the calling greenlet, for `ConnRequested`, for at most `Options.handshake_timeout`. When it returns,
         the connection belongs to the loop, and the server's greenlet is free.
@@ -162,9 +158,6 @@ class Context:
         Args:
             environ: the request, as PEP 3333 has it.
             start_response: begins the response, likewise.
-
-        Returns:
-            The response's body.
 
         Raises:
             RuntimeError: the server is none of these, or this is not the thread that made the context.
@@ -174,8 +167,7 @@ class Context:
     def Upgrade(self, accept: Accept) -> WSGIApplication:
         """Return a WSGI application that upgrades as `ServeHTTP` does, with what a view has found out about the client.
 
-        A Flask view that knows its user returns `context.Upgrade(gowsev.Accept(user))`, and one that refuses a response
-        of its own. `ConnRequested` is not asked.
+        A Flask view returns `context.Upgrade(gowsev.Accept(user))`. `ConnRequested` is not asked.
 
         Raises:
             TypeError: `accept` is no `Accept`.
@@ -208,8 +200,6 @@ class Context:
     def Stats(self) -> Stats:
         """Return a snapshot of the context's counters."""
         return self._connections.snapshot(len(self._loop.queue))
-
-    # -- writing -------------------------------------------------------------------------------------------------
 
     def Write(self, id: int, message: bytes | bytearray | memoryview) -> Exception | None:
         """Send a binary message.
@@ -286,8 +276,6 @@ class Context:
         if connection is not None:
             connection.close(code, reason)
 
-    # -- calls and timers ----------------------------------------------------------------------------------------
-
     def Post(self, callback: Callable[[Context, Unpack[Args]], object], *args: *Args) -> None:
         """Let the loop run `callback(context, *args)` as one of its events. Safe from any thread; never blocks.
 
@@ -320,8 +308,6 @@ class Context:
             raise TypeError("delay must be a number of seconds, not None")
         self._loop.check_thread()
         return Timer(seconds, lambda timer: self._loop.queue.put((CALL, timer.run, (callback, args))))
-
-    # -- the loop ------------------------------------------------------------------------------------------------
 
     def GetTimeout(self) -> float | None:
         """Return how many seconds without an event lead to `EventLoopTimeout`; `None` for never."""
@@ -409,8 +395,6 @@ class Context:
     def disown(self) -> None:
         """Leave to the parent what is its own; called in a forked child.
 
-        If the loop was driven in the parent, everything stays there; here it has ended, as after a `Shutdown`. If not,
-        the child may drive it, with its listeners, timers and posted calls, but without the clients that have come
-        already: they stay with the parent too.
+        A loop that was driven there has ended here. Another one may be driven here, without the clients that have come.
         """
         self._admission.disown(self._loop.disown())
