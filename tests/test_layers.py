@@ -91,6 +91,7 @@ ROOMS = {
         "channels.lasting",
         "channels.limits",
         "channels.line",
+        "channels.looks",
         "channels.memory",
         "channels.notifications",
         "channels.pipeline",

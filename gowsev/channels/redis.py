@@ -19,6 +19,7 @@ from gowsev.channels.cluster import Cluster
 from gowsev.channels.errors import ChannelsAway, Refused
 from gowsev.channels.followed import Followed
 from gowsev.channels.health import Health, describe
+from gowsev.channels.looks import Looks
 from gowsev.channels.pipeline import PATIENCE, Command
 from gowsev.channels.presence import Presence
 from gowsev.channels.publication import check_prefix, encoded
@@ -29,7 +30,7 @@ from gowsev.channels.url import parse
 from gowsev.channels.words import look_words, publish_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
     from gowsev.channels.backend import Joining, Publishing, Receiver
     from gowsev.channels.limits import Limits
@@ -70,6 +71,7 @@ class Redis:
         self._failed: set[str] = set()
         self._silent: set[str] = set()
         self._keeper: Any = None
+        self._looks = Looks(self._begin_look, self._receiver.has_room)
         if self._address.members:
             self.health = Health(self._address, ("cluster",))
             self._servers: Servers = Cluster(self._address, self.health, self._prefix, self)
@@ -113,9 +115,9 @@ class Redis:
     def _keys(self, channel: str) -> tuple[bytes, bytes, bytes]:
         return scripts.channel_keys(self._prefix, encoded(channel))
 
-    def _ask(self, words: tuple[Any, ...], answered: Callable[[Any], object]) -> None:
+    def _ask(self, words: tuple[Any, ...], answered: Callable[[Any], object], account: Hashable = "presence") -> None:
         """Ask for something that may be done twice."""
-        self._servers.ask(Command(words[1], words[3], lambda _number, _again: words, 0, answered))
+        self._servers.ask(Command(account, words[3], lambda _number, _again: words, 0, answered))
 
     # -- following -----------------------------------------------------------------------------------------------
 
@@ -129,10 +131,10 @@ class Redis:
             if self._keeper is None:
                 self._keeper = gevent.spawn(self._keep)
         followed.join(joining)
-        self._look(followed)
+        self._looks.want(followed)
 
     def leave(self, channel: str) -> None:
-        del self._followed[channel]
+        self._looks.leave(self._followed.pop(channel))
         self._failed.discard(channel)
         self._silent.discard(channel)
         name = self._keys(channel)[2]
@@ -146,21 +148,20 @@ class Redis:
             gevent.sleep(self._silence)
             for channel, followed in self._followed.items():
                 if seen.get(channel) == followed.position:
-                    self._ask(look_words(self._keys(channel), False, {}), lambda _answer: None)
+                    self._ask(look_words(self._keys(channel), False, {}), lambda _answer: None, "silent")
             seen = {channel: followed.position for channel, followed in self._followed.items()}
 
-    def _look(self, followed: Followed) -> None:
-        """Look a channel up, if that is wanted."""
-        if not followed.wants_look:
-            return
+    def _begin_look(self, followed: Followed, done: Callable[[], None]) -> None:
+        account = followed.joining[0].id if followed.joining else None
         resumes, lowest = followed.begin_look()
         number = followed.look_number
 
         def answered(answer: Any) -> None:
             if self._followed.get(followed.channel) is followed and followed.look_number == number:
                 self._looked(followed, answer)
+            done()
 
-        self._ask(look_words(self._keys(followed.channel), resumes, lowest), answered)
+        self._ask(look_words(self._keys(followed.channel), resumes, lowest), answered, ("look", account))
 
     def _looked(self, followed: Followed, answer: Any) -> None:
         try:
@@ -175,7 +176,7 @@ class Redis:
         else:
             self._failed.discard(followed.channel)
             followed.looked(timeline)
-            self._look(followed)
+            self._looks.want(followed)
 
     def _look_failed(self, followed: Followed, error: Exception) -> None:
         if followed.channel not in self._failed:  # it is said once
@@ -191,7 +192,7 @@ class Redis:
     def connected(self) -> None:
         self._presence.connected()
         for followed in self._followed.values():
-            self._look(followed)
+            self._looks.want(followed)
 
     def away(self, names: Iterable[bytes], reason: str) -> None:
         """Tell those who have waited to join for too long."""
@@ -208,7 +209,7 @@ class Redis:
     def confirmed(self, name: bytes) -> None:
         followed = self._by_name[name]
         followed.confirmed()
-        self._look(followed)
+        self._looks.want(followed)
 
     def notified(self, name: bytes, data: bytes) -> None:
         followed = self._by_name.get(name)
@@ -222,7 +223,7 @@ class Redis:
             followed.doubt()
         else:
             followed.notified(message)
-        self._look(followed)
+        self._looks.want(followed)
 
     def cut_off(self, names: Iterable[bytes]) -> None:
         for name in names:
@@ -251,6 +252,7 @@ class Redis:
 
     def go_on(self) -> None:
         self._servers.go_on()
+        self._looks.go_on()
 
     def close(self) -> None:
         self._end()

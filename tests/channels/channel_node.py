@@ -42,7 +42,8 @@ class Node(gowsev.Handler):
 
 def deliver(context, ids, publication):
     for id in ids:
-        context.WriteText(id, "gap" if isinstance(publication, Gap) else f"{publication.message}")
+        text = "gap" if isinstance(publication, Gap) else f"{publication.message}"
+        context.WriteText(id, text if len(text) < 10_000 else f"{len(text)} characters")
 
 
 context = gowsev.MakeContext(Node())

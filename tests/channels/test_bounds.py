@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import gevent
 import pytest
-from conftest import Recorder, wait_until
+from conftest import Recorder, in_thread, wait_until
 from redis_server import needs_redis
 
 import gowsev
-from gowsev.channels import Channels, ChannelsAway, Limits, TooMuchInFlight
+from gowsev.channels import Channels, ChannelsAway, Limits, Remote, TooMuchInFlight
 from gowsev.channels.backend import Joining, Publishing
 from gowsev.channels.in_flight import InFlight
 from gowsev.channels.memory import Memory
+from gowsev.channels.publication import Position
+from gowsev.channels.redis import Redis
 from gowsev.channels.turns import Turns
 
 
@@ -97,7 +101,7 @@ class Joined(Receiver):
 
 def test_histories_of_channels_that_nobody_hears_are_bounded():
     memory = Memory(Receiver(), Limits(), most_bytes=1_000_000)
-    for number in range(20_000):
+    for number in range(100_000):
         memory.publish(Publishing(f"channel {number}", False, bytes(100), None, None))
         assert memory.kept_bytes <= 1_001_500
 
@@ -155,6 +159,55 @@ def test_who_has_much_to_publish_waits_for_itself(redis_nodes, redis_server):
     wait_until(lambda: len(order) == 2003)
     assert order.index(("polite", 2)) < 400
     assert [i for who, i in order if who == "flood"] == list(range(2000))
+
+
+@needs_redis
+def test_who_subscribes_to_thousands_of_channels_waits_for_itself(redis_nodes, redis_server):
+    node = redis_nodes(limits=Limits(channels=10_000))
+    greedy, polite = node.join("first"), node.connect()
+    order = []
+    redis_server.freeze()
+    for number in range(5000):
+        node.channels.Subscribe(greedy, f"c{number}", done=lambda context, answer: order.append("greedy"))
+    node.channels.Subscribe(polite, "news", done=lambda context, answer: order.append("polite"))
+    redis_server.thaw()
+    wait_until(lambda: len(order) == 5001)
+    assert order.index("polite") < 4900  # all are confirmed in their order first, and looked up meanwhile
+    assert node.channels.Status().channels == 5002
+
+
+@needs_redis
+def test_a_thousand_who_come_back_at_once_cost_a_few_reads(redis_server):
+    """Of one channel's history, while its position is not known here, and when it is."""
+
+    class Joined:
+        def __init__(self):
+            self.lengths = []
+
+        def has_room(self):
+            return True
+
+        def joined(self, joining, position, continuation):
+            assert continuation.complete
+            self.lengths.append(len(continuation.messages))
+
+    with Remote(redis_server.url) as remote:
+        positions = [in_thread(remote.Publish, "news", str(number)) for number in range(100)]
+    receiver = Joined()
+    backend = Redis(redis_server.url, "gowsev", receiver, Limits())
+
+    def reads():
+        return int(re.search(r"cmdstat_xrange:calls=(\d+)", redis_server.cli("info", "commandstats"))[1])
+
+    for wave in range(2):
+        before = reads() if wave else 0
+        for number in range(1000):
+            after = Position.parse(positions[number % 50])
+            backend.follow(Joining(1000 * wave + number, "news", after, True, None, None))
+        wait_until(lambda wave=wave: len(receiver.lengths) == 1000 * (wave + 1))
+        assert reads() - before <= 3 + 2 * (not wave)  # the trials of the connection are among the first
+    assert sorted(receiver.lengths)[::40] == list(range(50, 100))
+    backend.close()
 
 
 @needs_redis

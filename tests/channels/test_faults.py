@@ -59,11 +59,11 @@ def test_redis_that_loads_its_data(tmp_path):
             id = node.join()
             with server.client() as client:
                 pipeline = client.pipeline(transaction=False)
-                for number in range(4000):
+                for number in range(8_000):
                     pipeline.set(f"key{number}", "x")
                 pipeline.execute()
             server.kill()
-            server.options = ["--key-load-delay", "500"]  # microseconds, after each command
+            server.options = ["--key-load-delay", "200"]  # microseconds, after each command
             loading = []
             watch = gevent.spawn(lambda: loading.append(wait_until(lambda: "loading" in node.channels.Status().reason)))
             server.start()

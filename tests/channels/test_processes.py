@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import wait_until
 from redis_server import needs_redis
 
 from gowsev import testing
+from gowsev.channels import Remote
 
 pytestmark = needs_redis
 
@@ -82,6 +84,31 @@ def test_a_process_that_is_frozen_has_missed_nothing(processes, redis_nodes):
             here.publish(str(i))
         one.process.send_signal(signal.SIGCONT)
         assert [ann.receive() for _ in range(300)] == [str(i) for i in range(300)]
+
+
+def peak(program):
+    """The most memory that a process has had, in MiB."""
+    status = Path(f"/proc/{program.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def test_memory_of_a_process_that_was_stopped(processes, redis_server):
+    """Four times what a process may hold is published meanwhile; it gets what is kept, and a gap for the rest."""
+    one = processes()
+    with Client(one) as ann, Remote(redis_server.url) as remote:
+        for number in range(100):
+            ann.ask("subscribe", f"c{number}", None, None)
+        before = peak(one)
+        one.process.send_signal(signal.SIGSTOP)
+        for _ in range(2):
+            for number in range(100):
+                remote.Publish(f"c{number}", "x" * (1 << 20))
+        one.process.send_signal(signal.SIGCONT)
+        delivered = [ann.receive() for _ in range(100)]
+        while delivered.count("1048576 characters") < 100:
+            delivered.append(ann.receive())
+        # 16 MiB that are not delivered, eight histories of 1 MiB (as they are read and as messages), and as much again.
+        assert peak(one) - before < 80
 
 
 def test_members_of_a_process_that_dies_are_gone_within_30_s(processes, redis_nodes):
