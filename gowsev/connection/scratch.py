@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import gevent
+from gevent.monkey import get_original
 
-__all__ = ["SIZE", "buffers", "receive_buffer"]
+__all__ = ["SIZE", "local", "receive_buffer"]
 
 #: Receive at most this many bytes at once. A larger buffer, made anew each time, costs page faults.
 SIZE = 1 << 18
-buffers: WeakKeyDictionary[Any, bytearray] = WeakKeyDictionary()
+
+#: A thread has one hub. This is the standard library's, since gevent's is one for each greenlet. A weak dictionary by
+#: hubs would run Python code while greenlet takes a dead thread apart.
+local: Any = get_original("threading", "local")()
 
 
 def receive_buffer() -> bytearray:
     """Return the buffer of this thread's hub."""
-    hub = gevent.get_hub()
-    if hub not in buffers:
-        buffers[hub] = bytearray(SIZE)
-    return buffers[hub]
+    try:
+        buffer: bytearray = local.buffer
+    except AttributeError:
+        buffer = local.buffer = bytearray(SIZE)
+    return buffer

@@ -914,7 +914,7 @@ def test_what_tls_has_decrypted_is_read_though_the_socket_has_nothing_more(
     idle, certificate, client_tls, inbox_messages, monkeypatch
 ):
     """A receive buffer smaller than a TLS record: the rest of the record makes no socket readable."""
-    monkeypatch.setitem(scratch.buffers, gevent.get_hub(), bytearray(100))
+    monkeypatch.setattr(scratch.local, "buffer", bytearray(100), raising=False)
     server = idle(Recorder(), inbox_messages=inbox_messages)
     server.host, server.port = server.context.ListenAndServeTLS("127.0.0.1:0", *certificate)
     client = server.client(tls=client_tls)
@@ -928,7 +928,7 @@ def test_what_tls_has_decrypted_is_read_though_the_socket_has_nothing_more(
 
 
 def test_tls_ends_while_decrypted_bytes_wait_to_be_read(ended, certificate, client_tls, monkeypatch):
-    monkeypatch.setitem(scratch.buffers, gevent.get_hub(), bytearray(100))
+    monkeypatch.setattr(scratch.local, "buffer", bytearray(100), raising=False)
     server = ended(Recorder(), certificate=certificate, close_timeout=0.1)
     client = server.client(tls=client_tls)
     client.send(binary(b"good") + VIOLATION + bytes(5000))
@@ -938,7 +938,7 @@ def test_tls_ends_while_decrypted_bytes_wait_to_be_read(ended, certificate, clie
 
 
 def test_a_tls_connection_ends_just_before_it_would_have_read_more(ended, certificate, client_tls, monkeypatch):
-    monkeypatch.setitem(scratch.buffers, gevent.get_hub(), bytearray(100))
+    monkeypatch.setattr(scratch.local, "buffer", bytearray(100), raising=False)
     server = ended(Recorder(), certificate=certificate)
     client = server.client(tls=client_tls)
     connection = connection_of(server, accepted(server))
