@@ -876,12 +876,15 @@ def test_who_is_published_to_again_and_again_gets_everything_in_order(serve, cer
     everybody = {*ids, 999}
     sent = {id: [] for id in ids}
     refused = []
+    seen = []
 
     def to(ids, opcode, payload):
         for id in ids:
             sent[id].append((opcode, payload))
 
     def publish(context, number):
+        if not seen and number > 5:  # whether it still exists at the end is a matter of how fast this machine is
+            seen.extend(group for group in groups() if group not in before)
         refused.append(context.Broadcast(everybody, b"binary %d" % number))
         to(ids, BINARY, b"binary %d" % number)
         alone = ids[number % 6]
@@ -903,7 +906,7 @@ def test_who_is_published_to_again_and_again_gets_everything_in_order(serve, cer
             gevent.sleep(0)
     wait_until(lambda: len(refused) == 2 * 60 + 12)
     assert refused == [[999]] * len(refused)
-    assert [group for group in groups() if group not in before], "some of it was sent to a group"
+    assert seen, "some of it was sent to a group"
     for client, id in zip(clients, ids, strict=True):
         assert [client.read_frame() for _ in sent[id]] == sent[id]
         assert server.context.Conn(id).messages_sent == len(sent[id])

@@ -98,7 +98,7 @@ class Cluster:
             server.go_on()
 
     def close(self) -> None:
-        if self._looker is not None:
+        if self._looker is not None:  # pragma: no branch - it is asked before anything else
             self._looker.kill(block=False)
         for server in self._servers.values():
             server.close()

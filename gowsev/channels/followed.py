@@ -89,7 +89,7 @@ class Followed:
         if self._kept_bytes > self._most_bytes:
             self._overflowed = True
             self._kept.clear()
-        elif not self._overflowed:  # once it was too much, no more is kept
+        else:
             self._kept.append(message)
 
     # -- joining -------------------------------------------------------------------------------------------------

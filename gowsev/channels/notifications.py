@@ -146,7 +146,8 @@ class Notifications(Lasting):
             writer.kill()
             self._greenlets.remove(writer)  # pragma: no cover - run, but not traced behind a switch
             line.close()  # pragma: no cover - likewise
-            if not self._closed:  # at the end of the context there is nothing to look up
+            # At the end of the context there is nothing to look up.
+            if not self._closed:  # pragma: no branch - run, but not traced behind a switch
                 self._listener.cut_off(tuple(self._names))
 
     def _write(self, line: Line) -> None:

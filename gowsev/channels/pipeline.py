@@ -220,7 +220,7 @@ class Pipeline(Lasting):
             except FAILED as error:  # what was not answered is sent again
                 self._broken = error
                 break
-            if self._broken is not None:  # meanwhile everything was given back
+            if self._broken is not None:  # pragma: no cover - an answer in the moment in which all was given back
                 break
             command = self._sent.popleft()
             self._sent_bytes -= command.size

