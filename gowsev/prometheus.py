@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, ge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gowsev.version import __version__
+from gowsev.version import __version__, build
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -91,14 +91,15 @@ class _Collector(Collector):
     def __init__(self, context: Context, channels: Channels | None) -> None:
         self._context = context
         self._channels = channels
+        self._build = build()
 
     def collect(self) -> Iterable[Metric]:
         yield from _families("gowsev", self._context.Stats(), _COUNTERS, _GAUGES)
         if self._channels is not None:
             yield from _families("gowsev_channels", self._channels.Status(), _CHANNEL_COUNTERS, _CHANNEL_GAUGES)
-        build = GaugeMetricFamily("gowsev_build_info", "Versions.", labels=["version", "python"])
-        build.add_metric([__version__, platform.python_version()], 1.0)
-        yield build
+        info = GaugeMetricFamily("gowsev_build_info", "Versions.", labels=["version", "build", "python"])
+        info.add_metric([__version__, self._build, platform.python_version()], 1.0)
+        yield info
 
 
 class _Merged:

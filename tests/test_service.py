@@ -37,6 +37,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import gowsev
 from gowsev.channels import Remote
+from gowsev.version import build
 
 CURL = shutil.which("curl")
 OK = b"OK"
@@ -551,7 +552,8 @@ def test_health_and_metrics_tell_how_things_are(relay):
         for name in ("relay_drops_total", "gowsev_refused_writes_total", "gowsev_rejected_total", "relay_waiting"):
             assert values[name] == 0
         assert 'relay_refusals_total{reason="name"} 1.0' in body
-        assert f'gowsev_build_info{{python="{platform.python_version()}",version="{gowsev.__version__}"}} 1.0' in body
+        labels = f'build="{build()}",python="{platform.python_version()}",version="{gowsev.__version__}"'
+        assert f"gowsev_build_info{{{labels}}} 1.0" in body
     wait_until(lambda: re.search(r"^gowsev_loop_delay_seconds_count [1-9]", curl(program, "metrics")[2], re.MULTILINE))
 
 
