@@ -188,8 +188,10 @@ def is_sendable_close_code(code: int) -> bool:
     return code in _REGISTERED_CODES or 3000 <= code <= 4999
 
 
-def encode_close_payload(code: int, reason: str = "") -> bytes:
+def encode_close_payload(code: object, reason: object = "") -> bytes:
     """Encode a close frame's payload; a reason of more than 123 bytes is cut at a character's edge.
+
+    Both are checked here, as a program gave them: a compiled function with narrower types would turn `True` into 1.
 
     Raises:
         TypeError: `code` is no int, or `reason` no str.
