@@ -184,6 +184,7 @@ def test_who_comes_back_with_its_position_misses_nothing(gunicorn, redis_server,
             begun = booted(program)
         program.process.send_signal(signal.SIGHUP)
         wait_until(lambda: publish(5) or booted(program) >= begun + 4)
+        wait_until(lambda: any(subscriber.returns for subscriber in subscribers), PATIENCE * 2)  # the old ones end
         publish(20)
         visits.get(timeout=PATIENCE)
         for publisher in publishers:
