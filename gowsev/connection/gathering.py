@@ -7,7 +7,7 @@ together: the same frames for each of them. Neither knows its users.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Shared"]
 
 #: Flush after this many short frames.
-MOST_GATHERED = 64
+MOST_GATHERED: Final = 64
 #: Join up to this many bytes into one buffer; beyond, `sendmsg` saves the copy. TLS is offered no more at once.
-MOST_JOINED = 1 << 16
+MOST_JOINED: Final = 1 << 16
 
 
 class Gatherer(Protocol):

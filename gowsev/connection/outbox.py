@@ -20,7 +20,7 @@ import ssl
 import struct
 import sys
 import termios
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["WOULD_BLOCK", "Outbox", "interrupted"]
 
 #: Flush after this many bytes of long frames.
-_EAGER = 1 << 18
+_EAGER: Final = 1 << 18
 #: POSIX guarantees 16; Linux, the BSDs and macOS take 1,024 buffers in one `sendmsg`.
-_MAX_BUFFERS = 1024
+_MAX_BUFFERS: Final = 1024
 
-_INT = struct.Struct("i")
+_INT: Final = struct.Struct("i")
 #: What a non-blocking socket raises, plain or TLS, when it would have to wait.
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def interrupted(error: BaseException) -> OSError:

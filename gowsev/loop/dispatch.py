@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import gevent
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gowsev.connection.events import Event
     from gowsev.loop.callbacks import Callbacks
     from gowsev.loop.loop import Loop
+    from gowsev.request import Request
 
 __all__ = ["Dispatch"]
 
@@ -24,7 +25,7 @@ logger = logging.getLogger("gowsev")
 Context = TypeVar("Context")
 
 #: These always leave the loop.
-_LEAVING = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
+_LEAVING: Final = (KeyboardInterrupt, SystemExit, gevent.GreenletExit)
 
 
 class Dispatch(Generic[Context]):
@@ -72,7 +73,7 @@ class Dispatch(Generic[Context]):
             elif kind == CALL:
                 subject(self._context, *payload)
             elif kind == REQUESTED:
-                subject.decide(lambda request: self._conn_requested(self._context, request))
+                subject.decide(self._ask)
             elif not self._loop.stopping:  # TIMEOUT
                 self._handler.EventLoopTimeout(self._context)
         except _LEAVING:
@@ -85,6 +86,9 @@ class Dispatch(Generic[Context]):
             logger.exception("a callback raised%s", f"; closing connection {connection.id}" if connection else "")
             if connection is not None:
                 connection.close(INTERNAL_ERROR, "internal error")
+
+    def _ask(self, request: Request) -> Any:
+        return self._conn_requested(self._context, request)
 
     def _closed(self, connection: Connection) -> None:
         if connection.end:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGE", "Encoder", "MaskingEncoder"]
 
 #: The headers of whole messages of up to 125 bytes, by opcode and length.
-_SHORT_HEADERS = {
+_SHORT_HEADERS: Final = {
     opcode: [frames.encode_header(FIN | opcode, size) for size in range(126)] for opcode in (TEXT, BINARY)
 }
 

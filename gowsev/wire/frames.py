@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gowsev.errors import ProtocolError
 
@@ -54,21 +54,39 @@ __all__ = [
 Buffer = bytes | bytearray | memoryview
 
 # RFC 6455 section 5.2: opcodes.
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
-FIN, RSV1, RSV_ANY, OPCODE_BITS = 0x80, 0x40, 0x70, 0x0F
-MASKED, LENGTH_BITS = 0x80, 0x7F
+CONTINUATION: Final = 0x0
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+
+FIN: Final = 0x80
+RSV1: Final = 0x40
+RSV_ANY: Final = 0x70
+OPCODE_BITS: Final = 0x0F
+MASKED: Final = 0x80
+LENGTH_BITS: Final = 0x7F
 
 #: RFC 6455 section 5.5: "All control frames MUST have a payload length of 125 bytes or less".
-MAX_CONTROL_PAYLOAD = 125
+MAX_CONTROL_PAYLOAD: Final = 125
 
 # RFC 6455 section 7.4.1, and the registry it founds.
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, NO_STATUS, ABNORMAL = 1000, 1001, 1002, 1005, 1006
-INVALID_DATA, POLICY, TOO_BIG, INTERNAL_ERROR, TRY_AGAIN_LATER = 1007, 1008, 1009, 1011, 1013
-_REGISTERED_CODES = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+NORMAL: Final = 1000
+GOING_AWAY: Final = 1001
+PROTOCOL_ERROR: Final = 1002
+NO_STATUS: Final = 1005
+ABNORMAL: Final = 1006
+INVALID_DATA: Final = 1007
+POLICY: Final = 1008
+TOO_BIG: Final = 1009
+INTERNAL_ERROR: Final = 1011
+TRY_AGAIN_LATER: Final = 1013
+_REGISTERED_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
-_LENGTH_16 = struct.Struct("!BBH").pack
-_LENGTH_64 = struct.Struct("!BBQ").pack
-_CODE = struct.Struct("!H")
+_LENGTH_16: Final = struct.Struct("!BBH").pack
+_LENGTH_64: Final = struct.Struct("!BBQ").pack
+_CODE: Final = struct.Struct("!H")
 
 
 class Header(NamedTuple):

@@ -41,17 +41,17 @@ DONE: Final = 2
 
 #: Pieces of a message shorter than this are gathered in one bytearray, so that a message that arrives byte by byte
 #: takes no more memory than one that arrives whole.
-_SMALL_PIECE = 4096
+_SMALL_PIECE: Final = 4096
 
 #: One call of `receive` stops after this many frames, or once it has returned this many bytes.
-_TURN_FRAMES = 256
-_TURN_BYTES = 1 << 20
+_TURN_FRAMES: Final = 256
+_TURN_BYTES: Final = 1 << 20
 
 #: In up to this many bytes, short messages are taken one by one.
-_SHORT_INPUT = 1 << 13
+_SHORT_INPUT: Final = 1 << 13
 
 #: The mask and the payload behind the first two bytes of a message of up to 125, by its length.
-_MASKED_PAYLOADS = [struct.Struct(f"2x4s{size}s").unpack_from for size in range(126)]
+_MASKED_PAYLOADS: Final = [struct.Struct(f"2x4s{size}s").unpack_from for size in range(126)]
 
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
