@@ -16,6 +16,7 @@ COMPILED = (
     "gowsev.wire.encoder",
     "gowsev.wire.protocol",
     "gowsev.connection.credit",
+    "gowsev.connection.liveness",
     "gowsev.connection.gathering",
     "gowsev.connection.outbox",
     "gowsev.connection.groups",

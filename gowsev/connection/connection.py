@@ -41,9 +41,10 @@ from gowsev.wire.protocol import DONE, OPEN
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gowsev.connection.events import Sink
+    from gowsev.connection.events import Event
     from gowsev.connection.gathering import Batch, Shared
     from gowsev.connection.keepalive import Keepalive
+    from gowsev.connection.liveness import Clock
     from gowsev.options import Options
     from gowsev.request import Request
     from gowsev.wire.encoder import Encoder
@@ -61,12 +62,13 @@ class Connection:
         sock: a connected, non-blocking socket, which now belongs to this object: a plain one, or a `TLSSocket`.
         request: the handshake that led to it.
         subprotocol: the one negotiated, if any.
+        put: takes its events; never blocks.
     """
 
     __slots__ = (
-        "_closing_deadline", "_control_chunks", "_credit", "_keepalive", "_liveness", "_options", "_outbox",
-        "_protocol", "_reported", "_scratch", "_shut", "_sink", "_sock", "_watcher", "bytes_received", "closing",
-        "data", "delivered", "encoder", "end", "id", "messages_received", "refused_writes", "request", "subprotocol",
+        "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_liveness", "_options", "_outbox", "_protocol",
+        "_put", "_reported", "_scratch", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data",
+        "encoder", "end", "id", "messages_received", "refused_writes", "request", "subprotocol",
         "tls",
     )  # fmt: skip
 
@@ -79,7 +81,7 @@ class Connection:
         protocol: Protocol,
         encoder: Encoder,
         options: Options,
-        sink: Sink,
+        put: Callable[[Event], object],
         batch: Batch,
         keepalive: Keepalive,
     ) -> None:
@@ -91,23 +93,22 @@ class Connection:
         self.tls = tls = request.tls
         self._protocol = protocol
         self.encoder = encoder
-        self._sink = sink
+        self._put = put
         self._keepalive = keepalive
+        self._clock = keepalive.clock
         self._outbox = Outbox(sock, tls, batch, self._lost, options.outbox_bytes)
-        self._credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
-        self.delivered = self._credit.refund
-        """Take note that the program has one message more, of so many bytes: its reader may go on."""
+        self.credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
+        """Who gives a message to the program refunds it here."""
         self.messages_received = self.bytes_received = self.refused_writes = 0
         self._control_chunks = 0  # of the outbox's frames: those that are no message
         self.closing = False
         """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
         self.end = ""
         """What ended the connection, where that was not an ordinary close; for the log."""
-        self._liveness = Liveness(keepalive.now)
+        self._liveness = Liveness(keepalive.clock.now)
         self._options = options
         self._sock = sock
-        self._reported = False
-        self._shut = False
+        self._reported = self._shut = False
         self._closing_deadline = math.inf
         self._scratch = receive_buffer()
         self._watcher: Any = gevent.get_hub().loop.io(sock.fileno(), _READ)
@@ -124,14 +125,15 @@ class Connection:
         if self.tls:
             self._read_pending()
 
-    def move(self, sink: Sink, batch: Batch, keepalive: Keepalive) -> None:
+    def move(self, put: Callable[[Event], object], batch: Batch, keepalive: Keepalive) -> None:
         """Put what will be read into another queue, and let another clock watch over it."""
-        self._sink = sink
+        self._put = put
         self._outbox.move(batch)
         if self in self._keepalive.connections:
             keepalive.add(self)
             self._keepalive.remove(self)
         self._keepalive = keepalive
+        self._clock = keepalive.clock
 
     # -- what is known of it -------------------------------------------------------------------------------------
 
@@ -180,9 +182,7 @@ class Connection:
 
     def share(self, shared: Shared, encoder: Encoder) -> tuple[Outbox, Callable[[bytes], int]] | None:
         """Gather with others from now on, if that can be: see `Outbox.share`."""
-        if self.closing or self.encoder is not encoder:
-            return None
-        send = self._outbox.share(shared)
+        send = None if self.closing or self.encoder is not encoder else self._outbox.share(shared)
         return None if send is None else (self._outbox, send)
 
     def stop_sharing(self) -> None:
@@ -201,8 +201,7 @@ class Connection:
         """Send a close frame behind what waits, unless one was sent; the rest follows within `close_timeout`.
 
         Args:
-            code: one that may be sent.
-            reason: for the peer.
+            code, reason: for the peer; the code is one that may be sent.
             timeout: seconds that bound it in place of `close_timeout`, where shorter.
         """
         if self._watcher is None:
@@ -264,19 +263,19 @@ class Connection:
             self._readable()
 
     def _received(self, data: bytes | bytearray, size: int) -> None:
-        self._liveness.heard = self._keepalive.now
+        self._liveness.heard = self._clock.now
         self.bytes_received += size
-        messages = self._protocol.receive(data, size)
+        protocol = self._protocol
+        messages = protocol.receive(data, size)
         if messages:
-            put = self._sink.put
+            put = self._put
             total = 0
             for opcode, payload in messages:
                 put((opcode, self, payload))
                 total += len(payload)
             self.messages_received += len(messages)
-            self._credit.spend(len(messages), total)
-        protocol = self._protocol
-        if protocol.settled and not self._credit.exhausted:
+            self.credit.spend(len(messages), total)
+        if protocol.settled and not self.credit.exhausted:
             return
         if protocol.output:
             self._answer()
@@ -285,21 +284,21 @@ class Connection:
                 self.end = str(protocol.failure)
             self._begin_closing()
             self._report()
-        if self._credit.exhausted or protocol.more:
+        if self.credit.exhausted or protocol.more:
             if self._watcher is not None:
                 self._watcher.stop()
-            if not self._credit.exhausted:
+            if not self.credit.exhausted:
                 # The rest of what has been received, once others have had their turn.
                 gevent.get_hub().loop.run_callback(self._resume)
 
     def _resume(self) -> None:
         """Go on after a pause: with the rest of what has been received, then with what has come since, or the end."""
-        if self._credit.exhausted:
+        if self.credit.exhausted:
             return
-        self._liveness.heard = self._keepalive.now
+        self._liveness.heard = self._clock.now
         if self._protocol.more:
             self._received(b"", 0)
-            if self._credit.exhausted or self._protocol.more:
+            if self.credit.exhausted or self._protocol.more:
                 return
         if self._watcher is None:
             self._report()
@@ -343,10 +342,10 @@ class Connection:
         """Put the last event of this connection, once all its messages are in the queue."""
         if not self._reported and not self._protocol.more:
             self._reported = True
-            self._sink.put((CLOSED, self, None))
-            if self._credit.exhausted:
+            self._put((CLOSED, self, None))
+            if self.credit.exhausted:
                 # From now on what comes is thrown away, so it may come.
-                self._credit.exhausted = False
+                self.credit.exhausted = False
                 self._resume()
 
     def _lost(self, error: OSError) -> None:
@@ -362,7 +361,7 @@ class Connection:
         self.closing = True
         if not self._reported:
             self.end = self.end or why
-        if self._protocol.more and not self._credit.exhausted:
+        if self._protocol.more and not self.credit.exhausted:
             gevent.get_hub().loop.run_callback(self._resume)  # which reports, when the rest has been taken
         self._report()
         self._outbox.flush()
@@ -377,7 +376,7 @@ class Connection:
         self._watcher = None
         self.closing = self._reported = True
         self.end = "it belongs to the process that this one was forked from"
-        self._credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
+        self.credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
         self._outbox.close()
         self._sock.close()  # a plain close, which the peer does not see while the parent has the socket
 
@@ -387,7 +386,7 @@ class Connection:
             if now >= self._closing_deadline:
                 self.abort("no close frame came in time")
             return
-        if self._credit.exhausted:
+        if self.credit.exhausted:
             return
         due = self._liveness.due(now, self._options, self._outbox)
         if due == PING:

@@ -17,7 +17,7 @@ from gowsev.wire.protocol import Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gowsev.connection.events import Sink
+    from gowsev.connection.events import Event
     from gowsev.options import Options
     from gowsev.request import Request
     from gowsev.wire.deflate import Deflate
@@ -32,13 +32,13 @@ class Connections:
 
     Args:
         options: what they are made with.
-        sink: where their events go.
+        put: takes their events; never blocks.
         emptied: called when the last socket is closed.
     """
 
-    def __init__(self, options: Options, sink: Sink, emptied: Callable[[], None]) -> None:
+    def __init__(self, options: Options, put: Callable[[Event], object], emptied: Callable[[], None]) -> None:
         self._options = options
-        self._sink = sink
+        self._put = put
         self._ids = count(1)
         self.keepalive = Keepalive(options, emptied)
         self._encoders: dict[int | None, Encoder] = {}
@@ -70,7 +70,7 @@ class Connections:
             protocol=Protocol(client=client, max_message_bytes=options.max_message_bytes, deflate=deflate),
             encoder=MaskingEncoder(deflate) if client else self._encoder(deflate),
             options=options,
-            sink=self._sink,
+            put=self._put,
             batch=self.batch,
             keepalive=self.keepalive,
         )
@@ -80,7 +80,7 @@ class Connections:
     def adopt(self, connection: Connection) -> None:
         """Give an id to a connection that belonged to nobody, and have its events from now on."""
         self._number(connection)
-        connection.move(self._sink, self.batch, self.keepalive)
+        connection.move(self._put, self.batch, self.keepalive)
 
     def _number(self, connection: Connection) -> None:
         connection.id = id = next(self._ids)

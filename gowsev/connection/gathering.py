@@ -6,7 +6,6 @@ together: the same frames for each of them. Neither knows its users.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
@@ -38,7 +37,7 @@ class Batch:
     def __init__(self) -> None:
         self.held = False
         """Whether what is gathered waits for the next flush: while the loop works."""
-        self._gatherers: deque[Gatherer] = deque()
+        self._gatherers: list[Gatherer] = []
         self._scheduled = False
 
     def add(self, gatherer: Gatherer) -> None:
@@ -54,16 +53,18 @@ class Batch:
 
     def flush(self) -> None:
         """Offer to the kernel all that has been gathered: one send for each peer."""
-        gatherers = self._gatherers
-        while gatherers:
-            # One by one, and taken out afterwards: what interrupts this (Ctrl-C, no memory) leaves the rest to the next
-            # flush, and what this one still holds, behind the others.
+        while self._gatherers:
+            gatherers, self._gatherers = self._gatherers, []
+            flushed = 0
             try:
-                gatherers[0].flush()
+                for gatherer in gatherers:
+                    gatherer.flush()
+                    flushed += 1
             except BaseException:
-                gatherers.rotate(-1)
+                # What interrupts this (Ctrl-C, no memory) leaves the rest to the next flush, and what this one still
+                # holds, behind the others.
+                self._gatherers += [*gatherers[flushed + 1 :], gatherers[flushed]]
                 raise
-            gatherers.popleft()
 
     def _flush_from_hub(self) -> None:
         self._scheduled = False

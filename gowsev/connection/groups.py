@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 __all__ = ["Group", "Groups"]
 
 #: The broadcast to the same ids at which they become a group. To make one costs as much as it saves in two more.
-_WORTH_IT: Final = 8
+_WORTH_IT = 8
 #: Try again after this many more broadcasts, where a group was not worth it.
-_PAUSE: Final = 64
+_PAUSE = 64
 #: What it costs when a member leaves and comes back, as a multiple of what a flush saves for one.
 _COST_OF_LEAVING: Final = 4
 #: The size of the smallest group.
 _FEWEST: Final = 4
 #: How many tuples of ids that may become a group are remembered, each as a number.
-_MOST_SEEN: Final = 4096
+_MOST_SEEN = 4096
 
 
 class Groups:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import gevent
 
 from gowsev.connection.fork import tell_in_child
+from gowsev.connection.liveness import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ class Keepalive:
         emptied: called when the last connection has left.
     """
 
-    __slots__ = ("__weakref__", "_emptied", "_tick", "_timer", "connections", "now")
+    __slots__ = ("__weakref__", "_emptied", "_tick", "_timer", "clock", "connections")
 
     def __init__(self, options: Options, emptied: Callable[[], None]) -> None:
         intervals = [s for s in (options.ping_interval, options.ping_timeout, options.close_timeout) if s is not None]
@@ -45,15 +46,14 @@ class Keepalive:
         self._timer: Any = None
         self._emptied = emptied
         self.connections: set[Any] = set()
-        self.now = time.monotonic()
-        """The time of the last tick, in seconds of `time.monotonic`: cheap to read, and precise enough."""
+        self.clock = Clock(time.monotonic())
         tell_in_child(self)
 
     def add(self, connection: _Checked) -> None:
         """Begin to call `connection.check` every tick."""
         self.connections.add(connection)
         if self._timer is None:
-            self.now = time.monotonic()
+            self.clock.now = time.monotonic()
             # Not `ref`: the timer alone must not keep the hub of a program alive.
             self._timer = gevent.get_hub().loop.timer(self._tick, self._tick, ref=False)
             self._timer.start(self.sweep)
@@ -80,6 +80,6 @@ class Keepalive:
 
     def sweep(self) -> None:
         """Let each look at the clock; called every tick."""
-        self.now = now = time.monotonic()
+        self.clock.now = now = time.monotonic()
         for connection in tuple(self.connections):
             connection.check(now)

@@ -8,13 +8,26 @@ if TYPE_CHECKING:
     from gowsev.connection.outbox import Outbox
     from gowsev.options import Options
 
-__all__ = ["NOTHING", "PING", "SILENT", "Liveness"]
+__all__ = ["NOTHING", "PING", "SILENT", "Clock", "Liveness"]
 
 NOTHING: Final = 0
 #: A ping should be sent (RFC 6455 section 5.5.2).
 PING: Final = 1
 #: The peer has been silent for so long that its connection should end.
 SILENT: Final = 2
+
+
+class Clock:
+    """The time as of the last tick of a `Keepalive`: cheap to read, and precise enough.
+
+    Args:
+        now: seconds of `time.monotonic`.
+    """
+
+    __slots__ = ("now",)
+
+    def __init__(self, now: float) -> None:
+        self.now = now
 
 
 class Liveness:

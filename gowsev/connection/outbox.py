@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["WOULD_BLOCK", "Outbox", "interrupted"]
 
 #: Flush after this many bytes of long frames.
-_EAGER: Final = 1 << 18
+_EAGER = 1 << 18
 #: POSIX guarantees 16; Linux, the BSDs and macOS take 1,024 buffers in one `sendmsg`.
 _MAX_BUFFERS: Final = 1024
 

@@ -60,7 +60,7 @@ class Dispatch(Generic[Context]):
                 # With types, compiled code calls a connection without asking the interpreter.
                 receiver: Connection = subject
                 message: bytes = payload
-                receiver.delivered(len(message))
+                receiver.credit.refund(len(message))
                 if kind == BINARY or self._text_received is None:
                     self._handler.MessageReceived(self._context, receiver.id, message)
                 else:

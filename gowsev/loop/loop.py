@@ -65,7 +65,7 @@ class Loop:
         self.listeners: list[Listener] = []
         self.parts: list[Part] = []
         self.queue = EventQueue()
-        self.connections = Connections(options, self.queue, self.finish_if_drained)
+        self.connections = Connections(options, self.queue.put, self.finish_if_drained)
         self._hub = gevent.get_hub()
         self._driver: Any = None
         self._forsaken = False

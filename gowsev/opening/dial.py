@@ -115,7 +115,7 @@ class DialledConn(Conn):
             self._check_mine("ReadMessage")  # another greenlet may have called AddConn meanwhile
             raise self._closed()
         kind, _, payload = event
-        self._connection.delivered(len(payload))
+        self._connection.credit.refund(len(payload))
         return (TextMessage, payload.decode()) if kind == TEXT else (BinaryMessage, payload)
 
     def WriteMessage(self, type: int, data: bytes | bytearray | memoryview | str) -> None:
@@ -329,7 +329,7 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
         protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
         encoder=MaskingEncoder(codec),
         options=options,
-        sink=inbox,
+        put=inbox.put,
         batch=Batch(),
         keepalive=Keepalive(options, ended.set),
     )

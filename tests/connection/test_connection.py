@@ -979,7 +979,7 @@ class Bench:
             protocol=Protocol(),
             encoder=Encoder(),
             options=self.options,
-            sink=self.queue,
+            put=self.queue.put,
             batch=self.batch,
             keepalive=self.keepalive,
         )
@@ -1039,7 +1039,7 @@ def test_what_is_left_of_a_receive_waits_for_credit_even_when_the_socket_has_end
     while CLOSE not in kinds:
         kinds.append(rig.queue.wait(PATIENCE)[0])
         if kinds[-1] == BINARY:
-            rig.connection.delivered(1)
+            rig.connection.credit.refund(1)
         assert len(rig.queue) <= 512
     assert kinds == [BINARY] * 1000 + [CLOSE]
 
@@ -1058,13 +1058,12 @@ def test_an_error_of_our_own_in_the_reader_ends_its_connection_and_is_shown(benc
     """Were the socket left open, what it still holds would bring the error about again and again."""
     rig = bench()
 
-    class Sink:
-        def put(self, event):
-            if event[0] == BINARY:
-                raise MemoryError("no room")
-            rig.queue.put(event)
+    def put(event):
+        if event[0] == BINARY:
+            raise MemoryError("no room")
+        rig.queue.put(event)
 
-    rig.connection.move(Sink(), rig.batch, rig.keepalive)
+    rig.connection.move(put, rig.batch, rig.keepalive)
     rig.connection.start()
     rig.peer.sendall(binary(b"x"))
     assert rig.queue.wait(PATIENCE) == (CLOSE, rig.connection, None)

@@ -99,7 +99,7 @@ class Room:
             protocol=Protocol(),
             encoder=encoder,
             options=self.options,
-            sink=self,
+            put=self.put,
             batch=self.batch,
             keepalive=self.keepalive,
         )

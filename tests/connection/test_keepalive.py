@@ -58,7 +58,7 @@ def test_every_connection_is_told_the_time_tick_after_tick_until_it_leaves():
     assert first.checks == second.checks, "one sweep, one time for all"
     assert first.checks == sorted(first.checks)
     assert before < first.checks[0]
-    assert keepalive.now == first.checks[-1]
+    assert keepalive.clock.now == first.checks[-1]
 
     keepalive.remove(first)
     count, others = len(first.checks), len(second.checks)
@@ -94,7 +94,7 @@ def test_it_starts_again_after_it_was_empty_and_knows_the_time_at_once():
         time.sleep(0.001)
         before = time.monotonic()
         keepalive.add(connection)
-        assert keepalive.now >= before
+        assert keepalive.clock.now >= before
         wait_until(lambda connection=connection: connection.checks)
         keepalive.remove(connection)
     assert emptied == [True, True]
