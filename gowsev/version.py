@@ -22,6 +22,7 @@ COMPILED = (
     "gowsev.connection.groups",
     "gowsev.connection.connection",
     "gowsev.loop.dispatch",
+    "gowsev.loop.row",
 )
 
 

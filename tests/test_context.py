@@ -364,7 +364,7 @@ def test_what_is_written_outside_the_loop_leaves_at_once(idle):
     ids=["each look", "none"],
 )
 def test_a_long_row_of_events_is_interrupted_to_send_what_was_written(idle, monkeypatch, longest, sends):
-    monkeypatch.setattr("gowsev.loop.loop._LONGEST_GATHERING", longest)
+    monkeypatch.setattr("gowsev.loop.row._LONGEST_GATHERING", longest)
     server = idle()
     (client,), (id,) = connect(server)
     sent = []
@@ -520,7 +520,7 @@ def test_a_broadcast_to_a_group_is_encoded_once(idle, memory):
 
 
 def test_short_rows_of_events_are_not_interrupted_however_many_came_before(idle, monkeypatch):
-    monkeypatch.setattr("gowsev.loop.loop._LONGEST_GATHERING", 0.5)  # a row takes that long on no machine
+    monkeypatch.setattr("gowsev.loop.row._LONGEST_GATHERING", 0.5)  # a row takes that long on no machine
     server = idle()
     (client,), (id,) = connect(server)
     loop = gevent.spawn(server.context.EventLoop)

@@ -32,7 +32,6 @@ from gowsev.connection.credit import Credit
 from gowsev.connection.events import CLOSED
 from gowsev.connection.liveness import PING, SILENT, Liveness
 from gowsev.connection.outbox import WOULD_BLOCK, Outbox
-from gowsev.connection.scratch import receive_buffer
 from gowsev.connection.sockets import close_socket
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
 from gowsev.wire.frames import TRY_AGAIN_LATER
@@ -44,13 +43,15 @@ if TYPE_CHECKING:
     from gowsev.connection.events import Event
     from gowsev.connection.gathering import Batch, Shared
     from gowsev.connection.keepalive import Keepalive
-    from gowsev.connection.liveness import Clock
     from gowsev.options import Options
     from gowsev.request import Request
     from gowsev.wire.encoder import Encoder
     from gowsev.wire.protocol import Protocol
 
-__all__ = ["Connection"]
+__all__ = ["MOST_RECEIVED", "Connection"]
+
+#: Receive at most this many bytes at once. For buffers of 128 KB and more, malloc would ask the system each time.
+MOST_RECEIVED: Final = 96 << 10
 
 _READ: Final = 1
 
@@ -67,7 +68,7 @@ class Connection:
 
     __slots__ = (
         "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_liveness", "_options", "_outbox", "_protocol",
-        "_put", "_reported", "_scratch", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data",
+        "_put", "_reported", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data",
         "encoder", "end", "id", "messages_received", "refused_writes", "request", "subprotocol",
         "tls",
     )  # fmt: skip
@@ -110,7 +111,6 @@ class Connection:
         self._sock = sock
         self._reported = self._shut = False
         self._closing_deadline = math.inf
-        self._scratch = receive_buffer()
         self._watcher: Any = gevent.get_hub().loop.io(sock.fileno(), _READ)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             # Messages are gathered here already; holding small ones back once more would only delay them.
@@ -121,7 +121,7 @@ class Connection:
         self._keepalive.add(self)
         self._watcher.start(self._readable)
         if leftover:
-            self._received(leftover, len(leftover))
+            self._received(leftover)
         if self.tls:
             self._read_pending()
 
@@ -201,7 +201,8 @@ class Connection:
         """Send a close frame behind what waits, unless one was sent; the rest follows within `close_timeout`.
 
         Args:
-            code, reason: for the peer; the code is one that may be sent.
+            code: one that may be sent.
+            reason: for the peer.
             timeout: seconds that bound it in place of `close_timeout`, where shorter.
         """
         if self._watcher is None:
@@ -234,17 +235,17 @@ class Connection:
     def _readable(self) -> None:
         """The reader."""
         try:
-            size = self._sock.recv_into(self._scratch)
+            data: bytes = self._sock.recv(MOST_RECEIVED)
         except WOULD_BLOCK:
             return
         except OSError as error:
             self._lost(error)
             return
-        if not size:
+        if not data:
             self.abort("" if self.closing else "ended without a close frame")
             return
         try:
-            self._received(self._scratch, size)
+            self._received(data)
         except BaseException as error:
             # No fault of the peer's: no memory, a signal, a mistake here. It goes to the hub, which shows it; but
             # what the socket still holds must not bring it about again and again.
@@ -262,11 +263,11 @@ class Connection:
         if self._watcher is not None and self._watcher.active:
             self._readable()
 
-    def _received(self, data: bytes | bytearray, size: int) -> None:
+    def _received(self, data: bytes) -> None:
         self._liveness.heard = self._clock.now
-        self.bytes_received += size
+        self.bytes_received += len(data)
         protocol = self._protocol
-        messages = protocol.receive(data, size)
+        messages = protocol.receive(data)
         if messages:
             put = self._put
             total = 0
@@ -297,7 +298,7 @@ class Connection:
             return
         self._liveness.heard = self._clock.now
         if self._protocol.more:
-            self._received(b"", 0)
+            self._received(b"")
             if self.credit.exhausted or self._protocol.more:
                 return
         if self._watcher is None:

@@ -113,11 +113,6 @@ class TLSSocket(_OnASocket):
             for start in range(0, len(view), _PART):
                 self.send(view[start : start + _PART])
 
-    def recv(self, size: int) -> bytes:
-        """Receive up to `size` bytes; none at the end of the stream."""
-        buffer = bytearray(size)
-        return bytes(buffer[: self.recv_into(buffer)])
-
     def makefile(self, _mode: str, _buffering: int = -1) -> io.BufferedReader:
         """Return a binary file to read from."""
         return io.BufferedReader(_Stream(self))
@@ -129,17 +124,17 @@ class TLSSocket(_OnASocket):
 
     # -- with either -----------------------------------------------------------------------------------------------
 
-    def recv_into(self, buffer: Any) -> int:
-        """Receive what has come, as far as `buffer` has room for it; return its length, 0 at the end of the stream.
+    def recv(self, size: int) -> bytes:
+        """Receive what has come, up to `size` bytes; none at the end of the stream.
 
         Raises:
             BlockingIOError: there is nothing to return now; for a non-blocking socket only.
             OSError: the connection broke, or the peer abuses it.
         """
-        received = self._decrypt(buffer) if self._left else 0
+        received = self._decrypt(size) if self._left else b""
         while not received and not self._ended:
             self._ended = not self._fill()
-            received = self._decrypt(buffer)
+            received = self._decrypt(size)
         return received
 
     def _fill(self) -> int:
@@ -149,17 +144,15 @@ class TLSSocket(_OnASocket):
         self._fruitless += len(data)
         return len(data)
 
-    def _decrypt(self, buffer: Any) -> int:
-        """Decrypt what OpenSSL was given, into `buffer`; return how much it is."""
-        received, room = 0, len(buffer)
-        rest = buffer
+    def _decrypt(self, room: int) -> bytes:
+        """Decrypt what OpenSSL was given; return up to `room` bytes of it."""
+        received = b""
         try:
-            while size := int(self._tls.read(room - received, rest)):
-                received += size
-                self._left = received == room
+            while data := self._tls.read(room - len(received)):
+                received += data
+                self._left = len(received) == room
                 if self._left or not self._incoming.pending:
                     break  # to ask once more, in vain, would cost an exception
-                rest = memoryview(buffer)[received:]
             else:
                 self._ended = True  # the peer's close_notify
         except ssl.SSLWantReadError:
@@ -204,7 +197,7 @@ class TLSSocket(_OnASocket):
             self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
 
     def pending(self) -> bool:
-        """Whether `recv_into` has something to return though the socket has nothing to read."""
+        """Whether `recv` has something to return though the socket has nothing to read."""
         return self._ended or self._left
 
     def unwrap(self) -> None:
@@ -235,17 +228,18 @@ class TakenTLS(_OnASocket):
         self.sock = sock
         self._tls = tls
 
-    def recv_into(self, buffer: Any) -> int:
-        """Receive what has come, as far as `buffer` has room for it; return its length, 0 at the end of the stream.
+    def recv(self, size: int) -> bytes:
+        """Receive what has come, up to `size` bytes; none at the end of the stream.
 
         Raises:
             ssl.SSLWantReadError: there is nothing to return now.
             OSError: the connection broke.
         """
         try:
-            return int(self._tls.read(len(buffer), buffer))
+            data: bytes = self._tls.read(size)
         except ssl.SSLEOFError:  # the end of the stream, without TLS's farewell
-            return 0
+            return b""
+        return data
 
     def send(self, data: Any) -> int:
         """Send `data`; return how many bytes of it have left.
@@ -257,7 +251,7 @@ class TakenTLS(_OnASocket):
         return int(self._tls.write(data))
 
     def pending(self) -> bool:
-        """Whether `recv_into` has something to return though the socket has nothing to read."""
+        """Whether `recv` has something to return though the socket has nothing to read."""
         return bool(self._tls.pending())
 
     def unwrap(self) -> None:
@@ -276,6 +270,8 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         try:
-            return self._sock.recv_into(buffer)
+            data = self._sock.recv(len(buffer))
         except BlockingIOError:
             return None  # as a file says that there is nothing yet
+        buffer[: len(data)] = data
+        return len(data)

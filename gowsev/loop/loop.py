@@ -21,8 +21,8 @@ import gevent
 
 from gowsev.connection.connections import Connections
 from gowsev.connection.events import CALL, TIMEOUT
-from gowsev.connection.sockets import poll_sockets
-from gowsev.loop.queue import MOST_IN_A_ROW, Empty, EventQueue
+from gowsev.loop.queue import EventQueue
+from gowsev.loop.row import Row
 from gowsev.wire.frames import GOING_AWAY
 
 if TYPE_CHECKING:
@@ -41,11 +41,6 @@ logger = logging.getLogger("gowsev")
 loops: WeakSet[Loop] = WeakSet()
 
 _TIMED_OUT: Event = (TIMEOUT, None, None)
-
-#: Seconds for which the loop gathers what is written while there is no end of events. What is gathered for longer
-#: leaves in fewer and larger sends: to flush after each 64 events cost an eighth more CPU a message where 50 clients
-#: had 16 in flight. The clock is looked at after each event (0.04 to 0.09 us), since any callback may be a slow one.
-_LONGEST_GATHERING = 0.001
 
 #: Seconds between looks at whether the parts are done, and for which they may take if a shutdown has no timeout.
 _LOOK, _FOR_PARTS = 0.02, 10.0
@@ -66,6 +61,7 @@ class Loop:
         self.parts: list[Part] = []
         self.queue = EventQueue()
         self.connections = Connections(options, self.queue.put, self.finish_if_drained)
+        self._row = Row(self.queue, self.connections.batch)
         self._hub = gevent.get_hub()
         self._driver: Any = None
         self._forsaken = False
@@ -75,7 +71,6 @@ class Loop:
         self._end_by = 0.0
         self.undriven = True
         self.stopping = False
-        self.finished = False
         self.timeout: float | None = 60.0
         """Seconds without an event after which there is a `TIMEOUT`; `None` for never."""
         loops.add(self)
@@ -114,31 +109,17 @@ class Loop:
 
     def run(self, handle: Callable[[Event], None]) -> None:
         """Handle events until the loop has finished."""
-        batch, queue, now = self.connections.batch, self.queue, time.monotonic
+        batch, queue, row = self.connections.batch, self.queue, self._row
         nested = self._enter()
         held = batch.held
         try:
-            take = queue.get_nowait
-            events, due = 0, now() + _LONGEST_GATHERING
-            batch.held = True
-            while not self.finished:
-                try:
-                    event = take()
-                except Empty:
-                    # Nothing more can be gathered; then the hub has its turn, and reads what has arrived.
-                    batch.flush()
-                    batch.held = False
-                    event = queue.wait(self.timeout) or _TIMED_OUT
-                    batch.held = True
-                    events, due = 0, now() + _LONGEST_GATHERING
-                handle(event)
-                events += 1
-                if now() >= due:
-                    batch.flush()
-                    queue.collect()
-                    due = now() + _LONGEST_GATHERING
-                if not events % MOST_IN_A_ROW:
-                    poll_sockets()
+            while not row.ended:
+                # Nothing more can be gathered; then the hub has its turn, and reads what has arrived.
+                batch.flush()
+                batch.held = False
+                event = queue.wait(self.timeout) or _TIMED_OUT
+                batch.held = True
+                row.handle(event, handle)
         except BaseException as error:
             if not nested:
                 self._forsake(error)
@@ -205,6 +186,11 @@ class Loop:
     # -- ending --------------------------------------------------------------------------------------------------
 
     @property
+    def finished(self) -> bool:
+        """Whether it has ended, and handles nothing any more."""
+        return self._row.ended
+
+    @property
     def ended(self) -> bool:
         """Whether it has ended; a loop that nobody drives has when its sockets are closed."""
         return self.finished or (self._driver is None and not self.connections.open())
@@ -261,7 +247,7 @@ class Loop:
         """End the loop; the callback of an event, so that what was posted before it is done first."""
         self._finishing = False
         if self._drained():
-            self.finished = True
+            self._row.ended = True
             self.queue.close()
             for listener in self.listeners:
                 listener.abandon()
@@ -285,7 +271,7 @@ class Loop:
                 if event[0] == CALL:
                     self.queue.put(event)
             return [event for event in events if event[0] != CALL]
-        self.stopping = self.finished = True
+        self.stopping = self._row.ended = True
         self.queue.disown()
         for listener in self.listeners:
             listener.disown()

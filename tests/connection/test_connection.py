@@ -33,11 +33,11 @@ from raw import binary
 import gowsev
 from gowsev.connection import connection as connection_module
 from gowsev.connection import keepalive as keepalive_module
-from gowsev.connection import scratch
-from gowsev.connection.connection import Connection
+from gowsev.connection.connection import MOST_RECEIVED, Connection
 from gowsev.connection.gathering import Batch
 from gowsev.connection.keepalive import Keepalive
 from gowsev.connection.sockets import take_over
+from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnClosing, OutboxFull
 from gowsev.loop.queue import EventQueue
 from gowsev.wire import frames, protocol
@@ -714,7 +714,7 @@ def test_a_peer_whose_messages_are_not_taken_is_held_up_by_tcp(idle):
         except BlockingIOError:
             full += 1
         gevent.sleep(0.001)
-    assert server.context.Conn(1).bytes_received <= 2 * scratch.SIZE
+    assert server.context.Conn(1).bytes_received <= 2 * MOST_RECEIVED
     client.sock.settimeout(PATIENCE)
 
 
@@ -909,12 +909,17 @@ def test_several_frames_in_one_tls_record(ended, certificate, client_tls):
     assert [client.read_frame()[1] for _ in range(500)] == [b"%d" % number for number in range(500)]
 
 
+def receive_less(monkeypatch):
+    """Let TLS sockets give out less at once than is in a record: the rest of a record makes no socket readable."""
+    recv = TLSSocket.recv
+    monkeypatch.setattr(TLSSocket, "recv", lambda self, size: recv(self, min(size, 100)))
+
+
 @pytest.mark.parametrize("inbox_messages", [1, 10, None])
 def test_what_tls_has_decrypted_is_read_though_the_socket_has_nothing_more(
     idle, certificate, client_tls, inbox_messages, monkeypatch
 ):
-    """A receive buffer smaller than a TLS record: the rest of the record makes no socket readable."""
-    monkeypatch.setattr(scratch.local, "buffer", bytearray(100), raising=False)
+    receive_less(monkeypatch)
     server = idle(Recorder(), inbox_messages=inbox_messages)
     server.host, server.port = server.context.ListenAndServeTLS("127.0.0.1:0", *certificate)
     client = server.client(tls=client_tls)
@@ -928,7 +933,7 @@ def test_what_tls_has_decrypted_is_read_though_the_socket_has_nothing_more(
 
 
 def test_tls_ends_while_decrypted_bytes_wait_to_be_read(ended, certificate, client_tls, monkeypatch):
-    monkeypatch.setattr(scratch.local, "buffer", bytearray(100), raising=False)
+    receive_less(monkeypatch)
     server = ended(Recorder(), certificate=certificate, close_timeout=0.1)
     client = server.client(tls=client_tls)
     client.send(binary(b"good") + VIOLATION + bytes(5000))
@@ -938,7 +943,7 @@ def test_tls_ends_while_decrypted_bytes_wait_to_be_read(ended, certificate, clie
 
 
 def test_a_tls_connection_ends_just_before_it_would_have_read_more(ended, certificate, client_tls, monkeypatch):
-    monkeypatch.setattr(scratch.local, "buffer", bytearray(100), raising=False)
+    receive_less(monkeypatch)
     server = ended(Recorder(), certificate=certificate)
     client = server.client(tls=client_tls)
     connection = connection_of(server, accepted(server))

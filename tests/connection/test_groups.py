@@ -46,7 +46,7 @@ class Socket:
 
     family = socket.AF_UNIX
 
-    def recv_into(self, buffer):
+    def recv(self, size):
         raise BlockingIOError
 
     def shutdown(self, how):

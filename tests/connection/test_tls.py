@@ -118,13 +118,12 @@ def test_answers_that_nobody_reads_are_bounded(pair, certificate, client_tls, tm
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 12)
     ours, updater = shake_hands(ours, certificate, lambda: Updater(theirs, client_tls, tmp_path))
     take_over(ours)
-    buffer = bytearray(1 << 16)
 
     def ask_and_never_read():
         for _ in range(1000):
             # Always some data with it: this is no flood without any.
             theirs.sendall(updater.updates(100, wants_answer=True) + updater.record(23, b"data"))
-            assert read_all(ours, buffer) == b"data"
+            assert read_all(ours, 1 << 16) == b"data"
 
     with pytest.raises(ConnectionAbortedError, match="too many answers of TLS"):
         ask_and_never_read()
@@ -195,12 +194,12 @@ def fill(sock, data):
         return sent
 
 
-def read_all(sock, buffer):
+def read_all(sock, size):
     """Read from a non-blocking socket until it has nothing more; what it had."""
     data = b""
     try:
-        while size := sock.recv_into(buffer):
-            data += buffer[:size]
+        while part := sock.recv(size):
+            data += part
     except BlockingIOError:
         return data
     return data + b" and the end"
@@ -234,13 +233,12 @@ def test_without_waiting_too(connected, size, room):
     ours, theirs = connected
     data = random.randbytes(size)
     take_over(ours)
-    buffer = bytearray(room)
     sending = gevent.spawn(theirs.sendall, data)
     received = b""
 
     def arrived():
         nonlocal received
-        received += read_all(ours, buffer)
+        received += read_all(ours, room)
         return len(received) >= size
 
     wait_until(arrived)
@@ -253,11 +251,10 @@ def test_one_receive_is_bounded(connected):
     ours, theirs = connected
     take_over(ours)
     sending = gevent.spawn(theirs.sendall, bytes(1 << 20))
-    buffer = bytearray(1 << 20)
     wait_until(lambda: _waiting(ours) > 2 * tls._PART)
     while not sending.ready():
         try:
-            assert 0 < ours.recv_into(buffer) <= 2 * tls._PART, "a part, and the rest of a record before it"
+            assert 0 < len(ours.recv(1 << 20)) <= 2 * tls._PART, "a part, and the rest of a record before it"
         except BlockingIOError:
             gevent.sleep(0)
 
@@ -278,9 +275,9 @@ def test_a_record_in_pieces(pair, certificate, client_tls):
     *first, last = client.outgoing.read()
     for byte in first:
         theirs.sendall(bytes([byte]))
-        assert read_all(ours, bytearray(100)) == b""
+        assert read_all(ours, 100) == b""
     theirs.sendall(bytes([last]))
-    assert read_all(ours, bytearray(100)) == b"in pieces"
+    assert read_all(ours, 100) == b"in pieces"
     ours.close()
 
 
@@ -328,7 +325,7 @@ def test_a_waiting_answer_does_not_keep_data_from_being_read(pair, certificate, 
     take_over(ours)
     fill(ours, bytes(1 << 16))
     theirs.sendall(updater.updates(1, wants_answer=True) + updater.record(23, b"data"))
-    assert read_all(ours, bytearray(1 << 16)) == b"data"
+    assert read_all(ours, 1 << 16) == b"data"
     ours.close()
 
 
@@ -340,12 +337,11 @@ def test_a_farewell_is_the_end_though_the_socket_stays_open(connected):
     theirs.sendall(b"last")
     farewell = gevent.spawn(theirs.unwrap)
     take_over(ours)
-    buffer = bytearray(100)
     received = b""
 
     def ended():
         nonlocal received
-        received += read_all(ours, buffer)
+        received += read_all(ours, 100)
         return received.endswith(b" and the end")
 
     wait_until(ended)
@@ -362,10 +358,9 @@ def test_the_end_of_the_socket_is_the_end(connected, waiting):
     theirs.shutdown(socket.SHUT_WR)
     if not waiting:
         take_over(ours)
-    buffer = bytearray(100)
-    assert ours.recv_into(buffer) == 4
-    assert ours.recv_into(buffer) == 0
-    assert ours.recv_into(buffer) == 0
+    assert ours.recv(100) == b"last"
+    assert ours.recv(100) == b""
+    assert ours.recv(100) == b""
 
 
 def test_our_farewell_is_read_by_the_peer(connected):
@@ -384,7 +379,7 @@ def test_garbage_is_an_error(connected):
     with socket.socket(fileno=raw) as plain:
         plain.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
         with pytest.raises(ssl.SSLError):
-            ours.recv_into(bytearray(100))
+            ours.recv(100)
 
 
 def test_a_handshake_that_ends_early(pair, certificate):
@@ -424,7 +419,7 @@ def test_a_file_reads_lines_and_what_is_there(connected):
     assert file.read1(100) == b"three"
     assert not file.read1(100)
     theirs.shutdown(socket.SHUT_WR)
-    wait_until(lambda: ours.pending() or not ours.recv_into(bytearray(1)))
+    wait_until(lambda: ours.pending() or not ours.recv(1))
     assert file.read() == b""
 
 

@@ -331,30 +331,9 @@ def test_messages(sent, messages, client):
     assert outcome(Protocol(client=client), slowly) == whole
 
 
-@by_role
-def test_receive_from_a_buffer_that_is_used_again(client):
-    # The reader hands out its scratch buffer, and how far it is filled; what is kept must be a copy.
-    key = key_for(client)
-    protocol = Protocol(client=client)
-    scratch = bytearray(b"\xff" * 300)
-    messages = []
-    wire = frame(FIN | TEXT, b"short", key) + frame(BINARY, b"x" * 200, key) + frame(FIN | PING, b"!" * 30, key)
-    wire += frame(FIN, b"y", key)
-    for piece in cut(wire, [40, 100, 250]):
-        scratch[: len(piece)] = piece
-        messages += protocol.receive(scratch, len(piece))
-        scratch[:] = b"\xff" * 300  # also a test that no view of it is left: this would be refused
-        scratch.append(0)
-        scratch.pop()
-    assert messages == [(TEXT, b"short"), (BINARY, b"x" * 200 + b"y")]
-    assert all(type(payload) is bytes for _, payload in messages)
-    assert unframe(protocol.output) == [(FIN | PONG, client, b"!" * 30)]
-
-
 def test_nothing_at_all_is_nothing():
     protocol = Protocol()
     assert protocol.receive(b"") == []
-    assert protocol.receive(bytearray(10), 0) == []
     assert protocol.state == OPEN
 
 
