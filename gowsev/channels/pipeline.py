@@ -141,6 +141,12 @@ class Pipeline(Lasting):
         self._again = deque(command for command in self._again if not unwanted(command))
         return back + self._turns.remove(unwanted)
 
+    def wait_tried(self) -> None:
+        if not self._sent and self._line is not None and self._line.is_spent():
+            self._tried.clear()
+            self._to_write.set()
+        super().wait_tried()
+
     # -- the connection ------------------------------------------------------------------------------------------
 
     def _prepare(self, line: Line) -> None:
@@ -182,6 +188,10 @@ class Pipeline(Lasting):
 
     def _write(self, line: Line) -> None:
         while self._broken is None:
+            if not self._sent and line.is_spent():
+                # Nothing is sent into a line that has ended: what waits is certainly not carried out.
+                self._broken = ConnectionError("Redis has closed the connection")
+                break
             batch = self._take()
             if batch:
                 self._to_read.set()
