@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import tracemalloc
 
 import gevent
 import pytest
@@ -185,6 +187,31 @@ def test_who_has_much_to_publish_waits_for_itself(redis_nodes, redis_server):
     wait_until(lambda: len(order) == 2003)
     assert order.index(("polite", 2)) < 40  # they take turns, and SHARE of one account are under way
     assert [i for who, i in order if who == "flood"] == list(range(2000))
+
+
+@needs_redis
+def test_names_that_nobody_hears_leave_nothing_in_the_process_and_expire_in_redis(redis_nodes, redis_server):
+    redis_server.cli("config", "set", "appendonly", "no")  # else each is written to the disk
+    node = redis_nodes(limits=Limits(history_seconds=1))
+    node.publish("x" * 3000, "heard first")
+    waiting = []
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            node.channels.Publish(f"name {number}", "x" * 3000, lambda context, *_: waiting.pop())
+            waiting.append(number)
+            if len(waiting) == 500:
+                wait_until(lambda: not waiting)
+        wait_until(lambda: not waiting)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000  # of 6 MB
+    finally:
+        tracemalloc.stop()
+    with redis_server.client() as client:
+        wait_until(lambda: not list(client.scan_iter("*name*:stream", 1000)))
+        space = client.info("keyspace")["db0"]
+        assert space["expires"] == space["keys"] <= 2010  # each channel's numbers, for a week
+        assert client.info("memory")["used_memory_dataset"] < 5_000_000
 
 
 @needs_redis
