@@ -258,7 +258,7 @@ class Channels(Part):
             return ChannelsAway(self._ended)
         if self._context.Conn(id) is None:
             return IdNotFound(id)
-        if len(self._subscribers.of(id)) >= self.limits.channels:
+        if self._subscribers.count(id) >= self.limits.channels:
             return TooManyChannels(self.limits.channels)
         return None
 

@@ -111,6 +111,11 @@ class Followed:
         """Whether a look must begin."""
         return self._confirmed and self._asked is None and (not self._sure or bool(self.joining))
 
+    @property
+    def wants_messages(self) -> bool:
+        """Whether a look may bring messages, and not only where the channel stands."""
+        return self._position is not None or any(one.after is not None for one in self.joining)
+
     def begin_look(self) -> tuple[bool, dict[str, int]]:
         """Begin a look; return what it is to read.
 

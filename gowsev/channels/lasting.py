@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.event import Event
 
 from gowsev.channels.line import FAILED, Line
 
@@ -56,6 +57,7 @@ class Lasting(ABC):
         self._line: Line | None = None
         self._greenlets: list[Any] = []
         self._closed = False
+        self._tried = Event()  # set while it is open, and once it could not be opened
 
     def start(self) -> None:
         """Connect, unless that was begun. Does not block."""
@@ -73,6 +75,10 @@ class Lasting(ABC):
         """End the connection, so that it is opened anew. Does not block."""
         if self._line is not None:
             self._line.shut()
+
+    def wait_tried(self) -> None:
+        """Wait until it is open, or could not be opened. Blocks the greenlet, until an attempt has ended."""
+        self._tried.wait()
 
     @property
     def peer(self) -> object:
@@ -94,10 +100,13 @@ class Lasting(ABC):
             except FAILED as error:
                 # It is tried again, until the end; `Status` says why, and those who wait too long are told.
                 self._away(self._health.down(self.name, error, self._where))
+                self._tried.set()
             else:
                 self._health.is_up(self.name)
+                self._tried.set()
                 opened = time.monotonic()
                 self._use(line)
+                self._tried.clear()
                 self._health.lost(self.name)
                 if time.monotonic() - opened > _LASTED:
                     attempt = 0

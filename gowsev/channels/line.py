@@ -5,11 +5,13 @@ redis-py speaks the protocol; the socket is opened here. One greenlet may read w
 
 from __future__ import annotations
 
+import select
 from typing import TYPE_CHECKING, Any
 
 import gevent.socket
 import gevent.ssl
 import redis
+from gevent import monkey
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError
 from redis.retry import Retry
@@ -29,6 +31,8 @@ ANSWER = 5.0
 ASKED = 2.0
 #: What a call of a line fails with; redis-py does not wrap everything that a socket raises.
 FAILED = (redis.RedisError, OSError)
+# gevent's own would let other greenlets run, even where it is not to wait.
+_poll = monkey.get_original("select", "poll")
 _NO_TLS_CHECK = {"none": gevent.ssl.CERT_NONE, "optional": gevent.ssl.CERT_OPTIONAL}
 
 
@@ -56,6 +60,7 @@ class Line:
         self._address = address
         self._timeout = timeout
         self._sock: Any = None
+        self._readable: Any = None
         self._connection: Any = _OnGevent(
             self._open,
             host=address.path or address.host,  # for the texts of errors
@@ -90,6 +95,8 @@ class Line:
             sock = _wrap(sock, address.host, address.tls)
         sock.settimeout(self._timeout)
         self._sock = sock
+        self._readable = _poll()
+        self._readable.register(sock.fileno(), select.POLLIN)
         return sock
 
     def ask(self, *words: Any) -> Any:
@@ -125,6 +132,13 @@ class Line:
         except redis.ResponseError as error:
             return error
 
+    def is_spent(self) -> bool:
+        """Tell whether the other side has ended it, or sent what nobody asked for; only while no answer is expected.
+
+        Looks, and waits for nothing.
+        """
+        return self._readable is not None and bool(self._readable.poll(0))
+
     @property
     def peer(self) -> object:
         """The host and port, or the path, of the other side; `None` while it is not connected."""
@@ -143,6 +157,7 @@ class Line:
 
     def close(self) -> None:
         """Close it, once nobody reads or sends."""
+        self._readable = None
         self._connection.disconnect()
 
     def disown(self) -> None:

@@ -4,10 +4,11 @@
     sent       may have been carried out, or may yet be; if the connection is lost it is sent again, as it was
     answered   by Redis; or failed, after `PATIENCE`
 
-Invariants: at most `WINDOW` commands and about `WINDOW_BYTES` are sent and not answered. Each command has a number when
-it is first sent, and those of one key are sent in the order of their numbers, so that whoever carries them out knows
-one that comes again. One that Redis has certainly not carried out, and may yet, gets a new number. What is given back
-keeps its number, for the pipeline to another Redis that has the key now.
+Invariants: at most `WINDOW` commands and about `WINDOW_BYTES` are sent and not answered, and of one account `SHARE`,
+but for those that are sent again. Each command has a number when it is first sent, and those of one key are sent in the
+order of their numbers, so that whoever carries them out knows one that comes again. One that Redis has certainly not
+carried out, and may yet, gets a new number. What is given back keeps its number, for the pipeline to another Redis that
+has the key now.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ __all__ = ["PATIENCE", "Command", "Pipeline"]
 
 #: Commands, and their bytes, that may be sent and not answered.
 WINDOW, WINDOW_BYTES = 128, 1 << 20
+#: Commands of one account among them. What one account sends stands before what another asks a moment later.
+SHARE = 16
 #: Seconds after which a command fails, if there has been no answer.
 PATIENCE = 15.0
 #: Seconds without a command after which one is sent, to see whether Redis is still there.
@@ -110,7 +113,7 @@ class Pipeline(Lasting):
         self._lost = lost
         self._refused = False
         self._numbers = numbers
-        self._turns: Turns[Command] = Turns()
+        self._turns: Turns[Command] = Turns(SHARE)
         self._again: deque[Command] = deque()
         self._sent: deque[Command] = deque()
         self._later: list[Command] = []
@@ -140,6 +143,12 @@ class Pipeline(Lasting):
         back = [command for command in self._again if unwanted(command)]
         self._again = deque(command for command in self._again if not unwanted(command))
         return back + self._turns.remove(unwanted)
+
+    def wait_tried(self) -> None:
+        if not self._sent and self._line is not None and self._line.is_spent():
+            self._tried.clear()
+            self._to_write.set()
+        super().wait_tried()
 
     # -- the connection ------------------------------------------------------------------------------------------
 
@@ -176,12 +185,18 @@ class Pipeline(Lasting):
         # In the order of their numbers; those that get new ones come last.
         self._again.extendleft(reversed(self._sent))
         self._again.extend(self._later)
+        for command in (*self._sent, *self._later):
+            self._turns.done(command.account)
         self._sent.clear()
         self._later.clear()
         self._sent_bytes = 0
 
     def _write(self, line: Line) -> None:
         while self._broken is None:
+            if not self._sent and line.is_spent():
+                # Nothing is sent into a line that has ended: what waits is certainly not carried out.
+                self._broken = ConnectionError("Redis has closed the connection")
+                break
             batch = self._take()
             if batch:
                 self._to_read.set()
@@ -200,7 +215,11 @@ class Pipeline(Lasting):
         while not self._later and (self._again or self._turns):
             if self._sent and (len(self._sent) >= WINDOW or self._sent_bytes >= WINDOW_BYTES):
                 break
-            command = self._again.popleft() if self._again else self._turns.take()
+            if self._again:
+                command = self._again.popleft()
+                self._turns.out(command.account)
+            else:
+                command = self._turns.take()
             again = command.number > 0
             if not again:
                 command.number = next(self._numbers)
@@ -228,6 +247,7 @@ class Pipeline(Lasting):
                 # Nothing more is sent; what was is answered first, so that all of it keeps its order.
                 self._later.append(command)
             else:
+                self._turns.done(command.account)
                 command.answered(answer)
             if self._later and not self._sent:
                 self._broken = RuntimeError(describe(answer))

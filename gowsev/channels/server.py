@@ -99,6 +99,11 @@ class Server:
         def find() -> Address:
             return find_master(address, ask_once)
 
+        def find_later() -> Address:
+            # Whether publishes are refused is known first, so whoever reads that Redis is away will not be let wait.
+            self._pipeline.wait_tried()
+            return find()
+
         self._cluster = lost is not None
         where = f"{address.host}:{address.port}: " if self._cluster else ""
         self._prefix = prefix
@@ -115,14 +120,12 @@ class Server:
             self._connected,
             lost or (lambda: None),
         )
-        self._notifications = Notifications(find, health, where, self._cluster, self._probe, user)
+        self._notifications = Notifications(find_later, health, where, self._cluster, self._probe, user)
 
     def why_away(self, key: bytes) -> str:  # noqa: ARG002 - there is one for all keys
-        # The connection for commands, where it is idle, hears of its end only when something is sent over it.
-        for name in (self._pipeline.name, self._notifications.name):
-            if self._health.is_away(name):
-                return self._health.reason_of(name)
-        return ""
+        # Without notifications others hear of a message later, but they hear of it.
+        name = self._pipeline.name
+        return self._health.reason_of(name) if self._health.is_away(name) else ""
 
     def ask(self, command: Command) -> None:
         self._pipeline.ask(command)

@@ -44,6 +44,10 @@ class Subscribers:
         """List the channels of a connection, those included that it waits to join."""
         return list(self._of.get(id, ()))
 
+    def count(self, id: int) -> int:
+        """Return how many channels these are."""
+        return len(self._of.get(id, ()))
+
     def find(self, id: int, channel: str) -> Joining | None:
         """Return the subscription of a connection to a channel; `None` if there is none."""
         return self._of.get(id, {}).get(channel)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import tracemalloc
 
 import gevent
 import pytest
@@ -51,6 +53,32 @@ def test_turns():
     assert turns.remove(lambda item: item == 3) == [3]
     assert turns.take() == 8
     assert not turns
+
+
+def test_turns_of_accounts_that_have_their_share():
+    turns = Turns(2)
+    for account, item in (("a", 1), ("a", 2), ("a", 3), ("b", 4)):
+        turns.put(account, item)
+    assert [turns.take() for _ in range(3)] == [1, 4, 2]
+    assert not turns  # two of `a` are out
+    turns.put("a", 5)
+    assert not turns
+    assert turns.remove(lambda item: item == 5) == [5]
+    turns.done("b")
+    turns.done("a")
+    assert turns.take() == 3
+    turns.put("a", 6)
+    assert turns.remove(lambda item: item == 6) == [6]
+    for _ in range(2):
+        turns.done("a")
+    turns.put("a", 7)
+    for _ in range(3):  # they were taken elsewhere
+        turns.out("a")
+    assert not turns
+    turns.done("a")
+    assert not turns
+    turns.done("a")
+    assert turns.take() == 7
 
 
 def test_in_flight_of_one_account():
@@ -157,8 +185,68 @@ def test_who_has_much_to_publish_waits_for_itself(redis_nodes, redis_server):
         node.channels.Publish("news", "y", lambda context, *_, i=i: order.append(("polite", i)), id=2)
     redis_server.thaw()
     wait_until(lambda: len(order) == 2003)
-    assert order.index(("polite", 2)) < 400
+    assert order.index(("polite", 2)) < 40  # they take turns, and SHARE of one account are under way
     assert [i for who, i in order if who == "flood"] == list(range(2000))
+
+
+@needs_redis
+def test_names_that_nobody_hears_leave_nothing_in_the_process_and_expire_in_redis(redis_nodes, redis_server):
+    redis_server.cli("config", "set", "appendonly", "no")  # else each is written to the disk
+    node = redis_nodes(limits=Limits(history_seconds=1))
+    node.publish("x" * 3000, "heard first")
+    waiting = []
+    tracemalloc.start()
+    try:
+        for number in range(2000):
+            node.channels.Publish(f"name {number}", "x" * 3000, lambda context, *_: waiting.pop())
+            waiting.append(number)
+            if len(waiting) == 500:
+                wait_until(lambda: not waiting)
+        wait_until(lambda: not waiting)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000  # of 6 MB
+    finally:
+        tracemalloc.stop()
+    with redis_server.client() as client:
+        wait_until(lambda: not list(client.scan_iter("*name*:stream", 1000)))
+        space = client.info("keyspace")["db0"]
+        assert space["expires"] == space["keys"] <= 2010  # each channel's numbers, for a week
+        assert client.info("memory")["used_memory_dataset"] < 5_000_000
+
+
+@needs_redis
+def test_a_publisher_beside_a_flooder_waits_for_a_few_of_its_messages(redis_nodes):
+    """So it keeps most of what it has alone; in numbers, since the machine may be busy."""
+    node = redis_nodes()
+    flooder, polite = node.connect(), node.connect()
+    node.publish("connected")
+    counts = {"waiting": 0, "stored": 0}
+    before, ended = [], []
+
+    def stored(context, position, error):
+        counts["waiting"] -= 1
+        counts["stored"] += 1
+
+    def flood():
+        while not ended:
+            while counts["waiting"] < 1000 and node.channels.Publish("flood", "x", stored, id=flooder) is None:
+                counts["waiting"] += 1
+            gevent.sleep(0.001)
+
+    flooding = gevent.spawn(flood)
+    wait_until(lambda: counts["stored"] > 500)
+    for number in range(1, 31):
+        then = counts["stored"]
+
+        def done(context, position, error, then=then):
+            before.append(counts["stored"] - then)
+
+        assert node.channels.Publish("news", "y", done, id=polite) is None
+        wait_until(lambda number=number: len(before) == number)
+    ended.append(True)
+    flooding.get()
+    wait_until(lambda: not counts["waiting"])
+    assert sorted(before)[15] < 100
 
 
 @needs_redis

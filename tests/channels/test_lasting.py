@@ -6,7 +6,7 @@ from itertools import count
 
 import gevent
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 from redis_server import needs_redis
 
 from gowsev.channels.health import Health
@@ -89,10 +89,46 @@ def test_a_connection_that_is_lost_while_something_is_sent(redis_server, pipelin
     answers = []
     pipeline.ask(command(answers.append))
     wait_until(lambda: len(answers) == 1)
-    pipeline.ask(command(answers.append))
+    redis_server.freeze()
+    one = command(answers.append)
+    pipeline.ask(one)
+    wait_until(lambda: one.number)
     pipeline.renew()
+    redis_server.thaw()
     wait_until(lambda: len(answers) == 2)
     assert answers == [b"1 False", b"2 True"]
+
+
+def test_nothing_is_sent_into_a_connection_that_has_ended(redis_server, pipeline):
+    """So what is asked next is certainly not carried out, and uses no number."""
+    answers = []
+    for number in range(3):
+        pipeline.ask(command(answers.append))
+        wait_until(lambda number=number: len(answers) == number + 1)
+        redis_server.cli("client", "kill", "type", "normal")
+    redis_server.kill()
+    waiting = command(answers.append)
+    pipeline.ask(waiting)
+    gevent.sleep(0.3)
+    assert not waiting.number
+    redis_server.start()
+    wait_until(lambda: len(answers) == 4)
+    assert answers == [b"1 False", b"2 False", b"3 False", b"4 False"]
+
+
+def test_that_a_connection_has_ended_is_found_by_whoever_wants_to_know(redis_server, pipeline):
+    answers = []
+    pipeline.ask(command(answers.append))
+    pipeline.wait_tried()
+    assert pipeline.peer == ("127.0.0.1", redis_server.port)
+    wait_until(lambda: answers)
+    pipeline.wait_tried()  # it has not ended
+    redis_server.kill()
+    with gevent.Timeout(PATIENCE):
+        pipeline.wait_tried()
+    assert pipeline.peer is None
+    with gevent.Timeout(PATIENCE):
+        pipeline.wait_tried()  # it is known to be away
 
 
 def test_what_is_given_back_is_not_answered(redis_server, pipeline):

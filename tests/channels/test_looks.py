@@ -1,8 +1,9 @@
 """Which channels are looked up, and when."""
 
+import weakref
 from types import SimpleNamespace
 
-from gowsev.channels.looks import MOST, Looks
+from gowsev.channels.looks import LIGHT, MOST, Looks
 
 
 class Asked:
@@ -23,8 +24,8 @@ def hashable(**attributes):
     return type("Channel", (), {"number": object(), **attributes})()
 
 
-def wanting(id=1, wants=True):
-    return hashable(wants_look=wants, joining=[SimpleNamespace(id=id)] if id else [])
+def wanting(id=1, wants=True, messages=True):
+    return hashable(wants_look=wants, wants_messages=messages, joining=[SimpleNamespace(id=id)] if id else [])
 
 
 def test_no_more_are_under_way_than_that():
@@ -35,6 +36,35 @@ def test_no_more_are_under_way_than_that():
     assert asked.channels == [one.number for one in channels[:MOST]]
     asked.begun[0][1]()
     assert asked.channels == [one.number for one in channels[: MOST + 1]]
+
+
+def test_more_are_under_way_where_they_bring_no_messages():
+    asked = Asked()
+    for _ in range(2 * MOST * LIGHT):
+        asked.looks.want(wanting(messages=False))
+    assert len(asked.begun) == MOST * LIGHT
+    for _, done in asked.begun[: 2 * LIGHT]:
+        done()
+    assert len(asked.begun) == (MOST + 2) * LIGHT
+
+
+def test_thousands_that_are_left_take_no_room_and_no_time():
+    asked = Asked()
+    asked.room = False
+    kept = wanting()
+    asked.looks.want(kept)
+    checked = []
+    for _ in range(10_000):
+        one = wanting()
+        alive = weakref.ref(one)
+        asked.looks.want(one)
+        asked.looks.leave(one)
+        del one
+        checked.append(alive)
+    assert sum(alive() is not None for alive in checked) < 200
+    asked.room = True
+    asked.looks.go_on()
+    assert asked.channels == [kept.number]
 
 
 def test_the_channels_of_one_connection_wait_behind_each_other():
