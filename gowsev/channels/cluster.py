@@ -46,7 +46,7 @@ class Cluster:
 
     Args:
         address: of the cluster.
-        health: is told how they fare.
+        health: is told of their state.
         prefix: of all keys.
         user: is told what happens.
     """

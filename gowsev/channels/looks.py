@@ -54,7 +54,7 @@ class Looks:
                 self._ask(followed, self._done)
 
     def leave(self, followed: Followed) -> None:
-        """Nobody wants a channel any more."""
+        """Drop a channel, which is not followed any more."""
         if followed in self._waiting:
             self._waiting.discard(followed)
             self._turns.remove(lambda other: other is followed)

@@ -42,7 +42,7 @@ class Address(NamedTuple):
     shown: str
     """For the log: without name, password and options."""
     sentinels: tuple[Address, ...] = ()
-    """Whom to ask where the master is; then `host` and `port` are not its own."""
+    """The sentinels, which are asked where the master is; then `host` and `port` are not its own."""
     service: str = ""
     """What the sentinels call it."""
     members: tuple[Address, ...] = ()

@@ -3,7 +3,7 @@
 The greenlet that drives it, the *driver*, takes events from the queue one by one and gives each to the dispatch, so
 that no two callbacks ever run at once. What callbacks write is gathered and leaves together.
 
-    undriven    nobody has driven it yet
+    undriven    no greenlet has driven it yet
     driven      by one greenlet at most; between two drives it is not `finished` either
     forsaken    an exception has left `run`: new connections are refused until it is driven again
     stopping    after `stop`: nothing new is let in, and it ends when all connections are gone
@@ -42,15 +42,15 @@ loops: WeakSet[Loop] = WeakSet()
 
 _TIMED_OUT: Event = (TIMEOUT, None, None)
 
-#: Seconds for which the loop gathers what is written while there is no end of events. What is gathered for longer
+#: Seconds for which the loop gathers what is written while events keep coming. What is gathered for longer
 #: leaves in fewer and larger sends: to flush after each 64 events cost an eighth more CPU a message where 50 clients
 #: had 16 in flight. The clock is looked at after each event (0.04 to 0.09 us), since any callback may be a slow one.
 _LONGEST_GATHERING = 0.001
 
-#: Seconds between looks at whether the parts are done, and for which they may take if a shutdown has no timeout.
+#: Seconds between looks at whether the attached parts are done, and the most they get if a shutdown has no timeout.
 _LOOK, _FOR_PARTS = 0.02, 10.0
 
-#: Seconds for which a client may wait for a loop that was never driven, before that is said.
+#: Seconds for which a client may wait for a loop that was never driven, before a warning is logged.
 _UNDRIVEN = 5.0
 
 
@@ -165,10 +165,10 @@ class Loop:
         self.connections.batch.flush()
 
     def _forsake(self, error: BaseException) -> None:
-        """Note that nobody drives the loop any more, and say so where the program would not notice.
+        """Note that no greenlet drives the loop any more, and log it where the program would not notice.
 
-        A script sees what comes out of its own call. A greenlet beside an app just ends, and its connections would
-        stay open with nobody to listen to them.
+        A script sees the exception of its own call. A greenlet beside an app just ends, and its connections would stay
+        open without a callback ever being called for them.
         """
         self._forsaken = True
         if isinstance(gevent.getcurrent(), gevent.Greenlet):
@@ -196,17 +196,17 @@ class Loop:
         return "The server's event loop has ended." if self._forsaken else ""
 
     def expect_driver(self) -> None:
-        """Log, once, if nobody drives the loop within some seconds: a client waits for that."""
+        """Log, once, if no greenlet drives the loop within some seconds: a client is waiting."""
         if self.undriven and not self._watched:
             self._watched = True
-            # Not spawn_later: nobody should have to wait for this, neither `gevent.wait()` nor the end of a program.
+            # Not spawn_later: neither `gevent.wait()` nor the end of a program should wait for this.
             self._hub.loop.timer(_UNDRIVEN, ref=False).start(gevent.spawn, _warn_if_undriven, ref(self))
 
     # -- ending --------------------------------------------------------------------------------------------------
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended; a loop that nobody drives has when its sockets are closed."""
+        """Whether it has ended; a loop that is not driven has ended when its sockets are closed."""
         return self.finished or (self._driver is None and not self.connections.open())
 
     def stop(self, timeout: float | None) -> None:
@@ -249,7 +249,7 @@ class Loop:
                 self.queue.post((CALL, self._finish, ()))
 
     def _finish_later(self) -> None:
-        """Let the parts do what they have begun, within the time that the shutdown has."""
+        """Let the attached parts finish what they have begun, within the time that the shutdown has."""
         while any(part.busy for part in self.parts) and time.monotonic() < self._end_by:
             gevent.sleep(_LOOK)
         self.queue.post((CALL, self._finish, ()))

@@ -5,8 +5,8 @@ Three kinds of owners: a WSGI server (for `Context.ServeHTTP`), gevent-websocket
 
 An owner that is a server still holds its socket object when the socket is ours, and will read from it, write to it and
 close it when its request is over. It finds a *dead end* there: a socket whose peer is gone. It reads the end of the
-stream and cannot write, as after any client that has left, which every server takes quietly. An empty shell, which
-raises "bad file descriptor", would be logged as an error by some.
+stream and cannot write, as after any client that has left, which no server logs as an error. A closed socket raises
+"bad file descriptor", which some servers do.
 
 websocket-client is not imported, nor a class of gevent-websocket: a program that has such an object has imported it.
 """
@@ -56,10 +56,10 @@ class Adopted(NamedTuple):
 
 
 def adopt(conn: Any) -> Adopted:
-    """Take a connection that was given to `AddConn`.
+    """Take over a connection that was given to `AddConn`.
 
     Raises:
-        TypeError: it is nothing that can be taken.
+        TypeError: it is nothing that can be taken over.
         ValueError: it is closed, or was taken before.
     """
     if is_gevent_websocket(conn):
@@ -152,7 +152,7 @@ def take_from_server(sock: Any) -> Any:
 
 
 def ends_of(sock: Any) -> Ends:
-    """Return between whom a connection is; the peer of a socket that is broken already is unknown."""
+    """Return the two ends of a connection; the peer of a socket that is broken already is unknown."""
     try:
         peer = sock.getpeername()
     except OSError:  # reset; the next use of the socket finds out, and reports it
