@@ -1,7 +1,7 @@
 """What the tests share: contexts that run in a greenlet, with clients, and waiting for a condition.
 
 The tests run in one thread, unpatched: a test is the main greenlet, the loops under test are others, and clients
-either use gevent's sockets or, where nobody here wrote them, run in a real thread (`in_thread`). What is useful for
+either use gevent's sockets or, where they are another library's, run in a real thread (`in_thread`). What is useful for
 testing any program with gowsev is in `gowsev.testing`; here is what tests of gowsev itself need besides.
 """
 
@@ -366,7 +366,7 @@ def clean(capfd, caplog):
     wait_until(lambda: open_sockets() <= before)
     assert capfd.readouterr().err == ""
     records = caplog.get_records("call")
-    # The first refusal by an option is a warning, since whoever runs the server may have set that wrongly.
+    # The first refusal by an option is a warning, since the operator may have set that wrongly.
     louder = [r for r in records if r.levelno > logging.INFO and not r.getMessage().startswith("refused ")]
     assert louder == []
     assert [record for record in records if record.exc_info] == []

@@ -45,7 +45,7 @@ from gowsev.wire.encoder import Encoder
 from gowsev.wire.frames import BINARY, CLOSE, PING, PONG
 from gowsev.wire.protocol import Protocol
 
-#: So many messages of so many bytes are more than the socket buffers of both ends take together.
+#: How many messages, of how many bytes, are more than the socket buffers of both ends can hold together.
 MANY, LARGE = 20, 1 << 20
 
 
@@ -747,7 +747,7 @@ def test_a_flood_starves_nobody(ended):
         other.send_binary(message)
         assert other.read_frame() == (BINARY, message)
         ahead = server.handler.messages.index(message) - before
-        # What was in the mailbox already, and what comes in before gevent, which first runs up to 1,000 callbacks, has
+        # What was in the queue already, and what comes in before gevent, which first runs up to 1,000 callbacks, has
         # looked at the sockets.
         assert ahead <= 4 * (32 + protocol._TURN_FRAMES + 1000)
     stop.append(True)
@@ -1085,7 +1085,7 @@ def test_a_close_with_a_time_of_its_own_keeps_the_shorter_one(bench, clock):
         assert rig.connection not in rig.keepalive.connections
 
 
-# -- from one clock and mailbox to others ------------------------------------------------------------------------
+# -- from one clock and queue to others --------------------------------------------------------------------------
 
 
 def test_a_dialled_connection_brings_what_it_has_read_along(ended):
