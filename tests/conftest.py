@@ -386,23 +386,28 @@ def quiet_hub(capfd):
     assert capfd.readouterr().err == ""
 
 
+def loop_of(server):
+    """The loop of a server's context, for what only a test does to it."""
+    return server.context._loop
+
+
 def sockets_of(server):
     """The connections of a server whose sockets are open, those included whose `ConnClosed` was called."""
-    return server.context._loop.connections.open()
+    return loop_of(server).connections.open()
 
 
 def connection_of(server, id):
     """A connection by its id, for what only a test does to it."""
-    return server.context._loop.connections.by_id[id]
+    return loop_of(server).connections.by_id[id]
 
 
 def sweep(server):
     """Let the connections of a server look at the clock."""
-    server.context._loop.connections.keepalive.sweep()
+    loop_of(server).connections.keepalive.sweep()
 
 
 def listeners_of(server):
-    return server.context._loop.listeners
+    return loop_of(server).listeners
 
 
 class IdleServer(RawClients):
