@@ -102,13 +102,13 @@ ROOMS = {
         "channels.remote",
         "channels.replies",
         "channels.routes",
+        "channels.script_commands",
         "channels.scripts",
         "channels.server",
         "channels.subscribers",
         "channels.timeline",
         "channels.turns",
         "channels.url",
-        "channels.words",
     },
 }
 ROOM = {module: room for room, modules in ROOMS.items() for module in modules}

@@ -13,9 +13,9 @@ from gowsev.channels.errors import ChannelsError, Refused
 from gowsev.channels.health import describe
 from gowsev.channels.publication import encoded
 from gowsev.channels.replies import members_of
+from gowsev.channels.script_commands import script_words
 from gowsev.channels.scripts import ALIVE, MEMBERS, member_keys
 from gowsev.channels.subscribers import count_member
-from gowsev.channels.words import script_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable

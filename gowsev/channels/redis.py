@@ -24,10 +24,10 @@ from gowsev.channels.pipeline import PATIENCE, Command
 from gowsev.channels.presence import Presence
 from gowsev.channels.publication import check_prefix, encoded
 from gowsev.channels.replies import notification, position_of, timeline_of
+from gowsev.channels.script_commands import look_words, publish_words
 from gowsev.channels.scripts import META_SECONDS
 from gowsev.channels.server import Server
 from gowsev.channels.url import parse
-from gowsev.channels.words import look_words, publish_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable

@@ -22,9 +22,9 @@ from gowsev.channels.line import FAILED
 from gowsev.channels.publication import Position, check_message, check_name, check_prefix, publication_of
 from gowsev.channels.replies import comes_later, members_of, position_of, timeline_of
 from gowsev.channels.routes import Routes
+from gowsev.channels.script_commands import look_words, publish_words, script_words, with_source
 from gowsev.channels.scripts import MEMBERS, channel_keys, member_keys
 from gowsev.channels.url import parse
-from gowsev.channels.words import look_words, publish_words, script_words, with_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from gowsev.channels.notifications import Listener, Notifications
 from gowsev.channels.pipeline import Pipeline
 from gowsev.channels.places import find_master
 from gowsev.channels.replies import comes_later
-from gowsev.channels.words import PUBLISH_SHA, look_words, publish_words, script_words
+from gowsev.channels.script_commands import PUBLISH_SHA, look_words, publish_words, script_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
