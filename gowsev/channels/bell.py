@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from gowsev.channels.lasting import pause
 from gowsev.channels.line import FAILED
 from gowsev.channels.publication import check_prefix, encoded
+from gowsev.channels.reconnecting import pause
 from gowsev.channels.routes import Routes
 from gowsev.channels.scripts import channel_keys
 from gowsev.channels.url import parse

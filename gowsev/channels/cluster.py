@@ -19,9 +19,9 @@ import gevent
 from gevent.event import Event
 
 from gowsev.channels.errors import ChannelsAway
-from gowsev.channels.lasting import pause
 from gowsev.channels.line import FAILED, ask_once
 from gowsev.channels.places import find_slots
+from gowsev.channels.reconnecting import pause
 from gowsev.channels.server import Server
 
 if TYPE_CHECKING:

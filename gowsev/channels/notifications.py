@@ -14,8 +14,8 @@ import redis
 from gevent.event import Event
 
 from gowsev.channels.health import describe
-from gowsev.channels.lasting import Lasting
 from gowsev.channels.line import ANSWER, FAILED
+from gowsev.channels.reconnecting import Lasting
 from gowsev.channels.replies import comes_later
 
 if TYPE_CHECKING:

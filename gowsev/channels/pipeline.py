@@ -22,8 +22,8 @@ from redis.exceptions import NoScriptError
 
 from gowsev.channels.errors import ChannelsAway
 from gowsev.channels.health import describe
-from gowsev.channels.lasting import Lasting
 from gowsev.channels.line import ANSWER, FAILED
+from gowsev.channels.reconnecting import Lasting
 from gowsev.channels.replies import comes_later
 from gowsev.channels.turns import Turns
 

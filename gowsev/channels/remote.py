@@ -16,10 +16,10 @@ from redis.exceptions import NoScriptError
 
 from gowsev.channels.errors import ChannelsAway, Refused
 from gowsev.channels.health import describe
-from gowsev.channels.lasting import pause
 from gowsev.channels.limits import DEFAULTS, Limits
 from gowsev.channels.line import FAILED
 from gowsev.channels.publication import Position, check_message, check_name, check_prefix, publication_of
+from gowsev.channels.reconnecting import pause
 from gowsev.channels.replies import comes_later, members_of, position_of, timeline_of
 from gowsev.channels.routes import Routes
 from gowsev.channels.script_commands import look_words, publish_words, script_words, with_source
