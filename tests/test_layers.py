@@ -56,10 +56,10 @@ ROOMS = {
     },
     "loop": {
         "loop",
+        "loop.attachments",
         "loop.callbacks",
         "loop.dispatch",
         "loop.loop",
-        "loop.parts",
         "loop.patching",
         "loop.queue",
         "loop.shutdown",

@@ -28,7 +28,7 @@ from gowsev.channels.publication import (
 )
 from gowsev.channels.subscribers import Subscribers
 from gowsev.errors import IdNotFound
-from gowsev.loop.parts import Part
+from gowsev.loop.attachments import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.connection.events import Event
-    from gowsev.loop.parts import Part
+    from gowsev.loop.attachments import Part
     from gowsev.opening.listener import Listener
     from gowsev.options import Options
 
