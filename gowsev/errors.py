@@ -44,7 +44,7 @@ class IdNotFound(GowsevError):
 
 
 class ConnClosing(GowsevError):
-    """The connection takes no more messages: a close frame was sent or received, or its socket is gone.
+    """The connection accepts no more messages: a close frame was sent or received, or its socket is gone.
 
     `id` is the connection's.
     """

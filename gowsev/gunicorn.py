@@ -30,7 +30,7 @@ __all__ = ["Worker"]
 _LOOK = 0.1
 #: What the connections get of gunicorn's `graceful_timeout`, after which the worker is killed.
 _SHARE = 0.8
-#: Seconds for which a client that was accepted last may take to ask for its upgrade.
+#: Seconds that a client that was accepted last has to ask for its upgrade.
 _LAST_ARRIVALS = 1.0
 
 

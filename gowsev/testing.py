@@ -228,7 +228,7 @@ class Client:
 
         Raises:
             ConnectionClosed: the connection has ended, or is about to.
-            AssertionError: the server did not take it.
+            AssertionError: the server did not read it in time.
         """
         with _limit(self.timeout, "the message has not been sent"):
             self.conn.WriteMessage(TextMessage if isinstance(message, str) else BinaryMessage, message)

@@ -36,7 +36,7 @@ class Address(NamedTuple):
     tls: dict[str, Any] | None
     """Options of TLS; `None` without it."""
     options: dict[str, Any]
-    """What `redis.Connection` takes besides: name, password, database."""
+    """Further arguments of `redis.Connection`: name, password, database."""
     all: dict[str, Any]
     """What redis-py makes of it."""
     shown: str

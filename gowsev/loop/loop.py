@@ -1,6 +1,6 @@
 """The loop: who may drive it, when it waits, when it flushes, and how it ends.
 
-The greenlet that drives it, the *driver*, takes events from the queue one by one and gives each to the dispatch, so
+The greenlet that drives it, the *driver*, gets events from the queue one by one and gives each to the dispatch, so
 that no two callbacks ever run at once. What callbacks write is gathered and leaves together.
 
     undriven    no greenlet has driven it yet
@@ -231,7 +231,7 @@ class Loop:
         self.check_not_stopped()
 
     def check_not_stopped(self) -> None:
-        """Check that the loop still takes something new.
+        """Check that the loop still accepts something new.
 
         Raises:
             RuntimeError: it does not.

@@ -1,6 +1,6 @@
 """Whether a process is monkey-patched by halves, which is worth a warning.
 
-gowsev itself needs no patching and takes no notice of it: its sockets are gevent's, or plain ones that it watches
+gowsev itself needs no patching and works the same with it: its sockets are gevent's, or plain ones that it watches
 itself. But callbacks and pages run in greenlets of one thread. Where a program is not patched, everybody knows that a
 call that blocks stops everything. Where some modules are patched and others are not, it looks as if no call did, and
 the one that does is hard to find.

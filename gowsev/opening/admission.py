@@ -42,7 +42,7 @@ class Admission:
         options: the context's.
         connections: where those that are let in go.
         sink: where their first events go, and the questions to the program.
-        driver: the loop that takes these events.
+        driver: the loop that handles these events.
         asks: whether the program wants to be asked, having a `ConnRequested`.
     """
 

@@ -1,7 +1,7 @@
 """Connections that another library opened: taking the socket out of its hands.
 
 Three kinds of owners: a WSGI server (for `Context.ServeHTTP`), gevent-websocket, and websocket-client (both for
-`Context.AddConn`). What they have already read and not used is taken along.
+`Context.AddConn`). What they have already read and not used comes with it.
 
 An owner that is a server still holds its socket object when the socket is ours, and will read from it, write to it and
 close it when its request is over. It finds a *dead end* there: a socket whose peer is gone. It reads the end of the
@@ -197,7 +197,7 @@ def _sent(value: str) -> bytes:
 
 
 def socket_of(environ: dict[str, Any]) -> tuple[Any, Callable[[], bytes]]:
-    """Find the gevent socket of a request, and how to take what the server has read beyond the request.
+    """Find the gevent socket of a request, and a function that returns what the server has read beyond the request.
 
     Raises:
         RuntimeError: the server does not let go of its sockets, or is not gevent's.

@@ -221,7 +221,7 @@ def Dial(
 
     Args:
         url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
-        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for as long as it takes.
+        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for no limit.
         headers: more headers for the request. `Host` (one at most), `Origin` and `Authorization` replace ours.
         origin: the request's `Origin`.
         subprotocols: those offered, in order of preference.

@@ -77,7 +77,7 @@ def judge_framing(version: str, fields: Iterable[tuple[str, str]]) -> Framing:
         return Framing(None, False)
     # RFC 9112 section 6.3: "If a message is received without Transfer-Encoding and with an invalid Content-Length
     # header field, then the message framing is invalid and the recipient MUST treat it as an unrecoverable error". A
-    # repeated one it lets a server take where both say the same.
+    # repeated one it lets a server accept where both say the same.
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
         raise ValueError(f"Content-Length must be one number, not {', '.join(lengths)[:100]!r}.")
     return Framing(int(lengths[0]), False)
