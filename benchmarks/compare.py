@@ -52,7 +52,7 @@ def checkout(revision, root=ROOT):
 
 
 def check_tree(tree):
-    """See that a server would import gowsev from `tree`, whatever else is installed.
+    """Check that a server would import gowsev from `tree`, and not one that is installed.
 
     Raises:
         Unavailable: it would not.

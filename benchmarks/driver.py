@@ -3,7 +3,7 @@
 usage: driver.py echo|fanout|memory|churn --port PORT --pid PID [options]
 
 - echo: each connection has --depth messages in flight; when all are back it sends the next. With --rate, messages leave
-  at that rate instead, whatever has come back, and the times count from when each was due.
+  at that rate instead, without waiting for replies, and the times count from when each was due.
 - fanout: --depth publishes are in flight to --connections subscribers; the next follow when all deliveries have come.
 - memory: how much the server has grown with --connections open ones, --seconds after the last was opened.
 - churn: --connections at a time connect, upgrade, close with a close frame, and wait for the end of the stream.
@@ -29,7 +29,7 @@ import wire
 from raw_client import Client, read_head
 from wire import WireError
 
-#: After so many seconds without a byte, what is missing is lost.
+#: Seconds without a byte after which the missing replies count as lost.
 STALL = 20.0
 #: The share of the time that is not measured, before.
 WARM_UP = 0.25
@@ -60,7 +60,7 @@ class Load:
     def __init__(self):
         self.epoll = select.epoll()
         self.connections = {}
-        # One for all: to make room for so much anew costs eight times what the rest of a receive does.
+        # One buffer for all: to allocate one for each receive costs eight times what the rest of it does.
         self.buffer = memoryview(bytearray(wire.RECEIVE))
         self.sending = True
         self.completed = 0  # replies, or deliveries
@@ -75,7 +75,7 @@ class Load:
             self.epoll.modify(connection.sock, select.EPOLLIN | select.EPOLLOUT)
 
     def received(self, connection, number):
-        """So many replies have come for this connection; send what is next, if it is time."""
+        """Count the replies that have come for this connection; send what is next, if it is time."""
         raise NotImplementedError
 
     def missing(self):
@@ -83,7 +83,7 @@ class Load:
         raise NotImplementedError
 
     def pump(self, seconds):
-        """Let the load run for that long, and then to the end of the next batch, which matters for the longest."""
+        """Let the load run for this many seconds, and then until a batch is complete."""
         deadline = time.perf_counter() + seconds
         while True:
             batches = len(self.times)
@@ -92,7 +92,7 @@ class Load:
                 return
 
     def turn(self, wait):
-        """Handle what has come; wait for it no longer than that many seconds."""
+        """Handle what has come; wait for it for at most this many seconds."""
         ready = self.epoll.poll(wait)
         if not ready and wait == STALL:
             raise WireError(f"lost: {self.missing()} replies have not come for {STALL} s")
@@ -108,7 +108,7 @@ class Load:
                     raise WireError(f"the server closed a connection; {self.missing()} replies are missing")
 
     def finish(self):
-        """Send no more; everything must come that is under way, and nothing besides."""
+        """Send no more; everything that is under way must come, and nothing else."""
         self.sending = False
         while self.missing() > 0:
             self.turn(STALL)
@@ -157,7 +157,7 @@ class Echo(Load):
 
 
 class PacedEcho(Echo):
-    """Messages leave at a fixed rate, from one connection after the other, whatever has come back.
+    """Messages leave at a fixed rate, from one connection after the other, without waiting for replies.
 
     It asks for what has come without waiting, as waiting is exact to the millisecond only.
     """

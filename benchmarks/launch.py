@@ -164,7 +164,7 @@ def serving(peer, mode="echo", arguments=(), tree=ROOT):
     """Run a server; give its process and its port. gowsev is the one of `tree`.
 
     Raises:
-        Unavailable: it does not start; the text is the last that it said.
+        Unavailable: it does not start; the text is its last output.
     """
     port = free_port()
     environ = {**os.environ, "PYTHONPATH": str(tree), **peer.environ}
@@ -254,7 +254,7 @@ def measure(peer, scenario, seconds, certificate, tree=ROOT):
 
 
 def prepare(peer):
-    """Build what a peer needs, and see that it starts.
+    """Build what a peer needs, and check that it starts.
 
     Raises:
         Unavailable: it cannot take part; the text says why.

@@ -20,7 +20,7 @@ PANELS = (
     "echo_deflate",
     "fanout_deflate",
 )
-#: A bar is cut off, hatched, at so many times the median of its panel; its figure stands beside it.
+#: A bar longer than this many times the median of its panel is cut off there, hatched; its figure stands beside it.
 CUT = 3
 UNITS = {"us": "µs of processor time", "kb": "KB of memory", "p50_us": "µs", "p99_us": "µs"}
 COLOURS = {MINE: "#0b6e4f", "floor": "#cfd8dc"}

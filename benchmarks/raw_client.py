@@ -10,7 +10,7 @@ from wire import WireError
 
 #: Seconds that a connection's opening may wait for the server.
 PATIENCE = 20.0
-#: So many connections are opened at once; any server's backlog holds them.
+#: How many connections are opened at once; any server's backlog holds them.
 AT_ONCE = 100
 RESET = struct.pack("ii", 1, 0)
 
@@ -38,7 +38,7 @@ class Connection:
             return None  # a part of a record, or one that holds no data of ours
 
     def pong(self, payload):
-        # So few bytes have room, or stand behind others, which are sent when there is some.
+        # The kernel has room for these few bytes; or others wait before them, and all leave when there is room.
         self.send(wire.frame(payload, wire.PONG))
 
     def send(self, data):
@@ -105,7 +105,7 @@ class Client:
         return sock
 
     def open(self, number, replies, step=0):
-        """Return so many connections; each begins `step` further in the cycle of replies than the one before."""
+        """Return `number` connections; each begins `step` further in the cycle of replies than the one before."""
         opened = []
         for first in range(0, number, AT_ONCE):
             socks = [self.connect() for _ in range(min(AT_ONCE, number - first))]

@@ -172,7 +172,7 @@ def save(results, path):
 
 
 def machine():
-    """Say what this machine is, in words that name it not."""
+    """Describe this machine, without its name."""
     model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     kernel = ".".join(platform.release().split(".")[:2])
     return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {platform.system()} {kernel}"

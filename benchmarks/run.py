@@ -4,7 +4,7 @@ usage: run.py [--scenario NAME ...] [--peer NAME ...] [--rounds 5] [--seconds 1.
        run.py --against REV [...]
 
 Each server runs in its own process, the driver in another, in alternating rounds. A peer that cannot run here is left
-out, and why is said. With --update the figures in README.md and docs/ are replaced, else all is written to --output.
+out, and the reason printed. With --update the figures in README.md and docs/ are replaced, else all goes to --output.
 With --against, this tree is compared with another commit instead (see compare.py).
 """
 
@@ -107,7 +107,7 @@ def measure_all(runs, seconds, results):
 
 def main(words=None):
     arguments = parse(words)
-    # So that a kill, too, leaves through the `finally`s that end the servers.
+    # A SIGTERM, too, must leave through the `finally`s that end the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     if arguments.against:
         return compare.against(arguments)

@@ -25,8 +25,8 @@ class Scenario:
 
 #: What a server that can ping is told in `memory_idle`; the connections are held for more than twice that.
 PING = 2.0
-#: A fan-out to 10,000 takes 50 ms and more, and the first ones twice that, whoever serves: the kernel finds the memory
-#: for each socket.
+#: A fan-out to 10,000 takes 50 ms and more, and the first ones twice that with every server: the kernel finds the
+#: memory for each socket.
 MANY = {"seconds": 2.0, "files": 10_200}
 WRITES = {"server": ("--write-each",)}
 DEFLATE = {"server": ("--deflate",)}

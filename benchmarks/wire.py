@@ -19,7 +19,7 @@ COMPRESSED = 0x40
 #: The key of RFC 6455's example. What the server makes of it is checked.
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = base64.b64encode(hashlib.sha1(KEY + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-#: Up to so much is received at once.
+#: The bytes that are received at once, at most.
 RECEIVE = 256 << 10
 #: The window that the driver compresses with, as a power of 2. It holds the driver's messages; websockets asks for it.
 WINDOW_BITS = 12
@@ -107,7 +107,7 @@ class Replies:
         frames = [frame(message, masked=False) for message in expected]
         self.size = len(frames[0])
         self.period = self.size * len(frames)
-        # Whatever one receive brings, from wherever in the period, is one piece of this.
+        # What one receive brings is one piece of this, wherever in the period it begins.
         self.stream = b"".join(frames) * (RECEIVE // self.period + 2)
 
     def reader(self, start, pong, alone):

@@ -126,12 +126,12 @@ def built(hook, *arguments):
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    """What building a wheel takes."""
+    """What building a wheel requires."""
     return [*build_meta.get_requires_for_build_wheel(config_settings), *(REQUIRES if compiles() else ())]
 
 
 def get_requires_for_build_editable(config_settings=None):
-    """What an editable install takes."""
+    """What an editable install requires."""
     return [*build_meta.get_requires_for_build_editable(config_settings), *(REQUIRES if compiles() else ())]
 
 

@@ -17,7 +17,7 @@ def run_case(url, options):
             while True:
                 conn.WriteMessage(*conn.ReadMessage())
     except gowsev.ConnectionClosed:
-        return  # how every case ends
+        return  # every case ends with this
 
 
 def main(url, *mode):

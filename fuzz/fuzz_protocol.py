@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["gowsev"]):
     from gowsev.wire.protocol import DONE, Protocol
 
 LIMITS = (0, 1, 125, 1000)
-#: So many bytes are fed one at a time; the rest of a longer input follows at once, for speed.
+#: The bytes that are fed one at a time; the rest of a longer input follows at once, for speed.
 _MOST_SINGLE = 100
 _MOST_CONTROL_FRAME = 14 + 125
 

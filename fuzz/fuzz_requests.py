@@ -3,11 +3,11 @@
 usage: fuzz_requests.py [--seconds 60] [--seed N]
 
 Each connection sends a pipeline of requests whose bodies are themselves requests, for `/hidden`. Some have lengths and
-codings that can be read in two ways, garbled bytes in their headers, or chunks that are none. About every second
+codings that can be read in two ways, garbled bytes in their headers, or malformed chunks. About every second
 connection goes to our own listener, the others to gevent's `WSGIServer` with `gowsev.WebSocketHandler`. The application
 notes what it was asked. What must hold for both:
 
-1. No byte of a body is ever taken for a request: nobody is asked for `/hidden`.
+1. No byte of a body is ever taken for a request: the application never sees one for `/hidden`.
 2. Requests are answered in their order, each once, until one is refused; those that are whole are never lost.
 """
 
@@ -33,7 +33,7 @@ FAULTS = (
     b"Transfer-Encoding : chunked", b"Transfer-Encoding: \x0bchunked", b"X: \0", b"X: a\rb",
 )  # fmt: skip
 
-#: The beginnings of chunked bodies that are none.
+#: The beginnings of malformed chunked bodies.
 CHUNKS = (
     b"\r\n", b";a\r\n", b"5;a\nb\r\nhello\r\n", b"5\r\nhelloXX", b"5\nhello\r\n", b"5 \r\nhello\r\n",
     b"+5\r\nhello\r\n",
@@ -52,7 +52,7 @@ class Pages:
         if environ["PATH_INFO"].startswith("/hidden"):
             self.hidden += 1
         self.asked += 1
-        environ["wsgi.input"].read(random.choice((0, 5, -1)))  # the rest is the server's to pass over
+        environ["wsgi.input"].read(random.choice((0, 5, -1)))  # the server must pass over the rest
         answer = environ["PATH_INFO"].encode()
         start_response("200 OK", [("Content-Length", str(len(answer)))])
         return [answer]

@@ -189,7 +189,7 @@ class Rogue:
                             gevent.sleep(self.random.random() * 0.05)
                 self.end()
         except OSError:
-            return None  # the server had enough of it; that is its right
+            return None  # the server may close the connection of such a client
         finally:
             if hasattr(self, "sock"):
                 self.sock.close()

@@ -42,14 +42,14 @@ def rogues(address, deadline, counts):
 
 
 def stalls(address, deadline, counts):
-    """Send what is echoed, and never read: the server has to part with us."""
+    """Send what is echoed, and never read: the server has to close the connection."""
     message = frames.encode_frame(0x82, b"x" * 9_000, masked=True)
     while time.monotonic() < deadline:
         try:
             with gevent.Timeout(PATIENCE), open_raw(address) as sock:
                 while time.monotonic() < deadline:
                     sock.sendall(message)
-                    gevent.sleep(0)  # which a server that reads fast would not make us do
+                    gevent.sleep(0)  # with a server that reads fast, `send` would never wait
         except OSError:
             counts["stalled"] += 1  # it did
 

@@ -74,7 +74,7 @@ def as_bytes(message: object) -> bytes:
 
 
 def check_callable(name: str, value: object, optional: bool = False) -> None:
-    """Check that an argument can be called; where it is `optional`, `None` will do.
+    """Check that an argument can be called; where it is `optional`, `None` is accepted too.
 
     Raises:
         TypeError: it cannot.

@@ -156,7 +156,7 @@ def run(scenario: Scenario, port: int, seconds: float, patience: float = _PATIEN
         scenario: how many there are, and where they go.
         port: the server's, on loopback.
         seconds: for how long.
-        patience: seconds without any message after which it is given up.
+        patience: seconds without any message after which this gives up.
 
     Returns:
         The microseconds of the server's processor time for one message, and the messages a second.

@@ -44,7 +44,7 @@ class Conn:
 
     @property
     def query(self) -> str:
-        """The query string as it was sent; `urllib.parse.parse_qs` takes it apart."""
+        """The query string as it was sent; `urllib.parse.parse_qs` parses it."""
         return self._connection.request.query
 
     @property
@@ -92,7 +92,7 @@ class Conn:
 
     @property
     def messages_sent(self) -> int:
-        """Messages that writes have taken for it."""
+        """Messages that writes have accepted for it."""
         return self._connection.messages_sent
 
     @property

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from gevent.pywsgi import WSGIServer
 
+    from gowsev.loop.attachments import Part
     from gowsev.loop.callbacks import Callbacks
-    from gowsev.loop.parts import Part
     from gowsev.stats import Stats
 
     Args = TypeVarTuple("Args")

@@ -22,7 +22,7 @@ class GowsevError(Exception):
     """The parent of every exception that this package defines. All of them can be pickled and copied."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Not by way of `__init__`, whose arguments are others than the text that it hands on.
+        # Not through `__init__`, whose arguments differ from the text that it passes on.
         return _restore, (type(self), self.args), self.__dict__
 
 
@@ -44,7 +44,7 @@ class IdNotFound(GowsevError):
 
 
 class ConnClosing(GowsevError):
-    """The connection takes no more messages: a close frame was sent or received, or its socket is gone.
+    """The connection accepts no more messages: a close frame was sent or received, or its socket is gone.
 
     `id` is the connection's.
     """

@@ -30,7 +30,7 @@ __all__ = ["Worker"]
 _LOOK = 0.1
 #: What the connections get of gunicorn's `graceful_timeout`, after which the worker is killed.
 _SHARE = 0.8
-#: Seconds for which a client that was accepted last may take to ask for its upgrade.
+#: Seconds that a client that was accepted last has to ask for its upgrade.
 _LAST_ARRIVALS = 1.0
 
 
@@ -41,7 +41,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     The worker's listeners are closed first, which gunicorn does within a second: give `graceful_timeout` three or more.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # gunicorn's, whatever they are
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # gunicorn's, which its versions may change
         super().__init__(*args, **kwargs)
         #: The sockets of clients whose first request has not been answered.
         self._arrivals: set[Any] = set()
@@ -80,5 +80,5 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _wait_until(self, condition: Callable[[], bool], deadline: float) -> None:
         while not condition() and time.monotonic() < deadline:
-            self.notify()  # else the master takes the worker for dead, where its `timeout` is shorter than this
+            self.notify()  # else the master kills the worker, where its `timeout` is shorter than this
             gevent.sleep(_LOOK)

@@ -114,7 +114,7 @@ class Options:
         _one_of("compression", self.compression, (None, "deflate"))
         _set(self, "subprotocols", as_tokens("subprotocols", self.subprotocols))
         if self.allowed_origins is not None:
-            # Another would be like nothing that a browser sends, and allow nobody.
+            # Any other would equal nothing that a browser sends, and allow no page.
             expected = "origins like 'https://example.com', 'null' or '*'"
             _set(self, "allowed_origins", as_strings("allowed_origins", self.allowed_origins, _ORIGIN, expected))
         if self.http_app is not None and not callable(self.http_app):

@@ -3,7 +3,7 @@
     metrics = Metrics(context, channels)      # a WSGI application, to be called by the program's own for that path
 
 It has the counters of `Context.Stats` and `Channels.Status`, the loop's delay, the process (memory, processor time,
-open files), and the versions; and whatever metrics the program has in the same registry.
+open files), and the versions; and the program's own metrics that are in the same registry.
 
 Where several processes share a port, Prometheus asks any of them. With a common folder, each leaves what it has there
 every second, and whichever is asked answers for all, with a label `worker`.
@@ -40,7 +40,7 @@ logger = logging.getLogger("gowsev")
 
 #: Seconds between two looks at how late the loop is, and between two times at which a process leaves what it has.
 _INTERVAL = 1.0
-#: Seconds after which a process that has left nothing is thought dead.
+#: Seconds after which a process that has left nothing counts as dead.
 _DEAD = 10.0
 #: Upper bounds of the histogram of the loop's delay, in seconds.
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -193,7 +193,7 @@ class Metrics:
             new.write_text(json.dumps(self._own()))
             new.replace(folder / f"{self._worker}.json")
             self._failed = False
-        except OSError as error:  # the disk is full, or somebody has cleared the folder: the program itself goes on
+        except OSError as error:  # the disk is full, or the folder was cleared: the program itself goes on
             if not self._failed:
                 self._failed = True
                 logger.warning("cannot leave the metrics in %s: %s", folder, error)
@@ -205,6 +205,6 @@ class Metrics:
             try:
                 if time.time() - path.stat().st_mtime < _DEAD:
                     workers[path.stem] = json.loads(path.read_text())
-            except FileNotFoundError:  # its process has just been ended, by somebody who has cleaned up behind it
+            except FileNotFoundError:  # removed since the folder was listed: its process has ended
                 logger.debug("%s is gone", path)
         return workers

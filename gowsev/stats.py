@@ -24,7 +24,7 @@ class Stats:
     messages_received: int = 0
     """Messages read from connections, those that still wait for the loop included."""
     messages_sent: int = 0
-    """Messages that writes have taken; one to many counts once for each."""
+    """Messages that writes have accepted; one to many counts once for each."""
     bytes_received: int = 0
     """Bytes read from sockets since their handshakes."""
     bytes_sent: int = 0

@@ -88,7 +88,7 @@ def drive(context: Context, timeout: float = TIMEOUT) -> Generator[gevent.Greenl
     """Drive a context's loop in a greenlet of its own for as long as the block lasts; then shut the context down.
 
     Args:
-        context: whose loop nobody else drives.
+        context: its loop must not be driven elsewhere.
         timeout: seconds within which the loop must end after the `Shutdown`.
 
     Raises:
@@ -123,7 +123,7 @@ class Recorder(Generic[Wrapped]):
     def __init__(self, handler: Wrapped) -> None:
         #: The handler that it passes callbacks on to.
         self.handler = handler
-        #: What nobody has waited for yet, in the order in which it was called.
+        #: The calls that no `wait_for` has returned yet, in their order.
         self.callbacks: list[Callback] = []
 
     def __repr__(self) -> str:
@@ -200,7 +200,7 @@ class Recorder(Generic[Wrapped]):
         return callback.args
 
     def check(self) -> None:
-        """Raise what a callback raised, if nobody has waited for that callback."""
+        """Raise what a callback raised, if no `wait_for` has returned that call."""
         for callback in self.callbacks:
             if callback.error is not None:
                 raise callback.error
@@ -228,7 +228,7 @@ class Client:
 
         Raises:
             ConnectionClosed: the connection has ended, or is about to.
-            AssertionError: the server did not take it.
+            AssertionError: the server did not read it in time.
         """
         with _limit(self.timeout, "the message has not been sent"):
             self.conn.WriteMessage(TextMessage if isinstance(message, str) else BinaryMessage, message)

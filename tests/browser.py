@@ -101,7 +101,7 @@ class Tab:
         return wait_until(lambda: self.look(expression))
 
     def wait_for_text(self, selector, text):
-        """Wait until the first such element shows this text, on whichever page is there by then."""
+        """Wait until the first such element shows this text; meanwhile another page may take the place of this one."""
 
         def shows():
             asked = {"expression": f"document.querySelector({selector!r})?.innerText", "returnByValue": True}

@@ -114,7 +114,7 @@ class Publisher:
 
 
 class Traffic:
-    """Two nodes, two publishers on each, and a subscriber on each, from whom nothing may be kept."""
+    """Two nodes, two publishers on each, and a subscriber on each, which must get everything."""
 
     def __init__(self, nodes):
         self.nodes = [nodes(limits=Limits(history_messages=100_000, history_bytes=1 << 30)) for _ in range(2)]

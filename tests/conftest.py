@@ -1,7 +1,7 @@
 """What the tests share: contexts that run in a greenlet, with clients, and waiting for a condition.
 
 The tests run in one thread, unpatched: a test is the main greenlet, the loops under test are others, and clients
-either use gevent's sockets or, where nobody here wrote them, run in a real thread (`in_thread`). What is useful for
+either use gevent's sockets or, where they are another library's, run in a real thread (`in_thread`). What is useful for
 testing any program with gowsev is in `gowsev.testing`; here is what tests of gowsev itself need besides.
 """
 
@@ -366,7 +366,7 @@ def clean(capfd, caplog):
     wait_until(lambda: open_sockets() <= before)
     assert capfd.readouterr().err == ""
     records = caplog.get_records("call")
-    # The first refusal by an option is a warning, since whoever runs the server may have set that wrongly.
+    # The first refusal by an option is a warning, since the operator may have set that wrongly.
     louder = [r for r in records if r.levelno > logging.INFO and not r.getMessage().startswith("refused ")]
     assert louder == []
     assert [record for record in records if record.exc_info] == []
@@ -386,23 +386,28 @@ def quiet_hub(capfd):
     assert capfd.readouterr().err == ""
 
 
+def loop_of(server):
+    """The loop of a server's context, for what only a test does to it."""
+    return server.context._loop
+
+
 def sockets_of(server):
     """The connections of a server whose sockets are open, those included whose `ConnClosed` was called."""
-    return server.context._loop.connections.open()
+    return loop_of(server).connections.open()
 
 
 def connection_of(server, id):
     """A connection by its id, for what only a test does to it."""
-    return server.context._loop.connections.by_id[id]
+    return loop_of(server).connections.by_id[id]
 
 
 def sweep(server):
     """Let the connections of a server look at the clock."""
-    server.context._loop.connections.keepalive.sweep()
+    loop_of(server).connections.keepalive.sweep()
 
 
 def listeners_of(server):
-    return server.context._loop.listeners
+    return loop_of(server).listeners
 
 
 class IdleServer(RawClients):

@@ -51,7 +51,7 @@ def floors(asked):
 
 
 def run(*command, cwd=None, quiet=False):
-    """Run a command, or end; a quiet one is heard only if it fails."""
+    """Run a command, or end the program; the output of a quiet one is shown only if it fails."""
     print("+", *command, flush=True)
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if quiet else {}
     done = subprocess.run([str(word) for word in command], check=False, cwd=cwd, text=True, **output)

@@ -1,4 +1,4 @@
-"""Who imports whom, read from the source: nothing is imported for it."""
+"""Which module imports which, read from the source: nothing is imported for it."""
 
 import ast
 
@@ -8,7 +8,7 @@ def is_type_checking(node):
 
 
 def imports(source, for_types=False):
-    """List what a module imports, functions included: `a.b` and, for the names it takes, `a.b.name`.
+    """List what a module imports, functions included: `a.b` and, for names imported from it, `a.b.name`.
 
     Args:
         for_types: also what only type checkers import.
@@ -31,7 +31,7 @@ def imports(source, for_types=False):
 
 
 def circles(graph):
-    """Return the modules that import themselves by way of others.
+    """Return the modules that import themselves, through others.
 
     Args:
         graph: for each module, the set of those that it imports.

@@ -2,13 +2,13 @@
 
 usage: mutation.py [--seconds 3600] [module ...]
 
-mutmut makes the changed modules, the *mutants*, and runs for each those tests of the module's own test file that come
-by the changed function; one process at a time, and one that takes three times as long as it should is ended. All that
+mutmut makes the changed modules, the *mutants*, and runs for each those tests of the module's own test file that call
+the changed function; one process at a time, and one that takes three times as long as it should is ended. All of it
 happens in a copy, `.mutation/`, which stays there: an interrupted run goes on where it stopped (unless something has
 changed), and mutmut's own commands work in its folders, `mutmut show` and `mutmut browse` above all.
 
-A mutant that survives must have a row in docs/mutation.md that says why. It fails where one has none, where a row has
-no survivor any more, and where time was up.
+A mutant that survives must have a row in docs/mutation.md that says why. The program fails where one has none, where a
+row has no survivor any more, and where time was up.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "mutation.md"
 WORK = ROOT / ".mutation"
 
-#: By their rooms.
+#: The modules that are changed, by their rooms.
 MODULES = [
     "wire/frames",
     "wire/protocol",
@@ -39,7 +39,7 @@ MODULES = [
     "loop/queue",
 ]
 
-#: Whose tests are a module's too: an outbox's part in a group shows only there, and a batch where outboxes gather.
+#: Modules whose tests run for a module too: an outbox's part in a group is tested there, and a batch with its outboxes.
 ALSO_TESTED_BY = {
     "connection/outbox": ["connection/groups"],
     "connection/gathering": ["connection/outbox", "connection/groups"],
@@ -151,7 +151,7 @@ def run(folder, seconds):
 
 
 def results(folder):
-    """The names of all mutants, with what became of each."""
+    """The names of all mutants, with the outcome of each."""
     return dict(re.fullmatch(r" *(\S+): (.*)", line).groups() for line in mutmut(folder, "results", "--all", "True"))
 
 
@@ -174,7 +174,7 @@ def main():
     if unknown := set(arguments.modules) - set(MODULES):
         parser.error(f"no such module: {', '.join(unknown)}")
     deadline = time.monotonic() + arguments.seconds
-    # By which mutmut is told to end; whoever runs us in the background may have it ignored.
+    # With it mutmut is told to end; a shell that runs us in the background may have set it to be ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     table, complaints = [], []
     for module in arguments.modules or MODULES:

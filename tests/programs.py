@@ -76,7 +76,7 @@ def websockets_client(url, **kwargs):
 
 
 def visit(port, stack):
-    """Connect where the program lets anybody in; else return `None`: it wants a login, or TLS."""
+    """Connect where the program needs no login and no TLS; else return `None`."""
     for path in ("/", "/live"):
         try:
             return stack.enter_context(websockets_client(f"ws://127.0.0.1:{port}{path}"))
@@ -86,7 +86,7 @@ def visit(port, stack):
 
 
 def close_code_of(client):
-    """The code that the server closes with, behind whatever it says before."""
+    """The code that the server closes with, after the messages that it may send before."""
     try:
         while True:
             client.recv(PATIENCE)

@@ -1,4 +1,4 @@
-"""A WebSocket client down to the byte, for what no proper client would send."""
+"""A WebSocket client that sends any bytes, also those that no proper client would send."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def binary(*payloads):
 
 
 class RawClient:
-    """A WebSocket client down to the byte, on a gevent socket; what it sends is what the test says."""
+    """A WebSocket client on a gevent socket that sends exactly the bytes that the test gives it."""
 
     def __init__(self, host, port, *, headers=(), path="/", tls=None, handshake=True, behind=b"", receive_buffer=None):
         if host.startswith("/"):

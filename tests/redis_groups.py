@@ -13,7 +13,7 @@ LAST_SLOT = 16383
 
 
 class Watched:
-    """A master, a replica, and a sentinel that watches them and takes half a second of silence for death."""
+    """A master, a replica, and a sentinel, for which a server that is silent for half a second is dead."""
 
     def __init__(self, folder):
         self.master = RedisServer(folder / "master", "--repl-diskless-sync-delay", "0")
@@ -53,7 +53,7 @@ class Watched:
 
 
 class Cluster:
-    """Three masters with a third of the slots each, and a replica of the first; a second of silence is death."""
+    """Three masters with a third of the slots each, and a replica of the first; a second of silence counts as dead."""
 
     def __init__(self, folder):
         options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]

@@ -1,4 +1,4 @@
-"""A server whose every byte a test writes, for what a client makes of it."""
+"""A server whose every byte a test writes, to see how a client handles them."""
 
 from __future__ import annotations
 

@@ -66,6 +66,6 @@ class Clock:
         self.environment = {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._file)}
 
     def set(self, seconds):
-        """Set the clock to so many seconds from now."""
+        """Set the clock to `seconds` from now."""
         with self._file.open("r+b") as file:
             file.write(struct.pack("q", seconds))

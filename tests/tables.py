@@ -1,4 +1,4 @@
-"""Frames to the byte, written down and read by hand, and the ways to feed them: what the tests without sockets share.
+"""Frames written and parsed by hand, and ways to feed them to a protocol: what the tests without sockets share.
 
 Nothing here uses the code under test, so that a mistake in it cannot hide on both sides of a comparison.
 """
@@ -82,7 +82,7 @@ def feed(protocol, pieces):
 
 
 def outcome(protocol, pieces):
-    """Feed a `Protocol`, and return everything that can be seen of what it made of that, masks taken off."""
+    """Feed a `Protocol`, and return all its visible results, masks taken off."""
     messages = feed(protocol, pieces)
     failure = protocol.failure and (protocol.failure.code, protocol.failure.reason)
     return {

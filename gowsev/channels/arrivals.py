@@ -1,7 +1,7 @@
-"""What a backend tells, on its way to the program: through the loop, as events in the order in which it was told.
+"""From a backend to the program: what the backend reports becomes events of the loop, in the same order.
 
-So a subscription that joins does so between two publications, and no other order is needed. How much is on its way is
-counted, and a backend reads no more than there is room for.
+A subscription therefore joins between two publications, and no other order is needed. What is on its way is counted,
+and a backend reads no more than there is room for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Arrivals:
         context: whose loop delivers.
         program: `deliver` of the program.
         limits: how much may be on its way.
-        subscribers: those to whom is delivered.
+        subscribers: those who get what arrives.
         in_flight: the publishes that wait.
     """
 
@@ -70,7 +70,7 @@ class Arrivals:
         self._undelivered_bytes = 0
         self.undelivered = self.refused = self.gaps = self.missed = 0
 
-    # -- what a backend tells (Receiver) -------------------------------------------------------------------------
+    # -- what a backend reports (Receiver) -----------------------------------------------------------------------
 
     def has_room(self) -> bool:
         return self._undelivered_bytes < self._limits.undelivered_bytes
@@ -102,10 +102,10 @@ class Arrivals:
 
     def answer(self, callback: Callable[..., object], *args: object) -> None:
         try:
-            post: Any = self._context.Post  # whose type wants to know how many arguments there are
+            post: Any = self._context.Post  # its type needs a fixed number of arguments
             post(callback, *args)
         except RuntimeError:
-            # The loop has ended, and with it whoever would be told; `loop_ended` has been called, or will be.
+            # The loop has ended, so there is no program to tell; `loop_ended` has been called, or will be.
             logger.debug("nobody is left to be told by %s", callback)
 
     # -- in the loop ---------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Arrivals:
         """Call what waits for the answer, before anything else is delivered."""
         first, *others = joining.done
         for done in others:
-            if done is not None:  # who asks again may not want to know
+            if done is not None:  # one that asks again may have none
                 self.answer(done, subscription)
         if first is not None:
             first(context, subscription)

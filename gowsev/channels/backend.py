@@ -1,7 +1,7 @@
-"""Between `Channels` and what stores and carries: the narrow face of either to the other.
+"""The interface between `Channels` and a backend, which stores messages and carries them.
 
 A backend works in the thread of its context, never waits in these calls, and knows no connection and no subscriber: it
-knows channels that are followed, and subscriptions that want to join them. All that it tells goes through its
+knows channels that are followed, and subscriptions that want to join them. All that it reports goes through its
 `Receiver`, in the order in which the program is to see it.
 """
 
@@ -23,7 +23,7 @@ class Publishing:
     """One publish, until it is settled.
 
     Args:
-        account: whose it is, so that none has more than its turn: a connection's id; `None` for the program itself.
+        account: accounts are served in turn: a connection's id; `None` for the program itself.
         done: the program's.
     """
 
@@ -41,8 +41,8 @@ class Joining:
     """One subscription, until its channel is left.
 
     Args:
-        after: from where on it wants to have what it lacks; `None` for nothing.
-        member: as whom it is present.
+        after: the position behind which it wants what it missed; `None` for nothing.
+        member: the name under which it is present, if any.
         done: the program's.
     """
 
@@ -60,7 +60,7 @@ class Joining:
 
 
 class Receiver(Protocol):
-    """What a backend talks to."""
+    """What a backend reports to."""
 
     def arrived(self, channel: str, message: Message) -> None:
         """A message of a channel that is followed, directly behind the one before."""
@@ -92,11 +92,11 @@ class Receiver(Protocol):
 
 
 class Health(Protocol):
-    """How a backend fares."""
+    """The state of a backend."""
 
     @property
     def up(self) -> bool:
-        """Whether it stores and carries."""
+        """Whether it stores and carries messages."""
         ...
 
     @property
@@ -111,16 +111,16 @@ class Health(Protocol):
 
 
 class Backend(Protocol):
-    """What stores and carries."""
+    """What stores messages and carries them."""
 
     @property
     def health(self) -> Health:
-        """How it fares."""
+        """Its state."""
         ...
 
     @property
     def busy(self) -> bool:
-        """Whether something that was said of members is under way."""
+        """Whether a report about members is under way."""
         ...
 
     def publish(self, publishing: Publishing) -> Exception | None:
@@ -128,15 +128,15 @@ class Backend(Protocol):
         ...
 
     def follow(self, joining: Joining) -> None:
-        """Let a subscription join its channel, and have whatever is published there arrive from then on."""
+        """Let a subscription join its channel; everything published there arrives from then on."""
         ...
 
     def leave(self, channel: str) -> None:
-        """Nobody wants a channel any more."""
+        """Stop following a channel, whose last subscriber has left."""
         ...
 
     def present(self, channel: str, member: str, connections: int) -> None:
-        """Say how many connections a member has here."""
+        """Report how many connections a member has here."""
         ...
 
     def members(self, channel: str, done: Callable[..., object]) -> None:
@@ -144,11 +144,11 @@ class Backend(Protocol):
         ...
 
     def go_on(self) -> None:
-        """There is room again."""
+        """Go on reading: there is room again."""
         ...
 
     def close(self) -> None:
-        """End at once, with nobody to be told."""
+        """End at once; nothing is reported any more."""
         ...
 
     def disown(self) -> None:

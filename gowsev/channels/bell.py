@@ -1,7 +1,7 @@
 """Waiting until something is published in a channel, for a process without a loop. Blocks its thread.
 
-It only says when to look; what there is, `Remote.History` tells. So it may ring for nothing, and what it misses while
-it is cut off is found by the look that follows.
+It only says when to look; `Remote.History` returns what there is. It may therefore ring for nothing, and what it misses
+while it is cut off is found by the look that follows.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from gowsev.channels.lasting import pause
 from gowsev.channels.line import FAILED
 from gowsev.channels.publication import check_prefix, encoded
+from gowsev.channels.reconnecting import pause
 from gowsev.channels.routes import Routes
 from gowsev.channels.scripts import channel_keys
 from gowsev.channels.url import parse

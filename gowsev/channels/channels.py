@@ -1,6 +1,6 @@
 """`Channels`: what a program publishes and subscribes with.
 
-Here are the words of a program. What stores and carries is a backend, and what that tells comes by way of `arrivals`.
+This is a program's interface. A backend stores messages and carries them; what it reports comes through `arrivals`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gowsev.channels.publication import (
 )
 from gowsev.channels.subscribers import Subscribers
 from gowsev.errors import IdNotFound
-from gowsev.loop.parts import Part
+from gowsev.loop.attachments import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,11 +63,11 @@ class Status:
     gaps: int
     """Gaps that were told."""
     missed: int
-    """Messages that these had, as far as anybody can tell."""
+    """Messages that were lost in them, as far as that is known."""
     in_flight: int
     """Publishes that wait to be stored."""
     in_flight_bytes: int
-    """How long these are, and what they cost besides."""
+    """The bytes of these, with what each costs besides its message."""
     channels: int
     """Channels that are followed."""
 
@@ -121,7 +121,7 @@ class Channels(Part):
         self._arrivals.backend = self._backend
         context.attach(self)
 
-    # -- the words of a program ----------------------------------------------------------------------------------
+    # -- for the program -----------------------------------------------------------------------------------------
 
     def Subscribe(
         self,
@@ -131,7 +131,7 @@ class Channels(Part):
         member: str | None = None,
         done: Subscribed | None = None,
     ) -> None:
-        """Subscribe a connection to a channel. Whether it may is the program's to say.
+        """Subscribe a connection to a channel. Whether it may, the program must decide before.
 
         What was published since `after` is delivered first, in order; then `done(context, subscription)` is called, and
         from then on everything published is delivered. To subscribe again changes nothing, and is answered all the
@@ -142,7 +142,7 @@ class Channels(Part):
             channel: 1 to `Limits.name_bytes` bytes in UTF-8.
             after: a position that the client had from a publication or subscription before. One that means nothing
                 here is no error: `recovered` is `False` then, as after a gap.
-            member: as whom it is present, for `Members`; as long as a channel's name.
+            member: the name under which `Members` lists it, no longer than a channel's name may be.
             done: called with a `Subscription`, whose `error` is `None`, `IdNotFound`, `TooManyChannels`, `Refused` or
                 `ChannelsAway`.
 
@@ -168,7 +168,7 @@ class Channels(Part):
             self._backend.follow(joining)
 
     def Unsubscribe(self, id: int, channel: str) -> None:
-        """Deliver a channel's publications to a connection no longer, from now on; those of no other, nothing changes.
+        """End a connection's subscription to a channel, at once; without one this does nothing.
 
         Raises:
             RuntimeError: this is not the thread that made the context.
@@ -216,8 +216,8 @@ class Channels(Part):
     def Members(self, channel: str, done: Listed) -> None:
         """Find out who is there, over all processes: `done(context, {member: connections}, error)` is called.
 
-        Those who have subscribed as a `member` are, until they unsubscribe or end, and for at most 30 s after their
-        process has died.
+        A connection that has subscribed as a `member` is there until it unsubscribes or ends, and for at most 30 s
+        after its process has died.
 
         Raises:
             TypeError, ValueError: `channel` or `done` is not what it should be.
@@ -294,11 +294,11 @@ class Channels(Part):
 
     @property
     def busy(self) -> bool:
-        """Whether publishes wait to be stored, or others to be told who has left."""
+        """Whether publishes wait to be stored, or reports of who has left wait to be sent."""
         return self._in_flight.number > 0 or self._backend.busy
 
     def loop_ended(self) -> None:
-        """Let go of everything: nobody is left to be told."""
+        """Let go of everything: the loop has ended, and nothing can be reported."""
         if self._in_flight.number:
             logger.warning("channels end with %d publishes that may not be stored", self._in_flight.number)
         self._ended = "the context has been shut down"

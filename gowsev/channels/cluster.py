@@ -19,9 +19,9 @@ import gevent
 from gevent.event import Event
 
 from gowsev.channels.errors import ChannelsAway
-from gowsev.channels.lasting import pause
 from gowsev.channels.line import FAILED, ask_once
 from gowsev.channels.places import find_slots
+from gowsev.channels.reconnecting import pause
 from gowsev.channels.server import Server
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Cluster:
 
     Args:
         address: of the cluster.
-        health: is told how they fare.
+        health: is told of their state.
         prefix: of all keys.
         user: is told what happens.
     """

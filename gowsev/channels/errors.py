@@ -14,8 +14,8 @@ __all__ = ["ChannelsAway", "ChannelsError", "Refused", "TooManyChannels", "TooMu
 class ChannelsError(GowsevError):
     """The parent of the errors of channels.
 
-    `certain` is whether nothing has come of what was asked: a publish is certainly not stored. Where it is `False`,
-    nobody knows.
+    `certain` is whether what was asked has certainly not been done: a publish is not stored. Where it is `False`, it
+    may have been.
     """
 
     def __init__(self, reason: str, certain: bool = True) -> None:
@@ -32,9 +32,9 @@ class Refused(ChannelsError):
 
 
 class TooMuchInFlight(ChannelsError):
-    """So many publishes wait to be stored already that this one was refused.
+    """A publish was refused, because too many wait to be stored already.
 
-    `waiting` is how many wait, `waiting_bytes` how long they are.
+    `waiting` is how many wait, `waiting_bytes` how long they are together.
     """
 
     def __init__(self, waiting: int, waiting_bytes: int) -> None:

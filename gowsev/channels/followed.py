@@ -67,7 +67,7 @@ class Followed:
         self.look_failed()
 
     def doubt(self) -> None:
-        """A notification has come that nobody understands."""
+        """A notification has come that cannot be understood."""
         self._sure = False
 
     def notified(self, message: Message) -> None:
@@ -135,7 +135,7 @@ class Followed:
         return self._position is not None, lowest
 
     def look_failed(self) -> list[Joining]:
-        """Give the look up that is under way; those whom it was for wait for the next one. Return them all."""
+        """Give up the look that is under way; return the subscriptions that wait, now for the next one."""
         self.look_number += 1
         self.joining = [*(self._asked or ()), *self.joining]
         self._asked = None
@@ -155,7 +155,7 @@ class Followed:
         asked, self._asked = self._asked or [], None
         timeline, whole = seen.extended(self._kept)
         if self._sure and self._overflowed:
-            # What was passed on meanwhile is not in the answer, so nobody can join behind it. Again.
+            # What was passed on meanwhile is not in the answer, so no subscription can join behind it: look again.
             self.joining = [*asked, *self.joining]
         else:
             if self._position is not None:
@@ -182,7 +182,7 @@ class Followed:
             self._receiver.arrived(self.channel, message)
 
     def _new_to_all(self, timeline: Timeline, position: Position) -> list[Message]:
-        """Return the messages that nobody here has had, of a channel that has taken another course."""
+        """Return the messages that were not passed on here, of a channel that has taken another course."""
         if position.epoch != timeline.tip.epoch:
             return timeline.messages
         # The same epoch, rolled back: its offsets begin again. New is what was notified of, and what follows.

@@ -1,4 +1,4 @@
-"""Whether Redis is there, for the program and for the log, which hears of each change once."""
+"""Whether Redis is there, for the program and for the log, which has each change once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Health:
         return self._down.get(name, _NOT_YET) != _NOT_YET
 
     def lost(self, name: str) -> None:
-        """Note that one was lost, and is being opened again; nobody need know before that fails."""
+        """Note that one was lost, and is being opened again; nothing is logged unless that fails."""
         if not self._down:
             self.since = time.time()
         self._down[name] = _NOT_YET

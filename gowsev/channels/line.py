@@ -37,7 +37,7 @@ _NO_TLS_CHECK = {"none": gevent.ssl.CERT_NONE, "optional": gevent.ssl.CERT_OPTIO
 
 
 class _OnGevent(redis.Connection):
-    """redis-py's connection, on a socket that somebody else opens."""
+    """redis-py's connection, on a socket that is opened by a function it is given."""
 
     def __init__(self, open_socket: Callable[[], Any], **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
@@ -100,7 +100,7 @@ class Line:
         return sock
 
     def ask(self, *words: Any) -> Any:
-        """Send one command, and return the answer; only while nobody else reads.
+        """Send one command, and return the answer; only while no other greenlet reads.
 
         Raises:
             FAILED: that failed, or Redis has answered with an error.
@@ -144,11 +144,11 @@ class Line:
         """The host and port, or the path, of the other side; `None` while it is not connected."""
         try:
             return self._sock and self._sock.getpeername()
-        except OSError:  # it is not connected any more, and so with nobody
+        except OSError:  # it is not connected any more
             return None
 
     def shut(self) -> None:
-        """End it; whoever reads or sends fails."""
+        """End it; a greenlet that reads or sends gets an error."""
         if self._sock is not None:
             try:
                 self._sock.shutdown(gevent.socket.SHUT_RDWR)
@@ -156,7 +156,7 @@ class Line:
                 pass
 
     def close(self) -> None:
-        """Close it, once nobody reads or sends."""
+        """Close it, once no greenlet reads or sends."""
         self._readable = None
         self._connection.disconnect()
 

@@ -69,7 +69,7 @@ class Looks:
         self._ask(followed, done)
 
     def leave(self, followed: Followed) -> None:
-        """Nobody wants a channel any more."""
+        """Drop a channel, which is not followed any more."""
         self._waiting.discard(followed)
         # Not each time: a connection with thousands of them leaves them one by one.
         if self._queued > 2 * len(self._waiting) + _LEFT:

@@ -14,8 +14,8 @@ import redis
 from gevent.event import Event
 
 from gowsev.channels.health import describe
-from gowsev.channels.lasting import Lasting
 from gowsev.channels.line import ANSWER, FAILED
+from gowsev.channels.reconnecting import Lasting
 from gowsev.channels.replies import comes_later
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _BATCH = 256
 
 
 class Listener(Protocol):
-    """Who is told of notifications."""
+    """What gets the notifications."""
 
     def confirmed(self, name: bytes) -> None:
         """Notifications under a name have begun."""
@@ -66,8 +66,8 @@ class Notifications(Lasting):
 
     Args:
         find: returns the address of the Redis; may block, and raise `FAILED`.
-        health: is told how it fares, under the name "notifications" behind `where`.
-        where: stands before the reasons that it tells.
+        health: is told of its state, under the name "notifications" behind `where`.
+        where: what stands before the reasons that are given there.
         cluster: whether another Redis may have what this one has not.
         probe: tries whether notifications may be had over a new line; raises `FAILED`.
         listener: is told of them.
@@ -165,7 +165,7 @@ class Notifications(Lasting):
             line.shut()
 
     def _handle(self, answer: Any) -> None:
-        if isinstance(answer, Exception):  # of a subscription: to nothing else here Redis says no
+        if isinstance(answer, Exception):  # to a subscription: Redis refuses nothing else here
             name = self._sent.popleft()
             if comes_later(answer, self._cluster):
                 raise redis.ConnectionError(describe(answer))

@@ -6,7 +6,7 @@
 
 Invariants: at most `WINDOW` commands and about `WINDOW_BYTES` are sent and not answered, and of one account `SHARE`,
 but for those that are sent again. Each command has a number when it is first sent, and those of one key are sent in the
-order of their numbers, so that whoever carries them out knows one that comes again. One that Redis has certainly not
+order of their numbers, so that the script recognizes one that comes again. One that Redis has certainly not
 carried out, and may yet, gets a new number. What is given back keeps its number, for the pipeline to another Redis that
 has the key now.
 """
@@ -23,8 +23,8 @@ from redis.exceptions import NoScriptError
 
 from gowsev.channels.errors import ChannelsAway
 from gowsev.channels.health import describe
-from gowsev.channels.lasting import Lasting
 from gowsev.channels.line import ANSWER, FAILED
+from gowsev.channels.reconnecting import Lasting
 from gowsev.channels.replies import comes_later
 from gowsev.channels.turns import Turns
 
@@ -82,8 +82,8 @@ class Pipeline(Lasting):
 
     Args:
         find: returns the address of the Redis; may block, and raise `FAILED`.
-        health: is told how it fares, under the name "commands" behind `where`.
-        where: stands before the reasons that it tells.
+        health: is told of its state, under the name "commands" behind `where`.
+        where: what stands before the reasons that are given there.
         numbers: of the commands.
         cluster: whether another Redis may have what this one has not.
         prepare: called with each new line, to make it ready; raises `FAILED`.
@@ -134,7 +134,7 @@ class Pipeline(Lasting):
     def give_back(self, unwanted: Callable[[Command], bool]) -> list[Command]:
         """Remove and return commands that are to be sent elsewhere, those of one key in their order.
 
-        If some of them are sent already, the connection is given up: what it would still answer, nobody hears.
+        If some of them are sent already, the connection is given up, and its remaining answers are lost.
         """
         if any(map(unwanted, (*self._sent, *self._later))):
             self._broken = RuntimeError("what was asked of this Redis is another's now")
@@ -260,7 +260,7 @@ class Pipeline(Lasting):
         self._lost()
 
     def _expire(self, reason: str) -> None:
-        """Fail whatever has waited for too long."""
+        """Fail the commands that have waited for too long."""
         now = time.monotonic()
 
         def is_late(command: Command) -> bool:

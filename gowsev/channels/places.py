@@ -1,7 +1,7 @@
 """Where the Redis is that has a key: what sentinels, and the members of a cluster, say of it. No I/O of its own.
 
-Either is asked with one command, and whatever speaks to a Redis here can send that: the loop's side over gevent's
-sockets, `Remote` over ordinary ones. redis-py's own `Sentinel` and `RedisCluster` would block the loop meanwhile.
+Either is asked with one command, which `Channels` sends over gevent's sockets and `Remote` over ordinary ones.
+redis-py's own `Sentinel` and `RedisCluster` would block the loop meanwhile.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Slots:
         self._firsts = [first for first, _, _ in self._ranges]
 
     def place(self, key: bytes) -> Place | None:
-        """Return who has a key; `None` if nobody has."""
+        """Return the member that has a key; `None` if none has."""
         slot = key_slot(key)
         index = bisect_right(self._firsts, slot) - 1
         if index < 0 or self._ranges[index][1] < slot:

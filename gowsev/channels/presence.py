@@ -1,6 +1,6 @@
-"""Who is there, over all processes: what this one says of its members, again and again.
+"""Who is there, over all processes: each reports its own members, again and again.
 
-For each channel with members here, this process is among the living, for `LIFETIME` seconds after it last said so.
+For each channel with members here, this process counts as alive for `LIFETIME` seconds after its last report.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from gowsev.channels.errors import ChannelsError, Refused
 from gowsev.channels.health import describe
 from gowsev.channels.publication import encoded
 from gowsev.channels.replies import members_of
+from gowsev.channels.script_commands import script_words
 from gowsev.channels.scripts import ALIVE, MEMBERS, member_keys
 from gowsev.channels.subscribers import count_member
-from gowsev.channels.words import script_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEARTBEAT", "LIFETIME", "Presence"]
 
-#: Seconds between two times that a process says that it lives, and after which it is thought dead.
+#: Seconds between two reports of a process, and after which one that is silent counts as dead.
 HEARTBEAT, LIFETIME = 8.0, 24
 
 
@@ -36,7 +36,7 @@ class Presence:
         process: its name.
         ask: called with the words of a command, and with what gets the answer.
         receiver: is told who is there.
-        failed: called with a channel, and with what is wrong, where it cannot be said.
+        failed: called with a channel, and with what is wrong, where a report fails.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Presence:
         self._unanswered = 0
 
     def present(self, channel: str, member: str, connections: int) -> None:
-        """Say how many connections a member has here."""
+        """Report how many connections a member has here."""
         first = channel not in self._members
         count_member(self._members, channel, member, connections)
         self._say(channel, first, {member: connections})
@@ -66,7 +66,7 @@ class Presence:
 
     @property
     def busy(self) -> bool:
-        """Whether something that was said is not answered yet."""
+        """Whether a report is not answered yet."""
         return self._unanswered > 0
 
     def members(self, channel: str, done: Callable[..., object]) -> None:
@@ -82,12 +82,12 @@ class Presence:
         self._ask(script_words(MEMBERS, self._keys(channel)), answered)
 
     def connected(self) -> None:
-        """Say everything: Redis may have lost it."""
+        """Report everything: Redis may have lost it."""
         for channel, members in self._members.items():
             self._say(channel, True, members)  # pragma: no cover - run, but not traced behind a switch
 
     def close(self) -> None:
-        """Say nothing any more."""
+        """Report nothing any more."""
         if self._heart is not None:
             self._heart.kill(block=False)
 

@@ -82,12 +82,12 @@ class Gap:
     position: str
     """Where delivery goes on."""
     missed: int | None
-    """How many messages are missing; `None` if nobody can tell."""
+    """How many messages are missing; `None` if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """What became of a `Subscribe`."""
+    """The result of a `Subscribe`."""
 
     channel: str
     position: str

@@ -24,10 +24,10 @@ from gowsev.channels.pipeline import PATIENCE, Command
 from gowsev.channels.presence import Presence
 from gowsev.channels.publication import check_prefix, encoded
 from gowsev.channels.replies import notification, position_of, timeline_of
+from gowsev.channels.script_commands import look_words, publish_words
 from gowsev.channels.scripts import META_SECONDS
 from gowsev.channels.server import Server
 from gowsev.channels.url import parse
-from gowsev.channels.words import look_words, publish_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -102,13 +102,13 @@ class Redis:
         return None
 
     def _outcome(self, answer: Any) -> tuple[Position | None, Exception | None]:
-        """Return what became of a publish: where it stands, or why not."""
+        """Return the outcome of a publish: its position, or an error."""
         if isinstance(answer, ChannelsAway):
             return None, answer
         if isinstance(answer, Exception):
             reason = self._address.hide(describe(answer))
             return None, ChannelsAway(reason, False) if reason.startswith("UNKNOWN") else Refused(reason)
-        if len(answer) > 3:  # stored, and nobody was told
+        if len(answer) > 3:  # stored, but not notified
             return None, Refused(self._address.hide(answer[3].decode("utf-8", "replace")), certain=False)
         return position_of(answer), None
 
@@ -218,7 +218,7 @@ class Redis:
         try:
             message = notification(data)
         except ValueError as error:
-            # Whoever publishes so must be mended; what is in the stream is looked at.
+            # The publishing program must be mended; the stream is looked up meanwhile.
             logger.warning("a notification of channel %r is not understood: %s", followed.channel[:100], error)
             followed.doubt()
         else:
@@ -233,7 +233,7 @@ class Redis:
         return self._receiver.has_room()
 
     def _unsaid(self, channel: str, error: Exception) -> None:
-        """Note that others are not told who is there."""
+        """Note that this process could not report its members; log it once for each channel."""
         if not isinstance(error, ChannelsAway) and channel not in self._silent:
             self._silent.add(channel)
             reason = self._address.hide(describe(error))

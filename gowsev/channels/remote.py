@@ -16,15 +16,15 @@ from redis.exceptions import NoScriptError
 
 from gowsev.channels.errors import ChannelsAway, Refused
 from gowsev.channels.health import describe
-from gowsev.channels.lasting import pause
 from gowsev.channels.limits import DEFAULTS, Limits
 from gowsev.channels.line import FAILED
 from gowsev.channels.publication import Position, check_message, check_name, check_prefix, publication_of
+from gowsev.channels.reconnecting import pause
 from gowsev.channels.replies import comes_later, members_of, position_of, timeline_of
 from gowsev.channels.routes import Routes
+from gowsev.channels.script_commands import look_words, publish_words, script_words, with_source
 from gowsev.channels.scripts import MEMBERS, channel_keys, member_keys
 from gowsev.channels.url import parse
-from gowsev.channels.words import look_words, publish_words, script_words, with_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ class Remote:
             return publish_words(keys, self._session, number, text, payload, self._limits, again, key or "")
 
         answer = self._ask(words)
-        if len(answer) > 3:  # stored, and nobody was told
+        if len(answer) > 3:  # stored, but not notified
             raise Refused(self._address.hide(answer[3].decode("utf-8", "replace")), certain=False)
         return str(position_of(answer))
 
@@ -127,7 +127,7 @@ class Remote:
         words = look_words(keys, True, {position.epoch: position.offset} if position else {})
         try:
             timeline = timeline_of(self._ask(lambda _number, _again: words))
-        except (ValueError, LookupError, TypeError) as error:  # somebody else has written there
+        except (ValueError, LookupError, TypeError) as error:  # another program has written there
             raise Refused(describe(error)) from error
         return [publication_of(channel, message) for message in timeline.messages]
 
@@ -144,7 +144,7 @@ class Remote:
         self.Close()
 
     def _ask(self, words: Callable[[int, bool], tuple[Any, ...]]) -> Any:
-        """Ask Redis, again and again if it must be."""
+        """Ask Redis, several times if necessary."""
         if self._pid != os.getpid():
             # Nothing is done to the parent's connection, and its lock may be held by a thread that is not here.
             self._begin()  # pragma: no cover - in a child, whose coverage is not measured

@@ -1,6 +1,6 @@
 """What Redis answers and notifies, as messages and positions. No I/O.
 
-Raises `ValueError` for whatever is not in the format of docs/channels-format.md, whoever has written it.
+Raises `ValueError` for everything that is not in the format of docs/channels-format.md; other programs may write there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The connections of a `Remote`: to the one Redis, to the master that sentinels name, or to a cluster's members.
 
-redis-py's own, with its ordinary sockets. They block, and belong to whoever holds the `Remote`'s lock.
+redis-py's own, with its ordinary sockets. They block, and are used only while the `Remote`'s lock is held.
 """
 
 from __future__ import annotations

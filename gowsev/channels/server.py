@@ -1,7 +1,7 @@
 """One Redis as a process uses it: a connection to ask, and one to be notified over, both to the same Redis.
 
-Each finds the Redis by itself: by its address, or by asking sentinels. So it may come to pass that one has found the
-new master and the other is still with the old one; then the other is opened anew.
+Each finds the Redis by itself: by its address, or by asking sentinels. Where one has found the new master and the other
+is still with the old one, the other is opened anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gowsev.channels.notifications import Listener, Notifications
 from gowsev.channels.pipeline import Pipeline
 from gowsev.channels.places import find_master
 from gowsev.channels.replies import comes_later
-from gowsev.channels.words import PUBLISH_SHA, look_words, publish_words, script_words
+from gowsev.channels.script_commands import PUBLISH_SHA, look_words, publish_words, script_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ _FORBIDDEN = ("The user executing the script can't", "ACL failure in script")
 
 
 class User(Listener, Protocol):
-    """Who uses a Redis."""
+    """What uses a Redis, and is told of it."""
 
     def connected(self) -> None:
         """There is a new connection to ask over."""
@@ -67,7 +67,7 @@ class Servers(Protocol):
         ...
 
     def close(self) -> None:
-        """End, with nobody to be told."""
+        """End; nothing is reported any more."""
         ...
 
     def disown(self) -> None:
@@ -80,7 +80,7 @@ class Server:
 
     Args:
         address: its own, or how to find it.
-        health: is told how they fare.
+        health: is told of their state.
         prefix: of all keys.
         user: is told what happens.
         numbers: of commands; as those of other members of the same cluster.
@@ -187,7 +187,7 @@ class Server:
                 raise answer
 
     def _trial(self) -> Iterator[tuple[Any, ...]]:
-        """Return commands that do all that may be forbidden, in the channel without a name, which is nobody's."""
+        """Return commands that do all that may be forbidden, in the channel without a name, which is unused."""
         keys = scripts.channel_keys(self._prefix, b"")
         those, session = scripts.member_keys(self._prefix, b""), secrets.token_hex(6)
         for number in (1, 2):  # there is room for one message, so the second is trimmed

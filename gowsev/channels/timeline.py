@@ -1,4 +1,4 @@
-"""A stretch of a channel's messages, and what of it somebody lacks. No I/O, no clock."""
+"""A stretch of a channel's messages, and what of it lies behind a position. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Continuation(NamedTuple):
     complete: bool
     messages: Sequence[Message]
     missed: int | None = 0
-    """How many are missing; `None` if nobody can tell."""
+    """How many are missing; `None` if that is not known."""
 
 
 class Timeline(NamedTuple):
@@ -28,10 +28,10 @@ class Timeline(NamedTuple):
     messages: list[Message]
 
     def after(self, position: Position | None) -> Continuation:
-        """Return what comes behind a position; `None` is one that nobody knows.
+        """Return what comes behind a position; `None` is an unknown one.
 
         Nothing is returned of a channel that has taken another course than the one that the position belongs to:
-        whether a message is new to whoever stands there, nobody could say.
+        whether a message is new behind that position cannot be known.
         """
         tip = self.tip
         if position is None or position.epoch != tip.epoch or position.offset > tip.offset:

@@ -1,4 +1,4 @@
-"""Queues that are served in turn, so that who has much to do waits for itself. No I/O, no clock."""
+"""Queues that are served in turn, so that an account with many items delays no other. No I/O, no clock."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ class Address(NamedTuple):
     tls: dict[str, Any] | None
     """Options of TLS; `None` without it."""
     options: dict[str, Any]
-    """What `redis.Connection` takes besides: name, password, database."""
+    """Further arguments of `redis.Connection`: name, password, database."""
     all: dict[str, Any]
     """What redis-py makes of it."""
     shown: str
     """For the log: without name, password and options."""
     sentinels: tuple[Address, ...] = ()
-    """Whom to ask where the master is; then `host` and `port` are not its own."""
+    """The sentinels, which are asked where the master is; then `host` and `port` are not its own."""
     service: str = ""
     """What the sentinels call it."""
     members: tuple[Address, ...] = ()

@@ -24,7 +24,7 @@ _ALIKE = 0.9
 
 
 class Callbacks(Protocol[Context]):
-    """What `MakeContext` takes, for type checkers: any object with these methods, whatever it calls its arguments."""
+    """The handler of `MakeContext`, for type checkers: any object with these methods, its arguments named freely."""
 
     def ConnAccepted(self, context: Context, id: int, /) -> object: ...
     def ConnClosed(self, context: Context, id: int, /) -> object: ...

@@ -34,7 +34,7 @@ class Dispatch(Generic[Context]):
     Args:
         context: what each callback gets first.
         handler: the program's.
-        loop: the loop that takes the events; a connection whose `ConnClosed` has returned is forgotten there.
+        loop: the loop whose events these are; a connection whose `ConnClosed` has returned is forgotten there.
         raise_errors: raise what a callback raises, instead of logging it and closing its connection with 1011.
     """
 

@@ -1,9 +1,9 @@
 """The loop: who may drive it, when it waits, when it flushes, and how it ends.
 
-The greenlet that drives it, the *driver*, takes events from the queue one by one and gives each to the dispatch, so
+The greenlet that drives it, the *driver*, gets events from the queue one by one and gives each to the dispatch, so
 that no two callbacks ever run at once. What callbacks write is gathered and leaves together.
 
-    undriven    nobody has driven it yet
+    undriven    no greenlet has driven it yet
     driven      by one greenlet at most; between two drives it is not `finished` either
     forsaken    an exception has left `run`: new connections are refused until it is driven again
     stopping    after `stop`: nothing new is let in, and it ends when all connections are gone
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.connection.events import Event
-    from gowsev.loop.parts import Part
+    from gowsev.loop.attachments import Part
     from gowsev.opening.listener import Listener
     from gowsev.options import Options
 
@@ -42,10 +42,10 @@ loops: WeakSet[Loop] = WeakSet()
 
 _TIMED_OUT: Event = (TIMEOUT, None, None)
 
-#: Seconds between looks at whether the parts are done, and for which they may take if a shutdown has no timeout.
+#: Seconds between looks at whether the attached parts are done, and the most they get if a shutdown has no timeout.
 _LOOK, _FOR_PARTS = 0.02, 10.0
 
-#: Seconds for which a client may wait for a loop that was never driven, before that is said.
+#: Seconds for which a client may wait for a loop that was never driven, before a warning is logged.
 _UNDRIVEN = 5.0
 
 
@@ -146,10 +146,10 @@ class Loop:
         self.connections.batch.flush()
 
     def _forsake(self, error: BaseException) -> None:
-        """Note that nobody drives the loop any more, and say so where the program would not notice.
+        """Note that no greenlet drives the loop any more, and log it where the program would not notice.
 
-        A script sees what comes out of its own call. A greenlet beside an app just ends, and its connections would
-        stay open with nobody to listen to them.
+        A script sees the exception of its own call. A greenlet beside an app just ends, and its connections would stay
+        open without a callback ever being called for them.
         """
         self._forsaken = True
         if isinstance(gevent.getcurrent(), gevent.Greenlet):
@@ -177,10 +177,10 @@ class Loop:
         return "The server's event loop has ended." if self._forsaken else ""
 
     def expect_driver(self) -> None:
-        """Log, once, if nobody drives the loop within some seconds: a client waits for that."""
+        """Log, once, if no greenlet drives the loop within some seconds: a client is waiting."""
         if self.undriven and not self._watched:
             self._watched = True
-            # Not spawn_later: nobody should have to wait for this, neither `gevent.wait()` nor the end of a program.
+            # Not spawn_later: neither `gevent.wait()` nor the end of a program should wait for this.
             self._hub.loop.timer(_UNDRIVEN, ref=False).start(gevent.spawn, _warn_if_undriven, ref(self))
 
     # -- ending --------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class Loop:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended; a loop that nobody drives has when its sockets are closed."""
+        """Whether it has ended; a loop that is not driven has ended when its sockets are closed."""
         return self.finished or (self._driver is None and not self.connections.open())
 
     def stop(self, timeout: float | None) -> None:
@@ -217,7 +217,7 @@ class Loop:
         self.check_not_stopped()
 
     def check_not_stopped(self) -> None:
-        """Check that the loop still takes something new.
+        """Check that the loop still accepts something new.
 
         Raises:
             RuntimeError: it does not.
@@ -235,7 +235,7 @@ class Loop:
                 self.queue.post((CALL, self._finish, ()))
 
     def _finish_later(self) -> None:
-        """Let the parts do what they have begun, within the time that the shutdown has."""
+        """Let the attached parts finish what they have begun, within the time that the shutdown has."""
         while any(part.busy for part in self.parts) and time.monotonic() < self._end_by:
             gevent.sleep(_LOOK)
         self.queue.post((CALL, self._finish, ()))

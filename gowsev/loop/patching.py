@@ -1,6 +1,6 @@
-"""Whether a process is monkey-patched by halves, which is worth a word.
+"""Whether a process is monkey-patched by halves, which is worth a warning.
 
-gowsev itself needs no patching and takes no notice of it: its sockets are gevent's, or plain ones that it watches
+gowsev itself needs no patching and works the same with it: its sockets are gevent's, or plain ones that it watches
 itself. But callbacks and pages run in greenlets of one thread. Where a program is not patched, everybody knows that a
 call that blocks stops everything. Where some modules are patched and others are not, it looks as if no call did, and
 the one that does is hard to find.
@@ -16,8 +16,8 @@ __all__ = ["warn_if_half_patched"]
 
 logger = logging.getLogger("gowsev")
 
-#: The modules in which programs wait. `subprocess`, `signal`, `os` and `queue` are left out: who excludes these
-#: from `patch_all` means it.
+#: The modules in which programs wait. `subprocess`, `signal`, `os` and `queue` are left out: a program that excludes
+#: these from `patch_all` does so on purpose.
 _WAITING = ("socket", "ssl", "select", "threading", "time")
 
 _warned = False

@@ -113,7 +113,7 @@ class EventQueue(SimpleQueue):  # type: ignore[misc]  # pyright: ignore[reportMi
             token.withdraw()
 
     def take_all(self) -> list[Event]:
-        """Return every event that is there, and never switch; nobody may be waiting for one."""
+        """Return every event that is there, and never switch; no greenlet may be waiting for one."""
         self.collect()
         return [self.get_nowait() for _ in range(self.qsize())]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Row"]
 
-#: Seconds for which the loop gathers what is written while there is no end of events. What is gathered for longer
+#: Seconds for which the loop gathers what is written while events keep coming. What is gathered for longer
 #: leaves in fewer and larger sends: to flush after each 64 events cost an eighth more CPU a message where 50 clients
 #: had 16 in flight. The clock is looked at after each event (0.04 to 0.09 us), since any callback may be a slow one.
 _LONGEST_GATHERING = 0.001

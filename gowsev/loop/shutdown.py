@@ -1,4 +1,4 @@
-"""Ends that concern more than one: every context of a process, and other servers beside a context."""
+"""Shutting down several things together: all contexts of a process, or a context and other servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOOK = 0.05
 def shut_down_all(timeout: float) -> Callable[[], bool]:
     """Shut down every context of this process; return a function that tells whether all have ended.
 
-    One that nobody drives has ended when its sockets are closed.
+    One that is not driven has ended when its sockets are closed.
 
     Args:
         timeout: as for `Context.Shutdown`.

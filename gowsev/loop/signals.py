@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as an orderly end: handlers of signals, and what they need besides, where gevent waits."""
+"""An orderly end on SIGTERM and Ctrl-C: signal handlers, and a pipe through which they wake gevent's hub."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def end_on_signal(end: Callable[[], object], ended: Callable[[], bool]) -> None:
     def handle(number: int, frame: Any) -> None:
         # Not gevent's `signal_handler`: that one waits for the hub, which a callback that hangs never lets run.
         nonlocal asked
-        forked = os.getpid() != process  # which has no loop, and may be one that is to be terminated
+        forked = os.getpid() != process  # a child has no loop, and may be meant to be terminated
         if forked or ended() or (asked and number == signal.SIGINT):
             signal.signal(number, before[number])
             signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""Which upgrades a context takes: its limits and its program's `ConnRequested`, and what becomes of a socket."""
+"""Which upgrades a context accepts, by its limits and its program's `ConnRequested`; and what becomes of a socket."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Admission:
         options: the context's.
         connections: where those that are let in go.
         sink: where their first events go, and the questions to the program.
-        driver: the loop that takes these events.
+        driver: the loop that handles these events.
         asks: whether the program wants to be asked, having a `ConnRequested`.
     """
 
@@ -52,7 +52,7 @@ class Admission:
         self._sink = sink
         self._driver = driver
         self._asks = asks
-        self._abandoned = 0  # questions that wait for the loop, and for whose answer nobody waits any more
+        self._abandoned = 0  # questions that wait for the loop, though no greenlet waits for the answer any more
 
     def check_thread(self) -> None:
         """Check that this is the context's thread.
@@ -68,12 +68,12 @@ class Admission:
         return self._asks or self._full() is not None
 
     def admit(self, request: Request, decided: Accept | None = None) -> Response | Accept | None:
-        """Return the response that refuses a valid request for an upgrade, or what the program says to it, if anything.
+        """Return the response that refuses a valid request for an upgrade, or the program's `Accept`, or neither.
 
         May block the calling greenlet, for `ConnRequested`; that is not asked where the program has `decided` already.
 
         Raises:
-            ValueError: it has, for a subprotocol that the client does not offer.
+            ValueError: `decided` names a subprotocol that the client does not offer.
         """
         refused = self._full()
         if refused is not None:
@@ -110,7 +110,7 @@ class Admission:
         self._connections.stats.rejected += 1
 
     def accept(self, sock: Any, request: Request, handshake: Handshake, leftover: bytes) -> None:
-        """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
+        """Make a connection of a socket whose upgrade has been answered, and of what was read beyond the request."""
         connection = self._connections.make(
             sock, request=request, subprotocol=handshake.subprotocol, deflate=handshake.deflate
         )
@@ -124,7 +124,7 @@ class Admission:
             connection.close(GOING_AWAY, "shutting down")
 
     def add(self, conn: object) -> Connection:
-        """Take an outside connection: one that `Dial` opened, or that is taken out of another library's hands.
+        """Take over an outside connection: one that `Dial` or another library opened.
 
         Raises:
             TypeError: `conn` is none of these.
@@ -163,10 +163,10 @@ class Question:
         self.taken = False
         """Whether the loop has come to it."""
         self.abandoned: Any = None
-        """Called instead, where nobody waits for the answer any more."""
+        """Called in place of a decision, once no greenlet waits for the answer any more."""
 
     def decide(self, ask: Any) -> None:
-        """Let `ask(request)` decide, unless nobody wants to know any more; called by the loop.
+        """Let `ask(request)` decide, unless no greenlet waits for the answer any more; called by the loop.
 
         Raises:
             TypeError: it returns neither `None` nor an `Accept` nor a `Reject`.

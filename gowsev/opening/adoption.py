@@ -1,12 +1,12 @@
 """Connections that another library opened: taking the socket out of its hands.
 
 Three kinds of owners: a WSGI server (for `Context.ServeHTTP`), gevent-websocket, and websocket-client (both for
-`Context.AddConn`). What they have already read and not used is taken along.
+`Context.AddConn`). What they have already read and not used comes with it.
 
 An owner that is a server still holds its socket object when the socket is ours, and will read from it, write to it and
 close it when its request is over. It finds a *dead end* there: a socket whose peer is gone. It reads the end of the
-stream and cannot write, as after any client that has left, which every server takes quietly. An empty shell, which
-raises "bad file descriptor", would be logged as an error by some.
+stream and cannot write, as after any client that has left, which no server logs as an error. A closed socket raises
+"bad file descriptor", which some servers do.
 
 websocket-client is not imported, nor a class of gevent-websocket: a program that has such an object has imported it.
 """
@@ -56,10 +56,10 @@ class Adopted(NamedTuple):
 
 
 def adopt(conn: Any) -> Adopted:
-    """Take a connection that was given to `AddConn`.
+    """Take over a connection that was given to `AddConn`.
 
     Raises:
-        TypeError: it is nothing that can be taken.
+        TypeError: it is nothing that can be taken over.
         ValueError: it is closed, or was taken before.
     """
     if is_gevent_websocket(conn):
@@ -152,7 +152,7 @@ def take_from_server(sock: Any) -> Any:
 
 
 def ends_of(sock: Any) -> Ends:
-    """Return between whom a connection is; the peer of a socket that is broken already is unknown."""
+    """Return the two ends of a connection; the peer of a socket that is broken already is unknown."""
     try:
         peer = sock.getpeername()
     except OSError:  # reset; the next use of the socket finds out, and reports it
@@ -197,7 +197,7 @@ def _sent(value: str) -> bytes:
 
 
 def socket_of(environ: dict[str, Any]) -> tuple[Any, Callable[[], bytes]]:
-    """Find the gevent socket of a request, and how to take what the server has read beyond the request.
+    """Find the gevent socket of a request, and a function that returns what the server has read beyond the request.
 
     Raises:
         RuntimeError: the server does not let go of its sockets, or is not gevent's.

@@ -10,7 +10,7 @@ __all__ = ["Certificate"]
 
 logger = logging.getLogger("gowsev")
 
-#: How PEM's first line ends, of whatever kind of certificate or key.
+#: How the first line of PEM ends, for every kind of certificate and key.
 _MARKS = (b"CERTIFICATE-----", b"PRIVATE KEY-----")
 
 
@@ -62,13 +62,13 @@ class Certificate:
             open(file, "rb").close()  # OpenSSL's error would not name the file
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # RFC 9325 section 3.5: what it was for has other means, and each costs us a handshake.
+        # RFC 9325 section 3.5: its uses have other means by now, and each renegotiation costs us a handshake.
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.load_cert_chain(*self._files, password=_no_password)
         return context
 
     def _lacking(self) -> str:
-        """Say which file does not hold what it should, as far as is easily seen: OpenSSL says "PEM lib" of either."""
+        """Name the file with the wrong content, where that is easily seen: OpenSSL says "PEM lib" of either."""
         said = ""
         for file, what, mark in zip(self._files, ("certificate", "private key"), _MARKS, strict=True):
             with open(file, "rb") as opened:

@@ -48,7 +48,7 @@ class ChunkedFile:
         """Read up to `size` bytes, of one line or of the data of one chunk.
 
         Raises:
-            MalformedBody: the next line is none of a chunked body.
+            MalformedBody: the next line has no place in a chunked body.
         """
         if not self._line and not self._data:
             self._line = self._next_line()

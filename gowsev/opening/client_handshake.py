@@ -29,7 +29,8 @@ _STATUS_LINE = re.compile(
     rb"HTTP/1\.(?P<minor>[01]) (?P<code>[1-5][0-9][0-9])(?: (?P<reason>[\t\x20-\x7e\x80-\xff]*))?"
 )
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-# The blanks around a value are for `strip`: a pattern with two ways to read a blank takes the square of their number.
+# The blanks around a value are for `strip`: with a pattern that can match a blank in two ways, the time would grow with
+# the square of their number.
 _FIELD = re.compile(rb"(?P<name>[-!#$%&'*+.^_`|~0-9A-Za-z]+):(?P<value>[\t\x20-\x7e\x80-\xff]*)")
 
 

@@ -61,7 +61,7 @@ def interleaved(found: list[Any]) -> list[Any]:
 
 
 class _Outcomes:
-    """What has become of each attempt: a connected socket or an error. Closed, it closes every socket that comes."""
+    """The outcomes of the attempts: connected sockets or errors. Once closed, it closes every socket that comes."""
 
     def __init__(self) -> None:
         self._queue: Any = SimpleQueue()

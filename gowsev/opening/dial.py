@@ -1,7 +1,7 @@
 """`Dial`: a client connection. It is usable by itself in a synchronous script, and ready for `Context.AddConn`.
 
 The opening handshake is the `websockets` library's `ClientProtocol`, on gevent sockets; after it, a connection is the
-same `Connection` that a server's is, with a mailbox of its own until a context takes it over.
+same `Connection` that a server's is, with a queue of its own until a context takes it over.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class DialledConn(Conn):
     def disown(self) -> None:
         """Leave the connection to the parent; called in a forked child, where it has ended."""
         if not self._owned:
-            # Anew: copies of greenlets that wait for the other ones go on waiting.
+            # New ones: copies of greenlets that wait for the old ones go on waiting.
             self._inbox = _Inbox()
             self._inbox.put((CLOSED, self._connection, None))
             self._ended = Event()
@@ -196,7 +196,7 @@ class DialledConn(Conn):
 
 
 def release(conn: DialledConn) -> tuple[Connection, list[tuple[int, Any, Any]]]:
-    """Take the connection out of a dialled one, which can then not use it any more, and what it has not read yet.
+    """Take the connection out of a `DialledConn`, which can't use it any more; return it with its unread events.
 
     Raises:
         ValueError: it was taken over already.
@@ -221,7 +221,7 @@ def Dial(
 
     Args:
         url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
-        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for as long as it takes.
+        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for no limit.
         headers: more headers for the request. `Host` (one at most), `Origin` and `Authorization` replace ours.
         origin: the request's `Origin`.
         subprotocols: those offered, in order of preference.
@@ -233,7 +233,7 @@ def Dial(
         TypeError: an argument has the wrong type.
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
-    # Longer than most, as each step that can fail says which it was, and none may leave the socket behind.
+    # Longer than most: each step that can fail has an error of its own, and none may leave the socket open.
     uri, host, safe_url = parse_url(url)
     options = _checked("options", options, Options) or Options()
     seconds = as_seconds("timeout", timeout)
@@ -263,7 +263,7 @@ def Dial(
     try:
         with limit, telling_in_child(dialling):
             sock = connect(host, uri.port)
-            ends = Ends(sock.getpeername(), sock.getsockname(), uri.secure)  # now: a reset would take them away
+            ends = Ends(sock.getpeername(), sock.getsockname(), uri.secure)  # now: after a reset they are unknown
             if uri.secure:
                 step = "in the TLS handshake"
                 sock = TLSSocket(sock, ssl_context or ssl.create_default_context(), uri.host)

@@ -1,8 +1,8 @@
-"""What a request's head says of where the request ends, and whom it asks: RFC 9112 sections 3.2 and 6, without I/O.
+"""Where a request ends, and which host it is for, as its head says: RFC 9112 sections 3.2 and 6, without I/O.
 
-One place judges this for pages and upgrades, on our listeners and behind another server. Two servers in a row that
-disagree about where a request ends take a part of its body for the next request, which nobody in front has looked at.
-So whatever can be read in two ways is refused here, also where the RFC would let a server choose a reading.
+This is decided here for pages and upgrades, on our listeners and behind another server. Of two servers in a row that
+disagree about where a request ends, the second takes a part of its body for the next request, which the first has not
+checked. What can be read in two ways is therefore refused, also where the RFC lets a server choose a reading.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def judge_framing(version: str, fields: Iterable[tuple[str, str]]) -> Framing:
         fields: the name and value of each header line.
 
     Raises:
-        ValueError: that is unclear, or the request does not say whom it asks; the answer is 400, and the end.
+        ValueError: that is unclear, or the request does not say which host it is for; it is answered with 400, and the
+            connection ends.
     """
     codings: list[str] = []
     lengths: list[str] = []
@@ -76,7 +77,7 @@ def judge_framing(version: str, fields: Iterable[tuple[str, str]]) -> Framing:
         return Framing(None, False)
     # RFC 9112 section 6.3: "If a message is received without Transfer-Encoding and with an invalid Content-Length
     # header field, then the message framing is invalid and the recipient MUST treat it as an unrecoverable error". A
-    # repeated one it lets a server take where both say the same.
+    # repeated one it lets a server accept where both say the same.
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
         raise ValueError(f"Content-Length must be one number, not {', '.join(lengths)[:100]!r}.")
     return Framing(int(lengths[0]), False)
@@ -109,7 +110,7 @@ def _chunked(version: str, codings: list[str], lengths: list[str]) -> Framing:
 
 
 def check_target(method: str, target: str) -> None:
-    """Check that a request asks an origin server for something.
+    """Check the target of a request to an origin server.
 
     Raises:
         ValueError: the target is in none of the forms of RFC 9112 section 3.2, in that of a proxy (`CONNECT`), or names
@@ -118,7 +119,7 @@ def check_target(method: str, target: str) -> None:
     if target.startswith("/") or (method == "OPTIONS" and target == "*"):
         return
     match = _ABSOLUTE_FORM.match(target)
-    # With another scheme it would name a host too, which must not be passed over for that in `Host`.
+    # With another scheme it would name a host too, which must not be ignored in favour of that in `Host`.
     if match is None:
         raise ValueError(f"The target is neither a path nor an http or https URI: {target[:100]!r}.")
     # RFC 9110 section 4.2.1: "A sender MUST NOT generate an "http" URI with an empty host identifier. A recipient that
@@ -128,7 +129,7 @@ def check_target(method: str, target: str) -> None:
 
 
 def absolute_form(target: str) -> tuple[str, str] | None:
-    """Take a request's target in absolute form apart; `None` for any other.
+    """Split a request's target in absolute form; `None` for any other.
 
     RFC 9112 section 3.2.2: "When an origin server receives a request with an absolute-form of request-target, the
     origin server MUST ignore the received Host header field (if any) and instead use the host information of the

@@ -128,7 +128,7 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
         return Handshake(refusal(400, f"{error}\n"))
     if framing.has_body:
         return Handshake(refusal(400, "An upgrade request must not have a body.\n"))
-    # RFC 9110 section 7.8: Upgrade lists protocols, of which a server takes one. The library takes a list of one.
+    # RFC 9110 section 7.8: Upgrade lists protocols, of which a server picks one. The library accepts a list of one.
     if len(upgrade := tokens(headers.get_all("Upgrade"))) > 1 and "websocket" in upgrade:
         headers = Headers((name, value) for name, value in headers.raw_items() if name.lower() != "upgrade")
         headers["Upgrade"] = "websocket"
@@ -217,5 +217,5 @@ def _same_host(origin: str, host: str) -> bool:
             and parts.hostname == asked.hostname
             and (parts.port or default) == (asked.port or default)
         )
-    except ValueError:  # no URL, or a port that is no number: such an origin is nobody's
+    except ValueError:  # no URL, or a port that is no number: such an origin is on no host
         return False

@@ -1,9 +1,9 @@
 """HTTP requests, until one of them asks for an upgrade: pywsgi's handler, by way of gevent-websocket's.
 
 Two handlers: `WebSocketHandler` for the `WSGIServer` of a program, which reads requests more carefully than pywsgi
-does and leaves upgrades to the application, in which `ServeHTTP` is somewhere; and `Upgrader` for our own listeners.
-There a request for an upgrade is judged, and its socket handed to the `Receiver`. Any other goes to the WSGI
-application. `listener` bounds how long all this may take.
+does and leaves upgrades to the application, which calls `ServeHTTP` for them; and `Upgrader` for our own listeners. It
+judges a request for an upgrade, and hands its socket to the `Receiver`. Any other goes to the WSGI application.
+`listener` bounds how long all this may take.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _READS_A_TURN = 32
 # end, the stream ended inside the head (section 8).
 _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
 #: RFC 9112 section 3: "request-line = method SP request-target SP HTTP-version". pywsgi would split it at any white
-#: space, and take versions such as 1.00, which is not the HTTP/1.0 that it knows, and 0.9, which has no headers.
+#: space, and accept versions such as 1.00, which is not the HTTP/1.0 that it knows, and 0.9, which has no headers.
 _REQUEST_LINE = re.compile(r"([-!#$%&'*+.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.[0-9]\r?\n")
 #: RFC 8446 section 5.1: how a TLS client begins: with a handshake record (22), whose version is 3.
 _TLS = "\x16\x03"
@@ -75,7 +75,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         """Read a request's header lines; called by pywsgi.
 
         Raises:
-            ValueError: they cannot be understood, or it is unclear where the request ends or whom it asks.
+            ValueError: they cannot be understood, or it is unclear where the request ends or which host it is for.
         """
         # Judged here, since pywsgi removes some headers before it looks at the rest.
         message = super().MessageClass(_BoundedHead(rfile), seekable)
@@ -131,7 +131,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         environ: dict[str, Any] = super().get_environ()
         environ[HEADERS] = [(name.strip(), value.strip()) for name, value in self.headers.items()]
         # For an upgrade pywsgi gives the connection itself, and an application that reads its request's body would wait
-        # for frames, and eat them. RFC 6455 section 4.1 has no body.
+        # for frames, and consume them. RFC 6455 section 4.1 has no body.
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
         if self.wsgi_input.chunked_input:
@@ -187,7 +187,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         try:
             super().run_application()
         finally:
-            # Anew: the first one had less time, where the client was slow to begin.
+            # A new one: the first request had less time, where the client was slow to begin.
             self.timeout = gevent.Timeout.start_new(self.server.receiver.options.handshake_timeout)
 
     # -- called by gevent-websocket's run_application --------------------------------------------------------------

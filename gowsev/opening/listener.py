@@ -125,7 +125,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         if request is None:
             return False
         sock.recv(size)
-        # This is the first that is sent: there is room for it.
+        # Nothing was sent before, so the kernel has room for it.
         switch_protocols(self.receiver, sock, request, handshake, lambda: (b"", sock))
         return True
 

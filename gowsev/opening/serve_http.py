@@ -1,4 +1,4 @@
-"""`Context.ServeHTTP`: an upgrade under somebody else's WSGI server, inside any web framework.
+"""`Context.ServeHTTP`: an upgrade under another WSGI server, inside any web framework.
 
 The response 101 is written to the socket, not given to `start_response`: frameworks and servers change what goes
 through it, and the socket must not be taken before it has left. What the application returns then goes into the dead
@@ -56,11 +56,11 @@ def serve(
         receiver: gets the connection.
         environ: the request, as PEP 3333 has it.
         start_response: begins the response, likewise.
-        decided: what the program says to the request, where it has decided already.
+        decided: the program's answer, where it has decided already.
 
     Raises:
-        ValueError: it has, for a subprotocol that the client does not offer.
-        RuntimeError: the server is none that this works under, or this is not the receiver's thread.
+        ValueError: `decided` names a subprotocol that the client does not offer.
+        RuntimeError: this does not work under the server, or this is not the receiver's thread.
     """
     if not asks_for_websocket(environ):
         note_lost_upgrade(environ)
@@ -101,7 +101,7 @@ class _Handed:
 def _judge(
     receiver: Receiver, environ: WSGIEnvironment, sock: Any, ends: Ends, decided: Accept | None
 ) -> tuple[Request | None, Handshake]:
-    """Judge a request, within the time there is."""
+    """Judge a request, within `handshake_timeout`."""
     silent: Any = False
     request: Request | None = None
     handshake = Handshake(refusal_by_time(receiver.options))

@@ -1,6 +1,6 @@
-"""A request for an upgrade, from any kind of server: whether it is one, its answer, and how the program sees it.
+"""A request for an upgrade, from any kind of server: whether it is one, its answer, and the program's view of it.
 
-Requests are read by our own listeners (`listener`, `http`) and by somebody else's server (`serve_http`, `adoption`).
+Requests are read by our own listeners (`listener`, `http`) and by other servers (`serve_http`, `adoption`).
 All of them ask here, so that the same request has the same answer everywhere: `judge` decides, with `handshake` and the
 `Receiver`; `switch_protocols` sends the response 101 and hands the connection over; `respond` gives any other response
 to a WSGI server. Every `Request` is made by `describe`, also those of connections that are dialled or adopted.
@@ -73,7 +73,7 @@ class Receiver(Protocol):
         ...
 
     def admit(self, request: Request, decided: Accept | None = None) -> Response | Accept | None:
-        """Return the response that refuses a valid request for an upgrade, or what the program says to it, if anything.
+        """Return the response that refuses a valid request for an upgrade, or the program's `Accept`, or neither.
 
         May block the calling greenlet.
         """
@@ -86,7 +86,7 @@ class Receiver(Protocol):
 
 
 class Ends(NamedTuple):
-    """Between whom a connection is: the addresses of its socket, and whether TLS ends here."""
+    """The two ends of a connection: the addresses of its socket, and whether TLS ends here."""
 
     peer: Any
     local: Any
@@ -103,15 +103,15 @@ def asks_for_websocket(environ: WSGIEnvironment) -> bool:
 def judge(
     receiver: Receiver, ends: Ends, read: Callable[[], HTTPRequest], decided: Accept | None = None
 ) -> tuple[Request | None, Handshake]:
-    """Decide about a request for an upgrade, by the rules and as the receiver wants it.
+    """Decide about a request for an upgrade, by the rules of the RFCs and those of the receiver.
 
     Logs nothing, and blocks the calling greenlet only where `receiver.may_refuse`.
 
     Args:
         receiver: gets the connection.
-        ends: between whom that is.
+        ends: the ends of that connection.
         read: returns the request; raises a `WebSocketException` if a header is invalid.
-        decided: what the program says to it, where it has decided already.
+        decided: the program's answer, where it has decided already.
 
     Returns:
         What the program is told of the request, or `None` if it is refused; and the answer.

@@ -18,8 +18,8 @@ from gowsev.channels import ChannelsAway, Limits, Refused, Remote
 from gowsev.channels.backend import Joining
 from gowsev.channels.limits import DEFAULTS
 from gowsev.channels.redis import Redis
+from gowsev.channels.script_commands import publish_words
 from gowsev.channels.scripts import channel_keys
-from gowsev.channels.words import publish_words
 
 pytestmark = needs_redis
 

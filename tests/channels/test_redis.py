@@ -16,8 +16,8 @@ from redis_server import RedisServer, free_port, needs_redis
 import gowsev
 from gowsev.channels import Channels, ChannelsAway, Limits, Refused, Remote
 from gowsev.channels.limits import DEFAULTS
+from gowsev.channels.script_commands import publish_words, with_source
 from gowsev.channels.scripts import channel_keys
-from gowsev.channels.words import publish_words, with_source
 
 pytestmark = needs_redis
 

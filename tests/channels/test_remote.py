@@ -18,8 +18,8 @@ from gowsev import channels
 from gowsev.channels import ChannelsAway, Publication, Refused, Remote
 from gowsev.channels.__main__ import main
 from gowsev.channels.bell import Bell
+from gowsev.channels.script_commands import script_words, with_source
 from gowsev.channels.scripts import ALIVE, member_keys
-from gowsev.channels.words import script_words, with_source
 
 pytestmark = needs_redis
 

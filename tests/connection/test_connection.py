@@ -40,13 +40,16 @@ from gowsev.connection.sockets import take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.errors import ConnClosing, OutboxFull
 from gowsev.loop.queue import EventQueue
-from gowsev.wire import frames, protocol
+from gowsev.wire import frames
 from gowsev.wire.encoder import Encoder
 from gowsev.wire.frames import BINARY, CLOSE, PING, PONG
 from gowsev.wire.protocol import Protocol
 
-#: So many messages of so many bytes are more than the socket buffers of both ends take together.
+#: How many messages, of how many bytes, are more than the socket buffers of both ends can hold together.
 MANY, LARGE = 20, 1 << 20
+
+#: The frames that a reader handles in one turn, at most: docs/withstands.md.
+TURN_FRAMES = 256
 
 
 @pytest.fixture(autouse=True)
@@ -689,7 +692,7 @@ def test_a_flood_waits_in_the_kernel_and_nothing_is_lost(idle, options, size):
     flood = gevent.spawn(client.send, binary(*sent))
     limits = [options.get("inbox_messages", 256) or count, (options.get("inbox_bytes", 1 << 20) or 1 << 40) // size]
     # One more turn of the reader may be on its way when the credit is used up.
-    most = min(limits) + protocol._TURN_FRAMES + 1
+    most = min(limits) + TURN_FRAMES + 1
     while len(server.handler.events) < 1 + count:
         if server.context.Stats().messages_received < count:
             wait_until(lambda: server.context.Stats().queued_events >= min(limits) // 2)
@@ -747,9 +750,9 @@ def test_a_flood_starves_nobody(ended):
         other.send_binary(message)
         assert other.read_frame() == (BINARY, message)
         ahead = server.handler.messages.index(message) - before
-        # What was in the mailbox already, and what comes in before gevent, which first runs up to 1,000 callbacks, has
+        # What was in the queue already, and what comes in before gevent, which first runs up to 1,000 callbacks, has
         # looked at the sockets.
-        assert ahead <= 4 * (32 + protocol._TURN_FRAMES + 1000)
+        assert ahead <= 4 * (32 + TURN_FRAMES + 1000)
     stop.append(True)
     greenlets[0].join(PATIENCE)
     gevent.killall(greenlets, timeout=PATIENCE)
@@ -759,14 +762,14 @@ def test_one_receive_takes_a_bounded_number_of_frames_and_the_rest_follows(idle)
     server = idle(Recorder(), inbox_messages=None)
     server.client()
     flooder = server.client()
-    sent = [b"%d" % number for number in range(5 * protocol._TURN_FRAMES + 7)]
+    sent = [b"%d" % number for number in range(5 * TURN_FRAMES + 7)]
     flooder.send(binary(*sent))
     server.clients[0].send_binary(b"from another")
     wait_until(lambda: server.context.Stats().queued_events == 2 + len(sent) + 1)
     while server.context.Stats().queued_events:
         server.context.EventLoopIteration()
     others = server.handler.messages.index(b"from another")
-    assert others <= 2 * protocol._TURN_FRAMES
+    assert others <= 2 * TURN_FRAMES
     assert [message for message in server.handler.messages if message != b"from another"] == sent
 
 
@@ -884,7 +887,7 @@ def test_a_peer_that_pings_and_never_reads_costs_bounded_memory(ended):
         most = max(most, conn.outbox_bytes)
     wait_until(lambda: conn.bytes_received == 100 * len(pings))
     # What one turn of the reader answers may meet a kernel that takes no more.
-    assert max(most, conn.outbox_bytes) <= 4 * protocol._TURN_FRAMES * 127
+    assert max(most, conn.outbox_bytes) <= 4 * TURN_FRAMES * 127
     assert not server.handler.closed
 
 
@@ -1089,7 +1092,7 @@ def test_a_close_with_a_time_of_its_own_keeps_the_shorter_one(bench, clock):
         assert rig.connection not in rig.keepalive.connections
 
 
-# -- from one clock and mailbox to others ------------------------------------------------------------------------
+# -- from one clock and queue to others --------------------------------------------------------------------------
 
 
 def test_a_dialled_connection_brings_what_it_has_read_along(ended):

@@ -19,10 +19,14 @@ from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from raw import RawClient
 
-from gowsev.connection import tls
 from gowsev.connection.sockets import take_over
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.certificate import Certificate
+
+#: The data of one full record (RFC 8446 section 5.1), which is also what OpenSSL is given at a time.
+PART = 1 << 14
+#: The bytes that may come without any data, and those of answers that may wait: docs/withstands.md.
+MOST_WITHOUT_DATA = 1 << 16
 
 # -- peers that keep TLS busy ------------------------------------------------------------------------------------
 
@@ -82,7 +86,7 @@ def test_a_flood_of_key_updates_is_cut_off_and_holds_up_nobody(
     server = serve(certificate=certificate)
     other = server.client(tls=client_tls)
     updater = Updater(gevent.socket.create_connection((server.host, server.port)), client_tls, tmp_path, data)
-    flood = updater.updates(4 * tls._MOST_FRUITLESS // 27, wants_answer)
+    flood = updater.updates(4 * MOST_WITHOUT_DATA // 27, wants_answer)
 
     def pour():
         with contextlib.suppress(ConnectionError):
@@ -127,7 +131,7 @@ def test_answers_that_nobody_reads_are_bounded(pair, certificate, client_tls, tm
 
     with pytest.raises(ConnectionAbortedError, match="too many answers of TLS"):
         ask_and_never_read()
-    assert ours._outgoing.pending < 2 * tls._MOST_ANSWERS
+    assert ours._outgoing.pending < 2 * MOST_WITHOUT_DATA
     ours.close()
 
 
@@ -205,7 +209,7 @@ def read_all(sock, size):
     return data + b" and the end"
 
 
-SIZES = [1, 1000, tls._PART - 1, tls._PART, tls._PART + 1, 65536, 1 << 20]
+SIZES = [1, 1000, PART - 1, PART, PART + 1, 65536, 1 << 20]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -251,10 +255,10 @@ def test_one_receive_is_bounded(connected):
     ours, theirs = connected
     take_over(ours)
     sending = gevent.spawn(theirs.sendall, bytes(1 << 20))
-    wait_until(lambda: _waiting(ours) > 2 * tls._PART)
+    wait_until(lambda: _waiting(ours) > 2 * PART)
     while not sending.ready():
         try:
-            assert 0 < len(ours.recv(1 << 20)) <= 2 * tls._PART, "a part, and the rest of a record before it"
+            assert 0 < len(ours.recv(1 << 20)) <= 2 * PART, "a part, and the rest of a record before it"
         except BlockingIOError:
             gevent.sleep(0)
 

@@ -277,6 +277,23 @@ def test_close_code_that_is_no_unsigned_16_bits(code):
         frames.encode_close_payload(code)
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "fault"),
+    [
+        (True, "", "code must be an int, not True"),
+        ("1000", "", "code must be an int, not '1000'"),
+        (1000.0, "", "code must be an int, not 1000.0"),
+        (None, "", "code must be an int, not None"),
+        (1000, b"bye", "reason must be str, not b'bye'"),
+        (1000, None, "reason must be str, not None"),
+    ],
+)
+def test_what_is_no_close_code_or_no_reason_is_named(code, reason, fault):
+    with pytest.raises(TypeError) as raised:
+        frames.encode_close_payload(code, reason)
+    assert str(raised.value) == fault
+
+
 ONE_BYTE = ProtocolError(1002, "close frame with a payload of one byte")
 NOT_UTF8 = ProtocolError(1007, "close reason is not valid UTF-8")
 # name, section of RFC 6455, payload, what it means: a code and a reason, or the failure that it is

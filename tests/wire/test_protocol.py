@@ -597,7 +597,8 @@ def test_each_text_is_decoded_afresh():
 
 def held(protocol):
     """How many bytes a protocol holds of what it was given."""
-    return sum(map(sys.getsizeof, protocol._pieces)) + sys.getsizeof(protocol._pieces) + len(protocol._rest)
+    pieces = protocol._pieces
+    return sum(map(sys.getsizeof, pieces)) + sys.getsizeof(pieces) + len(protocol._rest)
 
 
 @by_role

@@ -1,4 +1,4 @@
-"""The words of the commands that run scripts."""
+"""The commands for Redis that run scripts, each as the list of its words."""
 
 from __future__ import annotations
 

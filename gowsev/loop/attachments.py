@@ -1,4 +1,4 @@
-"""What another room may attach to a context, and is told."""
+"""What another room may attach to a context: it is told when a connection or the loop ends, and of forks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection to Redis that lasts: it is opened when it is first wanted, and again whenever it is lost, until the end.
+"""A connection to Redis that is opened when it is first wanted, and again whenever it is lost, until the end.
 
 What is sent and read over it is for those derived from it: `notifications` and `pipeline`. All of that runs in their
 greenlets; nothing here waits for them.
@@ -32,7 +32,7 @@ _FIRST_RETRY, _LAST_RETRY = 0.05, 1.0
 
 
 def pause(attempt: int) -> float:
-    """Return the seconds to wait before an attempt to connect; many processes should not come at once."""
+    """Return the seconds to wait before an attempt to connect: a random part, so that processes don't come at once."""
     delay: float = min(_FIRST_RETRY * 2 ** min(attempt, 10), _LAST_RETRY)
     return delay * random.uniform(0.5, 1.0)  # noqa: S311
 
@@ -42,9 +42,9 @@ class Lasting(ABC):
 
     Args:
         find: returns the address of the Redis; asked for each attempt. May block, and raise `FAILED`.
-        health: is told how it fares.
-        name: under this name.
-        where: what stands before the reasons that it tells.
+        health: is told of its state.
+        name: its name there.
+        where: what stands before the reasons that are given there.
         timeout: seconds that an answer may take.
     """
 
@@ -66,7 +66,7 @@ class Lasting(ABC):
             self._greenlets.append(gevent.spawn(self._run))
 
     def close(self) -> None:
-        """End, with nobody to be told. Does not block."""
+        """End; nothing is reported any more. Does not block."""
         self._closed = True
         self.renew()
         gevent.killall(self._greenlets, block=False)
@@ -82,7 +82,7 @@ class Lasting(ABC):
 
     @property
     def peer(self) -> object:
-        """Whom it is connected to; `None` if it is not."""
+        """The Redis that it is connected to; `None` if it is not."""
         return self._line and self._line.peer
 
     def disown(self) -> None:
@@ -126,7 +126,7 @@ class Lasting(ABC):
 
     @abstractmethod
     def _prepare(self, line: Line) -> None:
-        """Make a new connection ready; raise `FAILED` where it will not do."""
+        """Make a new connection ready; raise `FAILED` if it cannot be used."""
 
     @abstractmethod
     def _away(self, reason: str) -> None:
