@@ -4,6 +4,7 @@ What the snippets do is tried in the tests that are marked with `@snippets`; her
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -148,11 +149,16 @@ def check_python(document, arguments):
         assert rest in (["migrate"], ["createsuperuser"])
     else:
         path = next(path for path in (ROOT / first, (ROOT / document).parent / first) if path.is_file())
-        shown = subprocess.run(
-            [sys.executable, path, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True
-        )
+        shown = help_of(path)
         for option in rest:
-            assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown.stdout, re.MULTILINE)
+            assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown, re.MULTILINE)
+
+
+@functools.cache
+def help_of(script):
+    """What a script prints for `--help`."""
+    command = [sys.executable, script, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 def check_websockets(document, arguments):
