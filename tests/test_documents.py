@@ -139,7 +139,7 @@ def check_python(document, arguments):
             assert rest[3:] in ([], ["--", "--tests"])
             assert any(names_environment(section, rest[2]) for section in TOX_INI.sections())
         elif rest[0] == "pytest":
-            assert set(rest[1:]) <= names | {"-W", "error::DeprecationWarning", "-n", "4"}
+            assert set(rest[1:]) <= names | {"-W", "error::DeprecationWarning", "-n", "6"}
         else:
             assert rest[1:] in ([], [".venv"], ["--module", "pytest"], ["ws://localhost:9101/"])
     elif first in names:
