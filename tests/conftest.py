@@ -326,14 +326,21 @@ def redis_nodes(redis_server):
         yield lambda **arguments: Node(stack, redis_server.url, **arguments)
 
 
-@pytest.fixture
-def browser(tmp_path):
-    """A headless Chromium."""
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """A headless Chromium, for `profile`."""
     from browser import Browser
 
-    opened = Browser(tmp_path)
+    opened = Browser(tmp_path_factory.mktemp("chromium"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A profile of a headless Chromium."""
+    with chromium.profile() as profile:
+        yield profile
 
 
 def descriptors():
