@@ -116,7 +116,7 @@ def outcomes(folder, script, modules, rows):
     what = json.dumps([str(script), str(folder / "output"), modules, rows])
     done = subprocess.run(
         [sys.executable, "-c", _EACH, what],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder, timeout=PATIENCE * 2, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder, timeout=PATIENCE * 6, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout)

@@ -1906,7 +1906,7 @@ def test_a_signal_in_the_first_moment_of_a_program_is_heard(run, tmp_path):
     script = tmp_path / "moments.py"
     script.write_text(FIRST_MOMENTS)
     program = run(script)
-    assert program.wait() == 0
+    assert program.process.wait(PATIENCE * 4) == 0
     assert program.output == f"{[0] * 30}\n"
 
 
