@@ -7,7 +7,6 @@ import itertools
 import json
 import shutil
 import subprocess
-import urllib.request
 
 import pytest
 import websocket
@@ -21,7 +20,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (De
 
 
 class Browser:
-    """A running browser; each tab is a page of its own."""
+    """A running browser, which begins one profile after another."""
 
     def __init__(self, folder):
         self.log = folder / "chromium.log"
@@ -31,44 +30,27 @@ class Browser:
         ports = folder / "profile" / "DevToolsActivePort"
         wait_until(lambda: self.process.poll() is not None or (ports.exists() and "\n" in ports.read_text()), 120)
         assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
-        self._address = f"http://127.0.0.1:{ports.read_text().splitlines()[0]}"
-        self._tabs = []
+        port, self._path = ports.read_text().split()
+        self._host = f"ws://127.0.0.1:{port}"
 
-    def open(self, url, width=1280, height=800):
-        request = urllib.request.Request(f"{self._address}/json/new?about:blank", method="PUT")
-        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            target = json.load(response)
-        tab = Tab(target["webSocketDebuggerUrl"], url, width, height)
-        self._tabs.append(tab)
-        return tab
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.close()
+    def profile(self):
+        """Begin a profile, which shares no cookie, storage or cache with others. A context manager."""
+        return Profile(self._host, self._path)
 
     def close(self):
-        for tab in self._tabs:
-            tab.close()
         self.process.terminate()
         self.process.wait(PATIENCE)
 
 
-class Tab:
-    def __init__(self, address, url, width, height):
+class Debugger:
+    """A connection to the debugging port."""
+
+    def __init__(self, address):
         self._connection = websocket.create_connection(
             address, timeout=PATIENCE, suppress_origin=True, http_no_proxy=["*"]
         )
         self._numbers = itertools.count(1)
         self.complaints = []
-        self.call("Page.enable")
-        self.call("Runtime.enable")
-        self.call("Log.enable")
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
-        )
-        self.go(url)
 
     def call(self, method, **parameters):
         answer = self._ask(method, parameters)
@@ -86,6 +68,46 @@ class Tab:
                 self.complaints.append(str(answer["params"]["exceptionDetails"]))
             elif answer.get("id") == number:
                 return answer
+
+    def close(self):
+        self._connection.close()
+
+
+class Profile:
+    """What a person has open; each tab is a page of its own."""
+
+    def __init__(self, host, path):
+        self._host = host
+        self._browser = Debugger(host + path)
+        self._id = self._browser.call("Target.createBrowserContext")["browserContextId"]
+        self._tabs = []
+
+    def open(self, url, width=1280, height=800):
+        target = self._browser.call("Target.createTarget", url="about:blank", browserContextId=self._id)["targetId"]
+        tab = Tab(f"{self._host}/devtools/page/{target}", url, width, height)
+        self._tabs.append(tab)
+        return tab
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        for tab in self._tabs:
+            tab.close()
+        self._browser.call("Target.disposeBrowserContext", browserContextId=self._id)
+        self._browser.close()
+
+
+class Tab(Debugger):
+    def __init__(self, address, url, width, height):
+        super().__init__(address)
+        self.call("Page.enable")
+        self.call("Runtime.enable")
+        self.call("Log.enable")
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
+        self.go(url)
 
     def go(self, url):
         self.call("Page.navigate", url=url)
@@ -145,6 +167,3 @@ class Tab:
 
     def screenshot(self, path):
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
-
-    def close(self):
-        self._connection.close()

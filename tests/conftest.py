@@ -40,8 +40,21 @@ __all__ = ["PATIENCE", "in_thread", "wait_until"]
 pytest_plugins = ["gowsev.pytest_plugin"]
 pytest.register_assert_rewrite("programs")
 
+# Hundreds of programs import the package from the checkout. Where the environment forbids Python to keep what it has
+# compiled, as in many containers, each would compile all of it: a seventh of its start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 #: Whether this process is monkey-patched (tox -e patched).
 PATCHED = monkey.is_module_patched("socket")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Let a process that is done take what others have before them, since single tests take half a minute."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
 def in_thread(function, *args):
@@ -313,14 +326,21 @@ def redis_nodes(redis_server):
         yield lambda **arguments: Node(stack, redis_server.url, **arguments)
 
 
-@pytest.fixture
-def browser(tmp_path):
-    """A headless Chromium."""
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """A headless Chromium, for `profile`."""
     from browser import Browser
 
-    opened = Browser(tmp_path)
+    opened = Browser(tmp_path_factory.mktemp("chromium"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A profile of a headless Chromium."""
+    with chromium.profile() as profile:
+        yield profile
 
 
 def descriptors():

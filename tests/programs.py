@@ -8,6 +8,7 @@ shows as output; so nothing is skipped in silence. What is not meant to run is c
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -45,9 +46,15 @@ class Program:
     def wait_for(self, pattern):
         """Wait until `pattern` is found in the output; return the match."""
 
+        length = None
+
         def found():
+            nonlocal length
             # Looked at before the output is read: what it printed last counts.
             ended = self.process.poll()
+            before, length = length, self._output.stat().st_size
+            if length == before and ended is None:
+                return None
             match = re.search(pattern, self.output, re.MULTILINE)
             assert match or ended is None, f"it ended with {ended} and never printed {pattern!r}:\n{self.output}"
             return match
@@ -69,6 +76,51 @@ class Program:
         """Send a signal; return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
+
+
+#: Runs a script with one list of arguments after another, each time in a child of a process that has imported it all.
+_EACH = """
+import importlib, json, os, runpy, sys
+
+script, output, modules, rows = json.loads(sys.argv[1])
+sys.path[0] = os.path.dirname(script)
+for name in modules:
+    importlib.import_module(name)
+codes = []
+for number, arguments in enumerate(rows):
+    child = os.fork()
+    if not child:
+        file = os.open(f"{output}-{number}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
+        sys.exit()
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+
+
+def outcomes(folder, script, modules, rows):
+    """Run a script that ends by itself, once for each row of arguments; return the exit codes and outputs.
+
+    Most of the time of so short a program is for its imports, which are done once for all rows.
+
+    Args:
+        folder: an empty one, in which it runs.
+        script: its path.
+        modules: what it imports, by name.
+        rows: lists of arguments.
+    """
+    rows = [[str(argument) for argument in row] for row in rows]
+    what = json.dumps([str(script), str(folder / "output"), modules, rows])
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH, what],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=folder, timeout=PATIENCE * 6, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout)
+    return [(code, (folder / f"output-{number}").read_text()) for number, code in enumerate(codes)]
 
 
 def websockets_client(url, **kwargs):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE
-from programs import websockets_client
+from programs import outcomes, websockets_client
 from websockets.exceptions import ConnectionClosed
 
 FOLDER = Path(__file__).parent.parent / "examples" / "bridge"
@@ -200,13 +200,14 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("script", "arguments", "said"), MISTAKES)
-def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(run, script, arguments, said):
-    port = [] if "--port" in arguments or "--host" in arguments else ["--port", 0]
-    program = run(script, *port, *arguments)
-    assert program.process.wait(PATIENCE) == 2
-    assert re.fullmatch(rf"{script.name}: error: {said}", program.output.splitlines()[-1])
-    assert "Traceback" not in program.output
+@pytest.mark.parametrize("script", [BRIDGE, TICKER])
+def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(tmp_path, script):
+    mistakes = [mistake for of, *mistake in MISTAKES if of == script]
+    rows = [arguments + ([] if {"--port", "--host"} & {*arguments} else ["--port", 0]) for arguments, _ in mistakes]
+    for (code, output), (_, said) in zip(outcomes(tmp_path, script, ["gowsev"], rows), mistakes, strict=True):
+        assert code == 2
+        assert re.fullmatch(rf"{script.name}: error: {said}", output.splitlines()[-1])
+        assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("script", [BRIDGE, TICKER])

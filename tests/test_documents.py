@@ -4,6 +4,7 @@ What the snippets do is tried in the tests that are marked with `@snippets`; her
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -138,7 +139,7 @@ def check_python(document, arguments):
             assert rest[3:] in ([], ["--", "--tests"])
             assert any(names_environment(section, rest[2]) for section in TOX_INI.sections())
         elif rest[0] == "pytest":
-            assert set(rest[1:]) <= names | {"-W", "error::DeprecationWarning", "-n", "4"}
+            assert set(rest[1:]) <= names | {"-W", "error::DeprecationWarning", "-n", "6"}
         else:
             assert rest[1:] in ([], [".venv"], ["--module", "pytest"], ["ws://localhost:9101/"])
     elif first in names:
@@ -148,11 +149,16 @@ def check_python(document, arguments):
         assert rest in (["migrate"], ["createsuperuser"])
     else:
         path = next(path for path in (ROOT / first, (ROOT / document).parent / first) if path.is_file())
-        shown = subprocess.run(
-            [sys.executable, path, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True
-        )
+        shown = help_of(path)
         for option in rest:
-            assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown.stdout, re.MULTILINE)
+            assert not option.startswith("-") or re.search(rf"^  .*{option}\b", shown, re.MULTILINE)
+
+
+@functools.cache
+def help_of(script):
+    """What a script prints for `--help`."""
+    command = [sys.executable, script, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 def check_websockets(document, arguments):

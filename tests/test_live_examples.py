@@ -13,7 +13,7 @@ from pathlib import Path
 
 import flask
 import pytest
-from browser import Browser, needs_chromium
+from browser import needs_chromium
 from conftest import PATIENCE, in_thread, wait_until
 from flask.sessions import SecureCookieSessionInterface
 
@@ -138,8 +138,8 @@ def test_an_unknown_command_is_refused(app):
 
 
 @needs_chromium
-def test_the_live_page_in_a_browser(app, tmp_path):
-    with Browser(tmp_path) as browser:
+def test_the_live_page_in_a_browser(app, chromium):
+    with chromium.profile() as browser:
         page = browser.open(app)
         page.wait_for_text("h1", "Come in")
         page.fill("#name", "Ann")
@@ -185,9 +185,9 @@ def test_two_workers_share_sessions_and_no_state(workers):
 
 
 @needs_chromium
-def test_the_live_page_tells_its_worker(workers, tmp_path):
+def test_the_live_page_tells_its_worker(workers, chromium):
     program, url = workers
-    with Browser(tmp_path) as browser:
+    with chromium.profile() as browser:
         page = browser.open(url)
         page.wait_for_text("h1", "Come in")
         page.fill("#name", "Ann")
@@ -234,8 +234,8 @@ def test_another_origin_is_refused(site):
 
 
 @needs_chromium
-def test_the_page_of_django_in_a_browser(site, tmp_path):
-    with Browser(tmp_path) as browser:
+def test_the_page_of_django_in_a_browser(site, chromium):
+    with chromium.profile() as browser:
         first = browser.open(site)
         first.wait_for_text("#visits", "1")
         browser.open(site).wait_for_text("#visits", "2")

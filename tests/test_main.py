@@ -129,6 +129,6 @@ def close(context, id, message):
 
 
 def test_a_server_that_breaks_off_is_told(serve):
-    server = serve(Clock(close))
+    server = serve(Clock(close), close_timeout=0.2)  # by which it closes a connection that does not answer
     with pytest.raises(ConnectionError, match="closed a connection"):
         in_thread(bench.run, ECHO, server.port, 30)

@@ -11,7 +11,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-from browser import Browser, needs_chromium
+from browser import needs_chromium
 from conftest import PATIENCE, in_thread, wait_until
 from redis_server import needs_redis
 from test_gunicorn import NO_CONTROL_SOCKET
@@ -298,11 +298,8 @@ def on_several_workers(tabs):
 
 
 @needs_chromium
-def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server, tmp_path):
+def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server, chromium):
     url = f"http://127.0.0.1:{network.port}/"
-    folders = [tmp_path / "ann", tmp_path / "bob"]
-    for folder in folders:
-        folder.mkdir()
     sender = Member(site, "bob")
     expected = {"user:1": [], "room:1": []}
 
@@ -315,7 +312,7 @@ def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server,
         expected["user:1"].append(f"task {len(expected['user:1'])}")
         assert site.script("task.py", "user:1", expected["user:1"][-1]).wait() == 0
 
-    with Browser(folders[0]) as first, Browser(folders[1]) as second:
+    with chromium.profile() as first, chromium.profile() as second:
         ann, also_ann, bob = tabs = [Tab(first, url, "ann"), Tab(first, url, "ann"), Tab(second, url, "bob")]
         on_several_workers(tabs)
 

@@ -22,7 +22,7 @@ import websocket
 from conftest import PATIENCE, RELAY, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from programs import websockets_client
+from programs import outcomes, websockets_client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 EXAMPLE = RELAY / "relay.py"
@@ -489,12 +489,12 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), MISTAKES)
-def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(run, copy, arguments, said):
-    program = run(copy, *arguments)
-    assert program.process.wait(PATIENCE) == 2
-    assert re.fullmatch(rf"relay\.py: error: {said}", program.output.splitlines()[-1])
-    assert "Traceback" not in program.output
+def test_a_mistake_in_the_command_line_is_one_clear_line_and_exit_code_2(copy, tmp_path):
+    ends = outcomes(tmp_path, copy, ["service"], [arguments for arguments, _ in MISTAKES])
+    for (code, output), (_, said) in zip(ends, MISTAKES, strict=True):
+        assert code == 2
+        assert re.fullmatch(rf"relay\.py: error: {said}", output.splitlines()[-1])
+        assert "Traceback" not in output
 
 
 def test_help_lists_the_options(run, copy):

@@ -166,6 +166,8 @@ class Notifications(Lasting):
 
     def _handle(self, answer: Any) -> None:
         if isinstance(answer, Exception):  # to a subscription: Redis refuses nothing else here
+            if not self._sent:  # what it had said unasked, of a slot that moves, was taken for the answer
+                raise redis.ConnectionError(describe(answer))
             name = self._sent.popleft()
             if comes_later(answer, self._cluster):
                 raise redis.ConnectionError(describe(answer))

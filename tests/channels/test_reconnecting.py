@@ -7,6 +7,7 @@ from itertools import count
 import gevent
 import pytest
 from conftest import PATIENCE, wait_until
+from gevent.server import StreamServer
 from redis_server import needs_redis
 
 from gowsev.channels.health import Health
@@ -83,6 +84,38 @@ def test_a_refusal_of_what_is_followed_anew_is_told_once(redis_server):
     wait_until(lambda: len(listener.told) == 3)
     assert [told[:2] for told in listener.told[1:]] == [("refused", b"shut"), ("refused", b"open 2")]
     notifications.close()
+
+
+def test_a_slot_that_moves_while_its_channel_is_left():
+    """Redis says by itself that the channel is over, which looks like the answer; that then says where it is now."""
+
+    def serve(sock, _):
+        with sock.makefile("rb") as file:
+            while line := file.readline():
+                words = []
+                for _ in range(int(line[1:])):
+                    words.append(file.read(int(file.readline()[1:])))
+                    file.readline()
+                if words[0] == b"SSUBSCRIBE":
+                    answer = b"*3\r\n$10\r\nssubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(words[1]), words[1])
+                elif words[0] == b"SUNSUBSCRIBE":
+                    answer = b"*3\r\n$12\r\nsunsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(words[1]), words[1])
+                    answer += b"-MOVED 1 127.0.0.1:1\r\n"
+                else:
+                    answer = b"+OK\r\n"
+                sock.sendall(answer)
+
+    server = StreamServer(("127.0.0.1", 0), serve)
+    server.start()
+    listener = Listener()
+    notifications = notifications_of(f"redis://127.0.0.1:{server.server_port}", listener)
+    notifications.follow(b"moves")
+    notifications.follow(b"stays")
+    wait_until(lambda: len(listener.told) == 2)
+    notifications.leave(b"moves")
+    wait_until(lambda: listener.told[2:] == [("cut off", b"stays"), ("confirmed", b"stays")])
+    notifications.close()
+    server.stop()
 
 
 def test_a_connection_that_is_lost_while_something_is_sent(redis_server, pipeline):

@@ -216,6 +216,7 @@ def test_two_contexts_share_a_port_with_reuse_port(serve):
     assert second.handler.messages
     with pytest.raises(OSError, match="cannot listen on"):
         make_context().ListenAndServe(f"127.0.0.1:{first.port}")
+    first.close_clients()  # some of which are the second's
 
 
 def test_one_context_has_several_listeners(serve, tmp_path, certificate, client_tls):
