@@ -42,7 +42,7 @@ class Stats:
     `max_connections` and `proxy_protocol`; or `handshake` (not as RFC 6455 has it), `http` (no HTTP), `program` (a
     `Reject`), `stopping` (a `Shutdown`, or the loop has ended), `tls` (no TLS handshake)."""
     closed_by_code: dict[int, int] = field(default_factory=dict)
-    """The connections of `closed`, by `Conn.close_code`: 1002, 1007 and 1009 tell of faulty or too long messages."""
+    """The connections of `closed`, by `Conn.close_code`; those that were closed for a faulty message have 1006, too."""
 
     def __post_init__(self) -> None:
         # A snapshot does not go on counting.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import ssl
 import subprocess
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, RELAY, wait_until
+from haproxy_server import needs_haproxy, running_haproxy
 from nginx_server import needs_nginx, running_nginx
 from programs import fences, snippets, websockets_client
 from redis_server import free_port, needs_redis
@@ -98,49 +102,117 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
         assert refused.value.response.status_code == 403
 
 
-@needs_nginx
-@needs_redis
-def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(
-    run, redis_server, certificate, client_tls, tmp_path
-):
-    ports, port = [free_port(), free_port()], free_port()
+@pytest.fixture
+def deployed(run, redis_server, certificate, client_tls, tmp_path):
+    """What a rolling restart is tried with: relays, and what is in front of them."""
+    return Deployed(run, redis_server.url, certificate, client_tls, tmp_path)
 
-    def start(number):
-        program = run(
-            RELAY / "relay.py", "--host", "127.0.0.1", "--port", ports[number], "--tls-port", "none",
-            "--backplane", redis_server.url,
-        )  # fmt: skip
+
+class Deployed:
+    def __init__(self, run, url, certificate, client_tls, folder):
+        self.run, self.url, self.certificate, self.folder = run, url, certificate, folder
+        self.port = free_port()
+        self.authority = folder / "authority.pem"
+        self.authority.write_text("".join(ssl.DER_cert_to_PEM_cert(one) for one in client_tls.get_ca_certs(True)))
+        self.access = folder / "access"
+
+    def relay(self, port, *options):
+        own = ["--host", "127.0.0.1", "--port", port, "--tls-port", "none", "--backplane", self.url]
+        program = self.run(RELAY / "relay.py", *own, *options)
         program.wait_for("The backplane is there")
-        program.url()
         return program
 
-    authority = tmp_path / "authority.pem"
-    authority.write_text("".join(ssl.DER_cert_to_PEM_cert(one) for one in client_tls.get_ca_certs(True)))
-    access = tmp_path / "access"
-    relays = [start(number) for number in (0, 1)]
-    with (
-        running_nginx(tmp_path, configured(port, certificate, ports, f"access_log {access};")),
-        Remote(redis_server.url, prefix="relay") as remote,
-    ):
-        options = ["--url", f"wss://localhost:{port}/", "--cafile", authority]
-        clients = [run(RELAY / "client.py", *options, "subscribe", "news", "other") for _ in range(4)]
+    def nginx(self, ports):
+        return running_nginx(self.folder, configured(self.port, self.certificate, ports, f"access_log {self.access};"))
 
-        def begun():
-            remote.Publish("news", "begun")
-            return all("news: begun" in client.output for client in clients)
+    def haproxy(self, ports):
+        both = self.folder / "both.pem"
+        both.write_bytes(b"".join(Path(path).read_bytes() for path in self.certificate))
+        lines = replaced(
+            block("haproxy"),
+            port=("bind :443 ", f"bind 127.0.0.1:{self.port} "),
+            cert=("/etc/ssl/relay-and-key.pem", both),
+            one=("127.0.0.1:9000", f"127.0.0.1:{ports[0]}"),
+            two=("127.0.0.1:9002", f"127.0.0.1:{ports[1]}"),
+        )
+        return running_haproxy(self.folder, self.port, lines)
 
-        wait_until(begun)
-        for number in range(1000):
-            remote.Publish("news", f"number {number}")
-            if number in (200, 600):
-                assert relays[number // 600].end() == 0
-            elif number in (400, 800):
-                relays[number // 800] = start(number // 800)
+    def nothing_is_missed(self, steps):
+        """Publish 1,000 messages, with a step behind some; each of four clients gets each of them once, in order."""
+        options = ["--url", f"wss://localhost:{self.port}/", "--cafile", self.authority]
+        clients = [self.run(RELAY / "client.py", *options, "subscribe", "news", "other") for _ in range(4)]
+        with Remote(self.url, prefix="relay") as remote:
+
+            def begun():
+                remote.Publish("news", "begun")
+                return all("news: begun" in client.output for client in clients)
+
+            wait_until(begun)
+            for number in range(1000):
+                remote.Publish("news", f"number {number}")
+                if number in steps:
+                    steps[number]()
         for client in clients:
             client.wait_for("^news: number 999$")
             numbers = re.findall(r"^news: number (\d+)$", client.output, re.MULTILINE)
             assert numbers == [str(number) for number in range(1000)]
             assert "lost" not in client.output
-    assert sum(program.output.count("Connection accepted") for program in relays) > 0
-    assert '" 502 ' not in access.read_text()
-    assert access.read_text().count('" 101 ') > 4  # some have come back
+        return clients
+
+    def nobody_got_a_502(self):
+        assert '" 502 ' not in self.access.read_text()
+        assert self.access.read_text().count('" 101 ') > 4  # some have come back
+
+
+@needs_redis
+@pytest.mark.parametrize(
+    "front", [pytest.param("nginx", marks=needs_nginx), pytest.param("haproxy", marks=needs_haproxy)]
+)
+@snippets(DOCUMENT, "relay.cfg")
+def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(deployed, front):
+    ports = [free_port(), free_port()]
+    options = ["--trusted-proxy", "127.0.0.1", "--proxy-header", "proxy-protocol"] if front == "haproxy" else []
+    relays = [deployed.relay(port, *options) for port in ports]
+
+    def ended(number):
+        return lambda: relays[number].end()
+
+    def started(number):
+        return lambda: relays.__setitem__(number, deployed.relay(ports[number], *options))
+
+    with getattr(deployed, front)(ports):
+        clients = deployed.nothing_is_missed({200: ended(0), 400: started(0), 600: ended(1), 800: started(1)})
+        if front == "haproxy":
+            assert not any(" 503" in client.output or " 502" in client.output for client in clients)
+            tls = ssl.create_default_context(cafile=deployed.authority)
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"https://localhost:{deployed.port}/metrics", timeout=PATIENCE, context=tls)
+    if front == "nginx":
+        deployed.nobody_got_a_502()
+
+
+@needs_redis
+@needs_nginx
+def test_three_workers_are_replaced_on_sighup_without_a_502_or_a_missed_message(deployed):
+    port = free_port()
+    program = deployed.relay(port, "--workers", 3)
+    wait_until(lambda: program.output.count("The backplane is there") == 3)
+
+    def replaced_all():
+        before = program.output.count("Stopped")
+        program.process.send_signal(signal.SIGHUP)
+        return lambda: wait_until(lambda: program.output.count("Stopped") == before + 3)
+
+    with deployed.nginx([port, port]):
+        waits = []
+        deployed.nothing_is_missed(
+            {
+                200: lambda: waits.append(replaced_all()),
+                500: lambda: waits[0](),
+                700: lambda: waits.append(replaced_all()),
+            }
+        )
+        waits[1]()
+    deployed.nobody_got_a_502()
+    assert program.output.count("Listening on") == 9
+    assert program.end() == 0

@@ -26,6 +26,8 @@ import gowsev
 from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, TooManyChannels, TooMuchInFlight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokens import Token
 
     from gowsev.channels import Subscription
@@ -97,11 +99,21 @@ class Node(Service):
         self.channels = Channels(context, url, prefix=prefix, deliver=self._deliver, limits=self.limits)
         self.joined = url is not None
         if self.joined:
-            self.channels.Publish(PROBE, b"", self._probed)
+            self.when_there(partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
-    def _probed(self, _context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
-        if error is None:  # else the channels have said it
-            logger.info("The backplane is there", extra={"backplane": "up"})
+    def when_there(self, callback: Callable[[], object]) -> None:
+        """Call something once the backplane takes messages."""
+
+        def probe(_context: gowsev.Context) -> None:
+            self.channels.Publish(PROBE, b"", probed)
+
+        def probed(context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
+            if error is None:
+                callback()
+            else:  # what it is, channels tell
+                context.AfterFunc(1.0, probe)
+
+        self.channels.Publish(PROBE, b"", probed)
 
     # -- who may connect -----------------------------------------------------------------------------------------
 
@@ -132,7 +144,7 @@ class Node(Service):
             context.Close(id, NOT_ALLOWED, GONE)
         elif token:
             about["token"] = token
-        logger.info("Connection accepted %d", id, extra=about)
+        logger.info("Connection accepted %d from %s", id, about["peer"], extra=about)
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)

@@ -31,7 +31,7 @@ from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
 from proxies import Proxies
 from tokens import INTERVAL, TokenFile, read_tokens
-from workers import Workers, command, has_terminal, reserve
+from workers import READY, Workers, command, has_terminal, reserve
 
 import gowsev
 from gowsev.channels import Limits
@@ -137,9 +137,10 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--proxy-header",
-        choices=("x-forwarded-for", "forwarded"),
+        choices=("x-forwarded-for", "forwarded", "proxy-protocol"),
         default="x-forwarded-for",
-        help="in which header it says so (default: %(default)s)",
+        help="in which header they say so (default: %(default)s); where that is the PROXY protocol's, version 1 or 2, "
+        "nobody else may connect",
     )
     group.add_argument(
         "--max-connections", type=count, metavar="N", help="connections that each process takes (default: no limit)"
@@ -203,6 +204,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.cert is None) != (args.key is None):
         parser.error("--cert and --key go together")
+    if args.proxy_header == "proxy-protocol" and not args.trusted_proxy:
+        parser.error("--proxy-header proxy-protocol takes a --trusted-proxy")
     if args.workers > 1 and args.backplane is None:
         # They would be separate relays, and who hears whom a matter of luck.
         parser.error("more than one of --workers takes a --backplane, which makes them one relay")
@@ -237,6 +240,7 @@ def run(args: argparse.Namespace) -> None:
         subprotocols=SUBPROTOCOLS,
         http_app=page,
         reuse_port=bool(args.worker),
+        proxy_protocol=args.trusted_proxy if args.proxy_header == "proxy-protocol" else None,
     )
     context = gowsev.MakeContext(node, options)
     node.open(context, args.backplane, args.backplane_prefix)
@@ -251,6 +255,7 @@ def run(args: argparse.Namespace) -> None:
         follow(context, node, tokens)
     if args.worker:
         gevent.spawn(stop_after_parent, node, context)
+        node.when_there(lambda: os.kill(os.getppid(), READY))
     for url in urls:
         logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
     context.EventLoop()
@@ -258,7 +263,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def proxies_of(args: argparse.Namespace) -> Proxies:
-    """Those that are trusted."""
+    """Those whose headers are trusted."""
+    if args.proxy_header == "proxy-protocol":  # the library has read it, and the peer is the client
+        return Proxies()
     try:
         return Proxies(args.trusted_proxy or (), args.proxy_header)
     except ValueError as error:
