@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import PATIENCE, RELAY, wait_until
 from haproxy_server import needs_haproxy, running_haproxy
 from nginx_server import needs_nginx, running_nginx
 from programs import fences, snippets, websockets_client
-from redis_server import free_port, needs_redis
+from redis_server import CLI, SERVER, free_port, needs_redis
 from websockets.exceptions import InvalidStatus
 
 from gowsev.channels import Remote
@@ -193,7 +197,12 @@ def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(deployed, 
     with getattr(deployed, front)(ports):
         clients = deployed.nothing_is_missed({200: ended(0), 400: started(0), 600: ended(1), 800: started(1)})
         if front == "haproxy":
-            assert [line for client in clients for line in client.output.splitlines() if re.search(r"\b50[23]\b", line) and "number" not in line] == []
+            assert [
+                line
+                for client in clients
+                for line in client.output.splitlines()
+                if re.search(r"\b50[23]\b", line) and "number" not in line
+            ] == []
             tls = ssl.create_default_context(cafile=deployed.authority)
             with pytest.raises(urllib.error.HTTPError, match="403"):
                 urllib.request.urlopen(f"https://localhost:{deployed.port}/metrics", timeout=PATIENCE, context=tls)
@@ -226,3 +235,93 @@ def test_three_workers_are_replaced_on_sighup_without_a_502_or_a_missed_message(
     deployed.nobody_got_a_502()
     assert program.output.count("Listening on") == 9
     assert program.end() == 0
+
+
+# -- containers ------------------------------------------------------------------------------------------------------
+
+DEPLOY = RELAY / "deploy"
+ROOT = RELAY.parent.parent
+
+
+@pytest.fixture
+def services():
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+
+
+@pytest.fixture
+def steps():
+    """The steps of the Containerfile: pairs of an instruction and what it is given."""
+    lines = (DEPLOY / "Containerfile").read_text().splitlines()
+    return [line.split(" ", 1) for line in lines if not line.startswith("#")]
+
+
+def given(steps, instruction):
+    return [rest for name, rest in steps if name == instruction]
+
+
+def test_what_the_containerfile_copies_is_enough_to_install(steps, tmp_path):
+    for copied in given(steps, "COPY")[:-1]:  # the last one is behind the installation
+        *names, to = copied.split()
+        for name in names:
+            source, target = ROOT / name, tmp_path / "opt" / to / (name if to == "./" else "")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, target, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, target)
+    (installing,) = given(steps, "RUN")
+    program, action, *options = shlex.split(installing)
+    assert (program, action, options[-1]) == ("pip", "install", ".[relay]")
+    # The packages that it needs are here, and where it is installed is not to be changed.
+    command = [sys.executable, "-m", "pip", action, *options[:-1], ".", "--no-deps", "--no-build-isolation"]
+    command += ["--quiet", "--target", tmp_path / "installed"]
+    subprocess.run(command, cwd=tmp_path / "opt", check=True, timeout=PATIENCE * 4)
+    assert (tmp_path / "installed" / "gowsev" / "channels" / "scripts.py").is_file()
+    assert given(steps, "COPY")[-1] == "examples/subscribe_publish examples/subscribe_publish"
+
+
+@needs_redis
+def test_the_relays_of_the_compose_file_serve_and_their_health_checks_tell(run, steps, services, redis_server):
+    own = services["relay-1"]
+    assert services["relay-2"] == own
+    assert (ROOT / json.loads(given(steps, "ENTRYPOINT")[0])[1]) == RELAY / "relay.py"
+    assert json.loads(given(steps, "CMD")[0]) == own["command"][:2]
+    (checked,) = given(steps, "HEALTHCHECK")
+    assert json.loads(checked.partition("CMD ")[2]) == own["healthcheck"]["test"][1:]
+    where = own["command"].index("redis://redis:6379/0")
+    options = [*own["command"][:where], redis_server.url, *own["command"][where + 1 :]]
+    port = free_port()
+    program = run(RELAY / "relay.py", "--port", port, *options)
+    program.wait_for("The backplane is there")
+    check = [text.replace(":9000", f":{port}") for text in own["healthcheck"]["test"][1:]]
+
+    def healthy():
+        return subprocess.run([sys.executable, *check[1:]], capture_output=True, timeout=PATIENCE).returncode == 0
+
+    wait_until(healthy)
+    assert program.end() == 0
+    assert not healthy()
+
+
+@needs_redis
+def test_the_redis_of_the_compose_file_starts_and_its_health_check_tells(services, tmp_path):
+    port = free_port()
+    program, *options = services["redis"]["command"]
+    command = [shutil.which(program) or SERVER, *options, "--port", str(port), "--dir", tmp_path]
+    _, cli, *asked = services["redis"]["healthcheck"]["test"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        check = [shutil.which(cli) or CLI, "-p", str(port), *asked]
+        wait_until(lambda: subprocess.run(check, capture_output=True).returncode == 0)
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_nginx_of_the_compose_file_is_configured_as_the_one_that_was_tried(services):
+    tried = replaced(
+        block("nginx"),
+        one=("127.0.0.1:9000", "relay-1:9000"),
+        two=("127.0.0.1:9002", "relay-2:9000"),
+        name=("relay.example.com", "_"),
+    )
+    assert (DEPLOY / "relay.conf").read_text() == tried
+    assert {"relay-1", "relay-2"} < services.keys()
+    assert all("healthcheck" in service for service in services.values())
