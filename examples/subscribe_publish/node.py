@@ -48,6 +48,9 @@ LAST_ANSWERS = 2.0
 #: Where a relay publishes when it starts, to see whether it can. No command subscribes to a name with a blank.
 PROBE = "relay probe"
 
+#: Seconds for which a subscription waits for a backplane that is away; beyond, it is refused at once.
+AWAY_AFTER = 3.0
+
 DONE = {"subscribe": "subscribed", "unsubscribe": "unsubscribed", "publish": "published"}
 AWAY = "the backplane is away"
 UNKNOWN = "the backplane went away"
@@ -98,6 +101,8 @@ class Node(Service):
         """Begin to relay: in this process alone, or with all that name the same Redis and prefix."""
         self.channels = Channels(context, url, prefix=prefix, deliver=self._deliver, limits=self.limits)
         self.joined = url is not None
+        # Of a cluster, one member may be away, and most channels be there.
+        self._waits_briefly = url is not None and not url.startswith(("redis+cluster:", "rediss+cluster:"))
         if self.joined:
             self.when_there(partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
@@ -217,12 +222,22 @@ class Node(Service):
             return Refusal("name", f"a channel's name has at most {limit} bytes")
         if text := self.access.objection(id, command, name):
             return Refusal("token", text)
+        has = name.encode("utf-8", "surrogateescape") in self.channels_of.get(id, ())
+        if command == "subscribe" and not has and self._is_away():
+            return Refusal("away", AWAY)
         if command != "publish":
             return None
         if self.stopping:
             return Refusal("stopping", "the relay is stopping")
         text = self._allowances.objection(id, body, time.monotonic())
         return Refusal("rate", text) if text else None
+
+    def _is_away(self) -> bool:
+        """Whether nobody need wait for the backplane: it has been away for a while."""
+        if not self._waits_briefly:
+            return False
+        status = self.channels.Status()
+        return not status.up and time.time() - status.since > AWAY_AFTER
 
     def _carry_out(self, id: int, turn: Turn) -> None:
         """Do what needs nobody's answer, as relay.py does it."""
