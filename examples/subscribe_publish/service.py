@@ -131,6 +131,7 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--trusted-proxy",
         action="append",
+        default=[],
         metavar="ADDRESS",
         help='believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose '
         "connections they pass on; may be repeated",
@@ -204,8 +205,6 @@ def main() -> None:
     args = parser.parse_args()
     if (args.cert is None) != (args.key is None):
         parser.error("--cert and --key go together")
-    if args.proxy_header == "proxy-protocol" and not args.trusted_proxy:
-        parser.error("--proxy-header proxy-protocol takes a --trusted-proxy")
     if args.workers > 1 and args.backplane is None:
         # They would be separate relays, and who hears whom a matter of luck.
         parser.error("more than one of --workers takes a --backplane, which makes them one relay")
@@ -231,7 +230,12 @@ def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
-    node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies_of(args))
+    by_protocol = args.proxy_header == "proxy-protocol"  # the library reads it then, and the peer is the client
+    try:
+        proxies = Proxies(() if by_protocol else args.trusted_proxy, args.proxy_header)
+    except ValueError as error:
+        raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
+    node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies)
     page = Page(token=tokens is not None)
     options = gowsev.Options(
         max_connections=args.max_connections,
@@ -240,7 +244,7 @@ def run(args: argparse.Namespace) -> None:
         subprotocols=SUBPROTOCOLS,
         http_app=page,
         reuse_port=bool(args.worker),
-        proxy_protocol=args.trusted_proxy if args.proxy_header == "proxy-protocol" else None,
+        proxy_protocol=args.trusted_proxy if by_protocol else None,
     )
     context = gowsev.MakeContext(node, options)
     node.open(context, args.backplane, args.backplane_prefix)
@@ -260,16 +264,6 @@ def run(args: argparse.Namespace) -> None:
         logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
     context.EventLoop()
     logger.info("Stopped")
-
-
-def proxies_of(args: argparse.Namespace) -> Proxies:
-    """Those whose headers are trusted."""
-    if args.proxy_header == "proxy-protocol":  # the library has read it, and the peer is the client
-        return Proxies()
-    try:
-        return Proxies(args.trusted_proxy or (), args.proxy_header)
-    except ValueError as error:
-        raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
