@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import timedelta
+from ipaddress import ip_network
 
-__all__ = ["TOKEN", "as_bytes", "as_seconds", "as_strings", "as_tokens", "check_callable"]
+__all__ = ["TOKEN", "as_bytes", "as_networks", "as_seconds", "as_strings", "as_tokens", "check_callable"]
 
 #: RFC 9110 section 5.6.2: what names of headers and of subprotocols are made of.
 TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
@@ -56,6 +57,26 @@ def as_strings(name: str, value: object, pattern: re.Pattern[str], expected: str
         if not pattern.fullmatch(item):
             raise ValueError(f"{name} must hold {expected}, not {item!r}")
     return strings
+
+
+def as_networks(name: str, value: object) -> tuple[str, ...]:
+    """Return several addresses and networks as a tuple; "unix" stands for whoever connects over a unix socket.
+
+    Raises:
+        TypeError: `value` is not several str.
+        ValueError: one is neither, or there is none.
+    """
+    expected = "addresses, networks or 'unix'"
+    names = as_strings(name, value, re.compile(r"[0-9A-Fa-f.:/]+|unix"), expected)
+    if not names:
+        raise ValueError(f"{name} must hold {expected}, not {value!r}")
+    for item in names:
+        try:
+            if item != "unix":
+                ip_network(item)
+        except ValueError as error:
+            raise ValueError(f"{name} must hold {expected} ({error}), not {item!r}") from None
+    return names
 
 
 def as_bytes(message: object) -> bytes:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from wsgiref.types import WSGIApplication
 
-from gowsev.arguments import as_seconds, as_strings, as_tokens
+from gowsev.arguments import as_networks, as_seconds, as_strings, as_tokens
 
 __all__ = ["Options"]
 
@@ -71,6 +71,9 @@ class Options:
     """Connections that the kernel holds for a listener until they are accepted."""
     reuse_port: bool = False
     """Set `SO_REUSEPORT` on listeners, so that several processes may share a port."""
+    proxy_protocol: tuple[str, ...] | None = None
+    """Proxies in front that begin each connection with the PROXY protocol, version 1 or 2: addresses, networks, or
+    `"unix"` for a unix socket. `peer` is then the client's address. Listeners of the context refuse anybody else."""
     raise_errors: bool = False
     """Raise what a callback raises out of the iteration, instead of logging it and closing with 1011."""
 
@@ -97,6 +100,7 @@ class Options:
             http_app: WSGIApplication | None = None,
             backlog: int = 1024,
             reuse_port: bool = False,
+            proxy_protocol: Iterable[str] | None = None,
             raise_errors: bool = False,
         ) -> None: ...
 
@@ -117,6 +121,8 @@ class Options:
             # Any other would equal nothing that a browser sends, and allow no page.
             expected = "origins like 'https://example.com', 'null' or '*'"
             _set(self, "allowed_origins", as_strings("allowed_origins", self.allowed_origins, _ORIGIN, expected))
+        if self.proxy_protocol is not None:
+            _set(self, "proxy_protocol", as_networks("proxy_protocol", self.proxy_protocol))
         if self.http_app is not None and not callable(self.http_app):
             raise TypeError(f"http_app must be a WSGI application (a callable) or None, not {self.http_app!r}")
         for name in ("compression_takeover", "reuse_port", "raise_errors"):

@@ -64,6 +64,11 @@ _GAUGES = {
     "queued_events": "Events that wait for the loop.",
     "outbox_bytes": "Bytes that wait for peers.",
 }
+#: Fields of `Stats` that are counters of several kinds, what these are, and what tells them apart.
+_KINDS = {
+    "refusals": ("Clients that were not let in.", "reason"),
+    "closed_by_code": ("Connections that have ended, by the code of their close frame.", "code"),
+}
 _CHANNEL_COUNTERS = {
     "refused": "Publishes and subscriptions that were refused or failed.",
     "gaps": "Gaps that were told.",
@@ -94,7 +99,13 @@ class _Collector(Collector):
         self._build = build()
 
     def collect(self) -> Iterable[Metric]:
-        yield from _families("gowsev", self._context.Stats(), _COUNTERS, _GAUGES)
+        stats = self._context.Stats()
+        yield from _families("gowsev", stats, _COUNTERS, _GAUGES)
+        for name, (text, label) in _KINDS.items():
+            family = CounterMetricFamily(f"gowsev_{name}", text, labels=[label])
+            for kind, number in sorted(getattr(stats, name).items()):
+                family.add_metric([str(kind)], number)
+            yield family
         if self._channels is not None:
             yield from _families("gowsev_channels", self._channels.Status(), _CHANNEL_COUNTERS, _CHANNEL_GAUGES)
         info = GaugeMetricFamily("gowsev_build_info", "Versions.", labels=["version", "build", "python"])

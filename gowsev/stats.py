@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Stats"]
 
@@ -37,3 +37,14 @@ class Stats:
     """Events that wait for the loop now."""
     outbox_bytes: int = 0
     """Bytes that wait for peers now."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """Clients that were not let in, by reason: one of the options `allowed_origins`, `handshake_timeout`,
+    `max_connections` and `proxy_protocol`; or `handshake` (not as RFC 6455 has it), `http` (no HTTP), `program` (a
+    `Reject`), `stopping` (a `Shutdown`, or the loop has ended), `tls` (no TLS handshake)."""
+    closed_by_code: dict[int, int] = field(default_factory=dict)
+    """The connections of `closed`, by `Conn.close_code`; those that were closed for a faulty message have 1006, too."""
+
+    def __post_init__(self) -> None:
+        # A snapshot does not go on counting.
+        self.refusals = dict(self.refusals)
+        self.closed_by_code = dict(self.closed_by_code)

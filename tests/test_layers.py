@@ -49,6 +49,7 @@ ROOMS = {
         "opening.handshake",
         "opening.http",
         "opening.listener",
+        "opening.proxy_protocol",
         "opening.serve_http",
         "opening.upgrade",
         "opening.url",

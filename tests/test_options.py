@@ -27,6 +27,7 @@ DEFAULTS = {
     "http_app": None,
     "backlog": 1024,
     "reuse_port": False,
+    "proxy_protocol": None,
     "raise_errors": False,
 }
 
@@ -70,6 +71,8 @@ ACCEPTED = [
     *(("allowed_origins", value, ("null", "*")) for value in (("null", "*"), ["null", "*"], {"null": 1, "*": 2})),
     *(("allowed_origins", (value,), (value,)) for value in ORIGINS),
     *((name, value, ()) for name in NAMES for value in ((), [])),
+    *(("proxy_protocol", (value,), (value,)) for value in ("unix", "10.0.0.0/8", "192.0.2.1", "2001:db8::/32", "::1")),
+    ("proxy_protocol", ["::1", "unix"], ("::1", "unix")),
     ("slow_consumer", "close", "close"),
     ("slow_consumer", "drop", "drop"),
     ("compression", "deflate", "deflate"),
@@ -102,6 +105,9 @@ REFUSED = [
     *((name, value, TypeError) for name in SWITCHES for value in (None, 0, 1, "yes")),
     *((name, value, TypeError) for name in NAMES for value in ("a", b"a", 5, [b"a"], ["a", None], ["a", ""], [5])),
     ("subprotocols", None, TypeError),
+    *(("proxy_protocol", (value,), ValueError) for value in ("10.0.0.1/8", "1.2.3", "localhost", "::1%lo", "Unix")),
+    ("proxy_protocol", (), ValueError),
+    *(("proxy_protocol", value, TypeError) for value in ("10.0.0.1", 5, [5])),
     *(("slow_consumer", value, ValueError) for value in ("Close", "", None, 5)),
     *(("compression", value, ValueError) for value in ("gzip", "", True, 5)),
     *(("http_app", value, TypeError) for value in ("app", 5, ())),

@@ -201,10 +201,11 @@ def test_a_page_that_comes_back_has_missed_nothing_and_has_one_socket(page_of, b
     assert tab.texts("#messages li")[-2].startswith("Messages of news may be missing here.")
 
 
-def test_channels_have_colours_of_their_own(page_of, browser):
+def test_channels_have_colours_of_their_own_and_leave_the_messages_in_sight(page_of, browser):
     _, url = page_of()
-    tab = browser.open(url + "#" + ",".join(map(str, range(40))))
+    tab = browser.open(url + "#" + ",".join(map(str, range(40))), 390, 844)
     subscribed(tab, 40)
+    assert tab.look("document.getElementById('messages-title').getBoundingClientRect().top < innerHeight")
     colours = "[...document.querySelectorAll('.swatch')].map((item) => getComputedStyle(item).backgroundColor)"
     assert len(set(tab.look(colours))) == 40
 

@@ -30,7 +30,14 @@ def test_all_counters_of_a_context_and_its_channels_are_there(serve):
     client = server.client()
     client.send_binary(b"hello")
     assert client.read_frame()[1] == b"hello"
+    going, http = server.client(), server.client(handshake=False)
+    going.send_close(4000)
+    http.send(b"nonsense\r\n")
+    assert http.read_to_end().startswith(b"HTTP/1.1 400 ")
+    wait_until(lambda: server.context.Stats().closed)
     values = samples(metrics)
+    assert values["gowsev_refusals_total", ("reason", "http")] == 1
+    assert values["gowsev_closed_by_code_total", ("code", "4000")] == 1
     assert values["gowsev_connections",] == values["gowsev_messages_received_total",] == 1
     assert values["gowsev_channels_up",] == 1
     assert values["process_resident_memory_bytes",] > 0

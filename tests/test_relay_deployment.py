@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
+import signal
 import ssl
 import subprocess
+import sys
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import PATIENCE, RELAY, wait_until
+from haproxy_server import needs_haproxy, running_haproxy
 from nginx_server import needs_nginx, running_nginx
 from programs import fences, snippets, websockets_client
-from redis_server import free_port, needs_redis
+from redis_server import CLI, SERVER, free_port, needs_redis
 from websockets.exceptions import InvalidStatus
 
 from gowsev.channels import Remote
@@ -98,49 +106,222 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
         assert refused.value.response.status_code == 403
 
 
-@needs_nginx
-@needs_redis
-def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(
-    run, redis_server, certificate, client_tls, tmp_path
-):
-    ports, port = [free_port(), free_port()], free_port()
+@pytest.fixture
+def deployed(run, redis_server, certificate, client_tls, tmp_path):
+    """What a rolling restart is tried with: relays, and what is in front of them."""
+    return Deployed(run, redis_server.url, certificate, client_tls, tmp_path)
 
-    def start(number):
-        program = run(
-            RELAY / "relay.py", "--host", "127.0.0.1", "--port", ports[number], "--tls-port", "none",
-            "--backplane", redis_server.url,
-        )  # fmt: skip
+
+class Deployed:
+    def __init__(self, run, url, certificate, client_tls, folder):
+        self.run, self.url, self.certificate, self.folder = run, url, certificate, folder
+        self.port = free_port()
+        self.authority = folder / "authority.pem"
+        self.authority.write_text("".join(ssl.DER_cert_to_PEM_cert(one) for one in client_tls.get_ca_certs(True)))
+        self.access = folder / "access"
+
+    def relay(self, port, *options):
+        own = ["--host", "127.0.0.1", "--port", port, "--tls-port", "none", "--backplane", self.url]
+        program = self.run(RELAY / "relay.py", *own, *options)
         program.wait_for("The backplane is there")
-        program.url()
         return program
 
-    authority = tmp_path / "authority.pem"
-    authority.write_text("".join(ssl.DER_cert_to_PEM_cert(one) for one in client_tls.get_ca_certs(True)))
-    access = tmp_path / "access"
-    relays = [start(number) for number in (0, 1)]
-    with (
-        running_nginx(tmp_path, configured(port, certificate, ports, f"access_log {access};")),
-        Remote(redis_server.url, prefix="relay") as remote,
-    ):
-        options = ["--url", f"wss://localhost:{port}/", "--cafile", authority]
-        clients = [run(RELAY / "client.py", *options, "subscribe", "news", "other") for _ in range(4)]
+    def nginx(self, ports):
+        return running_nginx(self.folder, configured(self.port, self.certificate, ports, f"access_log {self.access};"))
 
-        def begun():
-            remote.Publish("news", "begun")
-            return all("news: begun" in client.output for client in clients)
+    def haproxy(self, ports):
+        both = self.folder / "both.pem"
+        both.write_bytes(b"".join(Path(path).read_bytes() for path in self.certificate))
+        lines = replaced(
+            block("haproxy"),
+            port=("bind :443 ", f"bind 127.0.0.1:{self.port} "),
+            cert=("/etc/ssl/relay-and-key.pem", both),
+            one=("127.0.0.1:9000", f"127.0.0.1:{ports[0]}"),
+            two=("127.0.0.1:9002", f"127.0.0.1:{ports[1]}"),
+        )
+        return running_haproxy(self.folder, self.port, lines)
 
-        wait_until(begun)
-        for number in range(1000):
-            remote.Publish("news", f"number {number}")
-            if number in (200, 600):
-                assert relays[number // 600].end() == 0
-            elif number in (400, 800):
-                relays[number // 800] = start(number // 800)
+    def nothing_is_missed(self, steps):
+        """Publish 1,000 messages, with a step behind some; each of four clients gets each of them once, in order."""
+        options = ["--url", f"wss://localhost:{self.port}/", "--cafile", self.authority]
+        clients = [self.run(RELAY / "client.py", *options, "subscribe", "news", "other") for _ in range(4)]
+        with Remote(self.url, prefix="relay") as remote:
+
+            def begun():
+                remote.Publish("news", "begun")
+                return all("news: begun" in client.output for client in clients)
+
+            wait_until(begun)
+            for number in range(1000):
+                remote.Publish("news", f"number {number}")
+                if number in steps:
+                    steps[number]()
         for client in clients:
             client.wait_for("^news: number 999$")
             numbers = re.findall(r"^news: number (\d+)$", client.output, re.MULTILINE)
             assert numbers == [str(number) for number in range(1000)]
             assert "lost" not in client.output
-    assert sum(program.output.count("Connection accepted") for program in relays) > 0
-    assert '" 502 ' not in access.read_text()
-    assert access.read_text().count('" 101 ') > 4  # some have come back
+        return clients
+
+    def connects(self):
+        """One more client comes and goes."""
+        tls = ssl.create_default_context(cafile=self.authority)
+        with websockets_client(f"wss://localhost:{self.port}/", ssl=tls):
+            return True
+
+    def nobody_got_a_502(self):
+        assert '" 502 ' not in self.access.read_text()
+        assert self.access.read_text().count('" 101 ') > 4  # some have come back
+
+
+@needs_redis
+@pytest.mark.parametrize(
+    "front", [pytest.param("nginx", marks=needs_nginx), pytest.param("haproxy", marks=needs_haproxy)]
+)
+@snippets(DOCUMENT, "relay.cfg")
+def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(deployed, front):
+    ports = [free_port(), free_port()]
+    options = ["--trusted-proxy", "127.0.0.1", "--proxy-header", "proxy-protocol"] if front == "haproxy" else []
+    relays = [deployed.relay(port, *options) for port in ports]
+
+    def ended(number):
+        return lambda: relays[number].end()
+
+    def started(number):
+        def start():
+            relays[number] = deployed.relay(ports[number], *options)
+            wait_until(lambda: deployed.connects() and "Connection accepted" in relays[number].output)
+
+        return start
+
+    with getattr(deployed, front)(ports):
+        clients = deployed.nothing_is_missed({200: ended(0), 400: started(0), 600: ended(1), 800: started(1)})
+        if front == "haproxy":
+            assert [
+                line
+                for client in clients
+                for line in client.output.splitlines()
+                if re.search(r"\b50[23]\b", line) and "number" not in line
+            ] == []
+            tls = ssl.create_default_context(cafile=deployed.authority)
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"https://localhost:{deployed.port}/metrics", timeout=PATIENCE, context=tls)
+    if front == "nginx":
+        deployed.nobody_got_a_502()
+
+
+@needs_redis
+@needs_nginx
+def test_three_workers_are_replaced_on_sighup_without_a_502_or_a_missed_message(deployed):
+    port = free_port()
+    program = deployed.relay(port, "--workers", 3)
+    wait_until(lambda: program.output.count("The backplane is there") == 3)
+
+    def replaced_all():
+        before = program.output.count("Stopped")
+        program.process.send_signal(signal.SIGHUP)
+        return lambda: wait_until(lambda: program.output.count("Stopped") == before + 3)
+
+    with deployed.nginx([port, port]):
+        waits = []
+        deployed.nothing_is_missed(
+            {
+                200: lambda: waits.append(replaced_all()),
+                500: lambda: waits[0](),
+                700: lambda: waits.append(replaced_all()),
+            }
+        )
+        waits[1]()
+    deployed.nobody_got_a_502()
+    assert program.output.count("Listening on") == 9
+    assert program.end() == 0
+
+
+# -- containers ------------------------------------------------------------------------------------------------------
+
+DEPLOY = RELAY / "deploy"
+ROOT = RELAY.parent.parent
+
+
+@pytest.fixture
+def services():
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+
+
+@pytest.fixture
+def steps():
+    """The steps of the Containerfile: pairs of an instruction and what it is given."""
+    lines = (DEPLOY / "Containerfile").read_text().splitlines()
+    return [line.split(" ", 1) for line in lines if not line.startswith("#")]
+
+
+def given(steps, instruction):
+    return [rest for name, rest in steps if name == instruction]
+
+
+def test_what_the_containerfile_copies_is_enough_to_install(steps, tmp_path):
+    for copied in given(steps, "COPY")[:-1]:  # the last one is behind the installation
+        *names, to = copied.split()
+        for name in names:
+            source, target = ROOT / name, tmp_path / "opt" / to / (name if to == "./" else "")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, target, dirs_exist_ok=True) if source.is_dir() else shutil.copy(source, target)
+    (installing,) = given(steps, "RUN")
+    program, action, *options = shlex.split(installing)
+    assert (program, action, options[-1]) == ("pip", "install", ".[relay]")
+    # The packages that it needs are here, and where it is installed is not to be changed.
+    command = [sys.executable, "-m", "pip", action, *options[:-1], ".", "--no-deps", "--no-build-isolation"]
+    command += ["--quiet", "--target", tmp_path / "installed"]
+    subprocess.run(command, cwd=tmp_path / "opt", check=True, timeout=PATIENCE * 4)
+    assert (tmp_path / "installed" / "gowsev" / "channels" / "scripts.py").is_file()
+    assert given(steps, "COPY")[-1] == "examples/subscribe_publish examples/subscribe_publish"
+
+
+@needs_redis
+def test_the_relays_of_the_compose_file_serve_and_their_health_checks_tell(run, steps, services, redis_server):
+    own = services["relay-1"]
+    assert services["relay-2"] == own
+    assert (ROOT / json.loads(given(steps, "ENTRYPOINT")[0])[1]) == RELAY / "relay.py"
+    assert json.loads(given(steps, "CMD")[0]) == own["command"][:2]
+    (checked,) = given(steps, "HEALTHCHECK")
+    assert json.loads(checked.partition("CMD ")[2]) == own["healthcheck"]["test"][1:]
+    where = own["command"].index("redis://redis:6379/0")
+    options = [*own["command"][:where], redis_server.url, *own["command"][where + 1 :]]
+    port = free_port()
+    program = run(RELAY / "relay.py", "--port", port, *options)
+    program.wait_for("The backplane is there")
+    check = [text.replace(":9000", f":{port}") for text in own["healthcheck"]["test"][1:]]
+
+    def healthy():
+        return subprocess.run([sys.executable, *check[1:]], capture_output=True, timeout=PATIENCE).returncode == 0
+
+    wait_until(healthy)
+    assert program.end() == 0
+    assert not healthy()
+
+
+@needs_redis
+def test_the_redis_of_the_compose_file_starts_and_its_health_check_tells(services, tmp_path):
+    port = free_port()
+    program, *options = services["redis"]["command"]
+    command = [shutil.which(program) or SERVER, *options, "--port", str(port), "--dir", tmp_path]
+    _, cli, *asked = services["redis"]["healthcheck"]["test"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        check = [shutil.which(cli) or CLI, "-p", str(port), *asked]
+        wait_until(lambda: subprocess.run(check, capture_output=True).returncode == 0)
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def test_nginx_of_the_compose_file_is_configured_as_the_one_that_was_tried(services):
+    tried = replaced(
+        block("nginx"),
+        one=("127.0.0.1:9000", "relay-1:9000"),
+        two=("127.0.0.1:9002", "relay-2:9000"),
+        name=("relay.example.com", "_"),
+    )
+    assert (DEPLOY / "relay.conf").read_text() == tried
+    assert {"relay-1", "relay-2"} < services.keys()
+    assert all("healthcheck" in service for service in services.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 
 import pytest
 from conftest import wait_until
@@ -184,6 +185,24 @@ def test_a_gap_is_told_in_band(relay, redis_server):
     gap = client.receive()
     assert (gap["channel"], gap["gap"], gap["missed"]) == ("news", True, None)
     assert client.receive() == {"channel": "news", "position": position, "body": "behind"}
+
+
+@needs_redis
+def test_a_subscription_does_not_wait_for_a_redis_that_has_been_away_for_a_while(relay, redis_server, monkeypatch):
+    monkeypatch.setattr("node.AWAY_AFTER", 0.2)
+    server = relay(redis_server.url)
+    client, status = server.speaking(), server.handler.channels.Status
+    assert client.told("subscribe", "a", id=1)["re"] == 1
+    redis_server.kill()
+    wait_until(lambda: not status().up and time.time() - status().since > 0.2)
+    asked = time.monotonic()
+    answer = client.told("subscribe", "b", id=2)
+    assert (answer["error"], answer["certain"]) == ("not subscribed: the backplane is away", True)
+    assert time.monotonic() - asked < 10  # and not the 15 s for which channels would wait
+    assert "error" not in client.told("subscribe", "a", id=3)  # which it has
+    redis_server.start()
+    wait_until(lambda: status().up)
+    assert "error" not in client.told("subscribe", "b", id=4)
 
 
 @needs_redis

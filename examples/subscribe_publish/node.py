@@ -26,6 +26,8 @@ import gowsev
 from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, TooManyChannels, TooMuchInFlight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokens import Token
 
     from gowsev.channels import Subscription
@@ -45,6 +47,9 @@ GAP = 4001, "messages were lost: subscribe again"
 LAST_ANSWERS = 2.0
 #: Where a relay publishes when it starts, to see whether it can. No command subscribes to a name with a blank.
 PROBE = "relay probe"
+
+#: Seconds for which a subscription waits for a backplane that is away; beyond, it is refused at once.
+AWAY_AFTER = 3.0
 
 DONE = {"subscribe": "subscribed", "unsubscribe": "unsubscribed", "publish": "published"}
 AWAY = "the backplane is away"
@@ -96,12 +101,24 @@ class Node(Service):
         """Begin to relay: in this process alone, or with all that name the same Redis and prefix."""
         self.channels = Channels(context, url, prefix=prefix, deliver=self._deliver, limits=self.limits)
         self.joined = url is not None
+        # Of a cluster, one member may be away, and most channels be there.
+        self._waits_briefly = url is not None and not url.startswith(("redis+cluster:", "rediss+cluster:"))
         if self.joined:
-            self.channels.Publish(PROBE, b"", self._probed)
+            self.when_there(partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
-    def _probed(self, _context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
-        if error is None:  # else the channels have said it
-            logger.info("The backplane is there", extra={"backplane": "up"})
+    def when_there(self, callback: Callable[[], object]) -> None:
+        """Call something once the backplane takes messages."""
+
+        def probe(_context: gowsev.Context) -> None:
+            self.channels.Publish(PROBE, b"", probed)
+
+        def probed(context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
+            if error is None:
+                callback()
+            else:  # what it is, channels tell
+                context.AfterFunc(1.0, probe)
+
+        self.channels.Publish(PROBE, b"", probed)
 
     # -- who may connect -----------------------------------------------------------------------------------------
 
@@ -132,7 +149,7 @@ class Node(Service):
             context.Close(id, NOT_ALLOWED, GONE)
         elif token:
             about["token"] = token
-        logger.info("Connection accepted %d", id, extra=about)
+        logger.info("Connection accepted %d from %s", id, about["peer"], extra=about)
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
@@ -205,12 +222,22 @@ class Node(Service):
             return Refusal("name", f"a channel's name has at most {limit} bytes")
         if text := self.access.objection(id, command, name):
             return Refusal("token", text)
+        has = name.encode("utf-8", "surrogateescape") in self.channels_of.get(id, ())
+        if command == "subscribe" and not has and self._is_away():
+            return Refusal("away", AWAY)
         if command != "publish":
             return None
         if self.stopping:
             return Refusal("stopping", "the relay is stopping")
         text = self._allowances.objection(id, body, time.monotonic())
         return Refusal("rate", text) if text else None
+
+    def _is_away(self) -> bool:
+        """Whether nobody need wait for the backplane: it has been away for a while."""
+        if not self._waits_briefly:
+            return False
+        status = self.channels.Status()
+        return not status.up and time.time() - status.since > AWAY_AFTER
 
     def _carry_out(self, id: int, turn: Turn) -> None:
         """Do what needs nobody's answer, as relay.py does it."""

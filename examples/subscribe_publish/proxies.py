@@ -43,7 +43,7 @@ class Proxies:
         """
         address = peer[0]
         if not (self._unix if not address else self._is_trusted(address)):
-            return f"{address}:{peer[1]}"
+            return f"{address}:{peer[1]}" if address else "unknown"
         for said in reversed(",".join(headers.get_all(self._header)).split(",")):
             if self._header == "forwarded":
                 match = _FOR.search(said.strip())

@@ -31,7 +31,7 @@ from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
 from proxies import Proxies
 from tokens import INTERVAL, TokenFile, read_tokens
-from workers import Workers, command, has_terminal, reserve
+from workers import READY, Workers, command, has_terminal, reserve
 
 import gowsev
 from gowsev.channels import Limits
@@ -131,15 +131,17 @@ def add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--trusted-proxy",
         action="append",
+        default=[],
         metavar="ADDRESS",
         help='believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose '
         "connections they pass on; may be repeated",
     )
     group.add_argument(
         "--proxy-header",
-        choices=("x-forwarded-for", "forwarded"),
+        choices=("x-forwarded-for", "forwarded", "proxy-protocol"),
         default="x-forwarded-for",
-        help="in which header it says so (default: %(default)s)",
+        help="in which header they say so (default: %(default)s); where that is the PROXY protocol's, version 1 or 2, "
+        "nobody else may connect",
     )
     group.add_argument(
         "--max-connections", type=count, metavar="N", help="connections that each process takes (default: no limit)"
@@ -228,7 +230,12 @@ def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
-    node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies_of(args))
+    by_protocol = args.proxy_header == "proxy-protocol"  # the library reads it then, and the peer is the client
+    try:
+        proxies = Proxies(() if by_protocol else args.trusted_proxy, args.proxy_header)
+    except ValueError as error:
+        raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
+    node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies)
     page = Page(token=tokens is not None)
     options = gowsev.Options(
         max_connections=args.max_connections,
@@ -237,6 +244,7 @@ def run(args: argparse.Namespace) -> None:
         subprotocols=SUBPROTOCOLS,
         http_app=page,
         reuse_port=bool(args.worker),
+        proxy_protocol=args.trusted_proxy if by_protocol else None,
     )
     context = gowsev.MakeContext(node, options)
     node.open(context, args.backplane, args.backplane_prefix)
@@ -251,18 +259,11 @@ def run(args: argparse.Namespace) -> None:
         follow(context, node, tokens)
     if args.worker:
         gevent.spawn(stop_after_parent, node, context)
+        node.when_there(lambda: os.kill(os.getppid(), READY))
     for url in urls:
         logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
     context.EventLoop()
     logger.info("Stopped")
-
-
-def proxies_of(args: argparse.Namespace) -> Proxies:
-    """Those that are trusted."""
-    try:
-        return Proxies(args.trusted_proxy or (), args.proxy_header)
-    except ValueError as error:
-        raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

@@ -1,5 +1,8 @@
 """Several processes on one port: a parent that starts them, replaces those that die, and ends them in order.
 
+On SIGHUP it replaces all, one after the other: each is ended when its successor has said that it is ready, so that
+there is always one that listens. A successor that cannot start, as with a broken file, leaves the old ones as they are.
+
 The kernel deals new connections out among the processes that listen with SO_REUSEPORT. The parent serves nobody; it
 runs no loop, and only waits for signals. A worker sees at the end of its standard input that the parent is gone, and
 then ends too.
@@ -24,7 +27,9 @@ SETTLED = 10.0
 FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 #: Seconds that a worker has for its end.
 DRAINING = 15.0
-WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP}
+#: What a worker sends its parent when it serves.
+READY = signal.SIGUSR1
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, READY}
 
 #: The exit code of a configuration error.
 MISCONFIGURED = 2
@@ -100,11 +105,15 @@ class Workers:
         self._delays = delays
         self._workers = [Worker(i + 1) for i in range(number)]
         self._settled = False
+        self._replaced: list[Worker] = []
+        """Those that are still to be replaced; only the first has a successor."""
+        self._successor: subprocess.Popen[bytes] | None = None
+        self._leaving: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> int:
         """Run until a SIGTERM or SIGINT, or until it turns out that they cannot be; return the exit code.
 
-        SIGHUP is passed on, unless it says that the terminal is gone.
+        SIGHUP replaces the workers, unless it says that the terminal is gone.
         """
         terminal = has_terminal()
         # Waited for in one place, instead of handled in between: nothing happens behind our back.
@@ -120,20 +129,54 @@ class Workers:
                     logger.info("Stopping %d workers", len(self._workers))
                     return self._end(0)
                 if number is not None and number.si_signo == signal.SIGHUP:
-                    self._pass_on(signal.SIGHUP)
+                    logger.info("SIGHUP: replacing %d workers", len(self._workers))
+                    self._replaced = [
+                        *self._replaced[:1],
+                        *(one for one in self._workers if one not in self._replaced[:1]),
+                    ]
+                self._replace(number.si_pid if number is not None and number.si_signo == READY else None)
                 if self._reap() == MISCONFIGURED and not self._settled:
                     return self._end(MISCONFIGURED)  # it has said why
         except BaseException:
-            for worker in self._workers:
-                if worker.process is not None:
-                    worker.process.kill()
+            for process in self._running():
+                process.kill()
             raise
 
-    def _pass_on(self, number: signal.Signals) -> None:
-        running = [worker.process for worker in self._workers if worker.process is not None]
-        logger.info("%s: passed on to %d workers", number.name, len(running))
-        for process in running:
-            process.send_signal(number)
+    def _replace(self, ready: int | None) -> None:
+        """Go on replacing workers; `ready` is the process that has just said that it serves."""
+        if not self._replaced:
+            return
+        worker = self._replaced[0]
+        if self._successor is None:
+            try:
+                self._successor = self._start(worker)
+            except OSError as error:
+                self._give_up_replacing(str(error))
+        elif self._successor.pid == ready:
+            if worker.process is not None:
+                worker.process.terminate()
+                self._leaving.append(worker.process)
+            worker.process, worker.started, self._successor = self._successor, time.monotonic(), None
+            del self._replaced[0]
+            self._replace(None)
+        elif (code := self._successor.poll()) is not None:
+            self._successor = None
+            self._give_up_replacing(f"its successor {_how(code)}")
+
+    def _give_up_replacing(self, why: str) -> None:
+        logger.error("Worker %d goes on, and so do those behind it: %s", self._replaced[0].number, why)
+        self._replaced = []
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        processes = [worker.process for worker in self._workers] + [self._successor, *self._leaving]
+        return [process for process in processes if process is not None]
+
+    def _start(self, worker: Worker) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603  # our own command line
+            [*self._command, "--worker", str(worker.number)],
+            stdin=subprocess.PIPE,
+            preexec_fn=_let_signals_through,  # safe: there are no threads here
+        )
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -141,11 +184,7 @@ class Workers:
             if worker.process is None and now >= worker.due:
                 worker.started = now
                 try:
-                    worker.process = subprocess.Popen(  # noqa: S603  # our own command line
-                        [*self._command, "--worker", str(worker.number)],
-                        stdin=subprocess.PIPE,
-                        preexec_fn=_let_signals_through,  # safe: there are no threads here
-                    )
+                    worker.process = self._start(worker)
                 except OSError as error:  # no memory, or Python is just being replaced: the others serve on
                     self._postpone(worker, now)
                     logger.error(
@@ -167,6 +206,7 @@ class Workers:
     def _reap(self) -> int:
         """Take note of workers that have ended; return the exit code of the last one, or 0."""
         now, last = time.monotonic(), 0
+        self._leaving = [process for process in self._leaving if process.poll() is None]
         for worker in self._workers:
             if worker.process is None:
                 continue
@@ -189,26 +229,23 @@ class Workers:
         return last
 
     def _forget(self, worker: Worker) -> None:
-        assert worker.process is not None and worker.process.stdin is not None  # noqa: PT018
-        worker.process.stdin.close()
         worker.process = None
         (self._folder / f"{worker.number}.json").unlink(missing_ok=True)
 
     def _end(self, code: int) -> int:
         """Let all workers end; return the exit code."""
-        running = [worker for worker in self._workers if worker.process is not None]
-        for worker in running:
-            worker.process.terminate()
+        running = self._running()
+        for process in running:
+            process.terminate()
         deadline = time.monotonic() + DRAINING
-        for worker in running:
+        for process in running:
             try:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                logger.error("Worker %d did not end within %g s, and is killed", worker.number, DRAINING)
-                worker.process.kill()
-                worker.process.wait()
+                logger.error("Process %d did not end within %g s, and is killed", process.pid, DRAINING)
+                process.kill()
+                process.wait()
                 code = code or 1
-            self._forget(worker)
         return code
 
 

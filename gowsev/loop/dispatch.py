@@ -99,6 +99,8 @@ class Dispatch(Generic[Context]):
             self._handler.ConnClosed(self._context, connection.id)
         finally:
             self._connections.forget(connection)
+            closes, code = self._connections.stats.closed_by_code, connection.close_code or 1006
+            closes[code] = closes.get(code, 0) + 1
             for part in self._loop.parts:
                 part.connection_ended(connection.id)
             self._loop.finish_if_drained()

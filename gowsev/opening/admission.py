@@ -98,16 +98,18 @@ class Admission:
 
     def _full(self) -> Response | None:
         if self._driver.refuses:
-            return refusal(503, f"{self._driver.refuses}\n")
+            return refusal(503, f"{self._driver.refuses}\n", reason="stopping")
         limit = self.options.max_connections
         if limit is not None and len(self._connections) + self._abandoned >= limit:
             text = "The server has as many connections as it takes: see max_connections of gowsev.Options.\n"
             return refusal(503, text, option="max_connections")
         return None
 
-    def refused(self) -> None:
-        """Count a refused upgrade."""
-        self._connections.stats.rejected += 1
+    def refused(self, reason: str, asked: bool = True) -> None:
+        """Count a client that is not let in; `reason` is a word, `asked` whether it has asked for an upgrade."""
+        stats = self._connections.stats
+        stats.rejected += asked
+        stats.refusals[reason] = stats.refusals.get(reason, 0) + 1
 
     def accept(self, sock: Any, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Make a connection of a socket whose upgrade has been answered, and of what was read beyond the request."""
@@ -176,11 +178,11 @@ class Question:
         if self.abandoned is not None:
             self.abandoned()
             return
-        answer: Response | Accept | None = refusal(500, "The server failed to decide.\n")
+        answer: Response | Accept | None = refusal(500, "The server failed to decide.\n", reason="program")
         try:
             verdict = ask(self._request)
             if isinstance(verdict, Reject):
-                answer = refusal(verdict.status, verdict.reason, verdict.headers)
+                answer = refusal(verdict.status, verdict.reason, verdict.headers, reason="program")
             elif verdict is None or isinstance(verdict, Accept):
                 if verdict is not None:
                     _check_offered(verdict, self._request)

@@ -87,6 +87,8 @@ class Refusal(Response):
 
     option: str | None = None
     """The name in `gowsev.Options` of what refused it, if one did."""
+    reason: str = "handshake"
+    """By what such refusals are counted: that option, or a word."""
     fault: str = ""
     """What is wrong with the request, for the log only."""
 
@@ -162,7 +164,14 @@ def negotiate(request: HTTPRequest, options: Options) -> Handshake:
     return Handshake(response, protocol.subprotocol, deflate.negotiated(protocol.extensions, options))
 
 
-def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = (), *, option: str | None = None) -> Refusal:
+def refusal(
+    status: int,
+    text: str,
+    headers: Iterable[tuple[str, str]] = (),
+    *,
+    option: str | None = None,
+    reason: str = "handshake",
+) -> Refusal:
     """Make a response that refuses a request, with a body of plain text, after which the connection is closed.
 
     Args:
@@ -170,6 +179,7 @@ def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = (), *, 
         text: the body.
         headers: more of them, or others than the usual ones.
         option: the name in `gowsev.Options` of what refuses the request, if one does.
+        reason: else, by what it is counted.
     """
     try:
         phrase = http.HTTPStatus(status).phrase
@@ -183,6 +193,7 @@ def refusal(status: int, text: str, headers: Iterable[tuple[str, str]] = (), *, 
         fields["Content-Type"] = "text/plain; charset=utf-8"
     response = Refusal(status, phrase, fields, body)
     response.option = option
+    response.reason = option or reason
     return response
 
 

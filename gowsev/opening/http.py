@@ -55,6 +55,8 @@ _HEADER_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n")
 _REQUEST_LINE = re.compile(r"([-!#$%&'*+.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.[0-9]\r?\n")
 #: RFC 8446 section 5.1: how a TLS client begins: with a handshake record (22), whose version is 3.
 _TLS = "\x16\x03"
+#: How version 1 of the PROXY protocol begins.
+_PROXY = "PROXY "
 
 
 class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no types
@@ -100,6 +102,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         Raises:
             ValueError: it cannot be understood.
         """
+        if raw_requestline.startswith(_PROXY):
+            raise ValueError("a proxy began with the PROXY protocol: see proxy_protocol of gowsev.Options")
         if raw_requestline.startswith(_TLS):
             raise ValueError("the client began with TLS, and this port has none")
         line = _REQUEST_LINE.fullmatch(raw_requestline)
@@ -222,6 +226,7 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
     # -- what pywsgi would print ---------------------------------------------------------------------------------
 
     def log_error(self, msg: str, *args: Any) -> None:
+        self.server.receiver.refused("http", asked=False)
         logger.info("bad request from %s: %r", format_address(self.client_address), msg % args if args else msg)
 
     def log_request(self) -> None:

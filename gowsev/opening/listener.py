@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
 import time
 from typing import Any
 
@@ -21,9 +22,18 @@ from gowsev.connection.sockets import ServedSocket, accept, close_socket
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.address import Address
 from gowsev.opening.certificate import Certificate
-from gowsev.opening.handshake import parse_request
+from gowsev.opening.handshake import parse_request, refusal
 from gowsev.opening.http import FairFile, Upgrader
-from gowsev.opening.upgrade import Ends, Receiver, format_address, judge, switch_protocols, upgrade_required
+from gowsev.opening.proxy_protocol import Malformed, ProxyHeader, Trusted
+from gowsev.opening.upgrade import (
+    Ends,
+    Receiver,
+    format_address,
+    judge,
+    note_unproxied,
+    switch_protocols,
+    upgrade_required,
+)
 
 __all__ = ["Listener"]
 
@@ -61,6 +71,8 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         # A pool, so that `stop` knows the greenlets that are still at a request.
         super().__init__(sock, application, log=None, handler_class=Upgrader, environ=environ, spawn=Pool())
         self._exhausted = False
+        proxies = receiver.options.proxy_protocol
+        self._proxies = None if proxies is None else Trusted(proxies)
         self.arrivals: set[_Arrival] = set()
 
     @property
@@ -88,10 +100,19 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
             if self._exhausted:
                 self._exhausted = False
                 gevent.spawn(logger.info, "accepting connections again")
-            if self.certificate is None:
+            if self._proxies is not None:
+                self._expect_header(*accepted, self._proxies)
+            elif self.certificate is None:
                 _Arrival(self, *accepted).look()
             else:
                 self.serve(*accepted, time.monotonic())
+
+    def _expect_header(self, sock: Any, address: Any, proxies: Trusted) -> None:
+        if address in proxies:
+            _Arrival(self, sock, address, ProxyHeader()).look()
+        else:
+            close_socket(sock)
+            gevent.spawn(note_unproxied, self.receiver, address, "it is none of the proxies that are named there")
 
     def _accept_later(self, error: OSError) -> None:
         # As a rule there are no more file descriptors. The connections wait in the backlog, and accepting is soon tried
@@ -148,24 +169,37 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         limit = self.receiver.options.handshake_timeout
         # Bounds each wait of an application's own reading and writing too.
         served.settimeout(limit)
-        sock = served if self.certificate is None else TLSSocket(served, self.certificate.context())
+        tls = None if self.certificate is None else TLSSocket(served, self.certificate.context())
+        sock = tls or served
         handler = Upgrader(sock, address, self)
         handler.served = served
         handler.rfile = FairFile(handler.rfile)
         handler.timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
         try:
-            if self.certificate is not None:
-                sock.do_handshake()
+            if tls is not None:
+                self._begin_tls(tls)
             handler.handle()
         except gevent.Timeout as expired:
             if expired is not handler.timeout:
                 raise
-            logger.info(_TOO_LATE, format_address(address), limit)
+            self.note_late(address)
         except OSError as error:
             # What the peer's end of the network does is no error of ours, and other connections go on.
             logger.info("lost %s before its request: %s", format_address(address), error)
         finally:
             handler.timeout.close()
+
+    def _begin_tls(self, sock: TLSSocket) -> None:
+        try:
+            sock.do_handshake()
+        except ssl.SSLError:
+            self.receiver.refused("tls", asked=False)
+            raise
+
+    def note_late(self, address: Any) -> None:
+        """Count and log a client that has asked for nothing in time."""
+        self.receiver.refused("handshake_timeout", asked=False)
+        logger.info(_TOO_LATE, format_address(address), self.receiver.options.handshake_timeout)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -205,14 +239,22 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
 
 
 class _Arrival:
-    """A client that has sent nothing yet. Its watcher and timer cost a tenth of a greenlet's memory."""
+    """A client that has sent nothing yet. Its watcher and timer cost a tenth of a greenlet's memory.
 
-    __slots__ = ("_accepted", "_address", "_listener", "_sock", "_timer", "_watcher")
+    Args:
+        listener: what accepted it.
+        sock: a plain non-blocking socket.
+        address: the peer's.
+        header: what the peer must begin with, to say whose address counts instead; `None` for nothing.
+    """
 
-    def __init__(self, listener: Listener, sock: Any, address: Any) -> None:
+    __slots__ = ("_accepted", "_address", "_header", "_listener", "_sock", "_timer", "_watcher")
+
+    def __init__(self, listener: Listener, sock: Any, address: Any, header: ProxyHeader | None = None) -> None:
         self._listener = listener
         self._sock = sock
         self._address = address
+        self._header = header
         self._accepted = time.monotonic()
         self._watcher: Any = None
         self._timer: Any = None
@@ -221,7 +263,9 @@ class _Arrival:
         """Answer the client, or give it a greenlet, if it has sent something; else wait for that."""
         listener = self._listener
         try:
-            done = listener.upgrade_at_once(self._sock, self._address)
+            if self._header is not None and not self._read_header(self._header):
+                return
+            done = listener.certificate is None and listener.upgrade_at_once(self._sock, self._address)
         except BlockingIOError:
             if self._watcher is None:
                 self._wait()
@@ -236,6 +280,43 @@ class _Arrival:
         if not done:
             listener.serve(self._sock, self._address, self._accepted)
 
+    def _read_header(self, header: ProxyHeader) -> bool:
+        """Read what has come of the header, and not a byte more; return whether the client is still there.
+
+        Raises:
+            BlockingIOError: it is not complete yet.
+        """
+        while not header.complete:
+            try:
+                data = self._sock.recv(_MOST_PEEKED, socket.MSG_PEEK)
+                if not data and not header.begun:  # as a load balancer looks whether somebody listens
+                    self.close()
+                    return False
+                if not data:
+                    raise Malformed("it ended in the middle")
+                self._sock.recv(header.feed(data))
+            except BlockingIOError:
+                raise
+            except (Malformed, OSError) as error:
+                self._refuse(str(error))
+                return False
+        self._header = None
+        if header.client is not None:
+            self._address = header.client
+        return True
+
+    def _refuse(self, why: str) -> None:
+        listener = self._listener
+        if listener.certificate is None:
+            text = "This port takes connections of a proxy that speaks the PROXY protocol.\n"
+            try:
+                self._sock.send(refusal(400, text).serialize())
+                self._sock.recv(_MOST_PEEKED)  # what was not read would reset the connection, and the answer be lost
+            except OSError:  # it is gone: the log has it all the same
+                pass
+        self.close()
+        gevent.spawn(note_unproxied, listener.receiver, self._address, f"no header of the PROXY protocol: {why}")
+
     def _wait(self) -> None:
         loop = self._listener.loop
         self._watcher = loop.io(self._sock.fileno(), 1)
@@ -248,8 +329,7 @@ class _Arrival:
 
     def _expired(self) -> None:
         self.close()
-        limit = self._listener.receiver.options.handshake_timeout
-        gevent.spawn(logger.info, _TOO_LATE, format_address(self._address), limit)
+        gevent.spawn(self._listener.note_late, self._address)
 
     def close(self) -> None:
         self._stop()

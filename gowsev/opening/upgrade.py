@@ -37,6 +37,7 @@ __all__ = [
     "note_loss",
     "note_lost_upgrade",
     "note_refusal",
+    "note_unproxied",
     "note_unsent",
     "read_buffered",
     "refusal_by_time",
@@ -81,8 +82,13 @@ class Receiver(Protocol):
     def accept(self, sock: Any, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
 
-    def refused(self) -> None:
-        """Count a refused upgrade."""
+    def refused(self, reason: str, asked: bool = True) -> None:
+        """Count a client that is not let in.
+
+        Args:
+            reason: why, in a word; the name of the option that refuses it, if one does.
+            asked: whether it has asked for an upgrade.
+        """
 
 
 class Ends(NamedTuple):
@@ -161,7 +167,7 @@ def refusal_by_time(options: Options) -> Refusal:
 
 def note_refusal(receiver: Receiver, response: Response, peer: Any, target: str) -> None:
     """Count a refused upgrade, and log who asked for what."""
-    receiver.refused()
+    receiver.refused(response.reason if isinstance(response, Refusal) else "handshake")
     who, status = format_address(peer), response.status_code
     option, fault = (response.option, response.fault) if isinstance(response, Refusal) else (None, "")
     if fault:
@@ -177,6 +183,13 @@ def _level(receiver: Receiver, option: str | None) -> int:
         return logging.INFO
     warned.add(option)
     return logging.WARNING
+
+
+def note_unproxied(receiver: Receiver, peer: Any, why: str) -> None:
+    """Count and log a peer that does not say whose connection it is, or is not trusted to."""
+    receiver.refused("proxy_protocol", asked=False)
+    text = "refused %s, by proxy_protocol of gowsev.Options: %s"
+    logger.log(_level(receiver, "proxy_protocol"), text, format_address(peer), why)
 
 
 def note_unsent(accept: Accept, spoken: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import Judge, wait_until
+from raw import RawClient
 
 import gowsev
 from gowsev.wire.frames import BINARY
@@ -97,3 +98,34 @@ def test_the_connections_of_a_context_can_be_walked(serve):
     wait_until(lambda: server.handler.of("closed"))
     assert [conn.id for conn in server.context.Conns()] == [1, 3]
     assert conns[1].close_code == 1000, "a view is live"
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "reason"),
+    [
+        (b"nonsense\r\n", {}, "http"),
+        (b"", {"handshake_timeout": 0.3}, "handshake_timeout"),
+        (b"GET / HTTP/1.1\r\n", {"handshake_timeout": 0.3}, "handshake_timeout"),
+        (RawClient.request(headers=[("Sec-WebSocket-Version", "13")]), {}, "handshake"),
+        (RawClient.request(headers=[("Origin", "https://elsewhere.example")]), {}, "allowed_origins"),
+        (RawClient.request(), {"max_connections": 1}, "max_connections"),
+        (RawClient.request(path="/reject"), {}, "program"),
+        (RawClient.request(), {}, "tls"),
+    ],
+)
+def test_who_is_not_let_in_is_counted_by_reason(serve, certificate, client_tls, data, options, reason):
+    class Guard(Judge):
+        def ConnRequested(self, context, request):
+            return gowsev.Reject() if request.path == "/reject" else None
+
+    tls = reason == "tls"
+    server = serve(Guard(), certificate=certificate if tls else None, **options)
+    server.client(tls=client_tls if tls else None)
+    before = server.context.Stats()
+    client = server.client(handshake=False)
+    client.send(data)
+    client.read_to_end()
+    wait_until(lambda: server.context.Stats().refusals == {reason: 1})
+    stats = server.context.Stats()
+    assert stats.rejected == (data.startswith(b"GET") and b"Upgrade" in data and not tls)
+    assert (before.refusals, stats.accepted) == ({}, 1)
