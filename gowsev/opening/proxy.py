@@ -71,35 +71,40 @@ def _from_environment(uri: WebSocketURI) -> str | None:
 def _parse(url: str, name: str) -> Proxy:
     # Not by `websockets.proxy.parse_proxy`, whose errors show the password, and which gives SOCKS the port 80.
     try:
-        parts = urlsplit(url)
-        host, port, user = parts.hostname, parts.port, parts.username
-        password = unquote(parts.password or "", errors="strict")
-        user = None if user is None else unquote(user, errors="strict")
-        why = _fault(url, parts.scheme, host, user, password)
-        if host and (parts.path not in ("", "/") or parts.query or parts.fragment):
-            why = "behind host and port nothing may stand, and / ? # in a password are percent-encoded"
+        return _understand(url)
+    except _Wrong as wrong:
+        why = str(wrong)
     except ValueError:  # whose text may hold a part of the password
         why = "wrong host or port, or a user or password that is not percent-encoded"
-    if why:
-        safe = _USER_INFO.sub(r"\1", url)
-        raise ValueError(
-            f"{name} must be like http://host:port, socks5://host:port or socks5h://host:port, not {safe!r}: {why}"
-        )
-    assert host is not None
-    return Proxy(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], user, password)
+    safe = _USER_INFO.sub(r"\1", url)
+    raise ValueError(
+        f"{name} must be like http://host:port, socks5://host:port or socks5h://host:port, not {safe!r}: {why}"
+    )
 
 
-def _fault(url: str, scheme: str, host: str | None, user: str | None, password: str) -> str:
-    """Return what is wrong with the URL of a proxy; empty if nothing is."""
-    if scheme not in _DEFAULT_PORTS:
-        return "its scheme is another"
-    if not host or _UNPRINTABLE.search(url):
-        return "it has no host, or a blank"
+class _Wrong(ValueError):
+    """A fault whose text names no part of the URL."""
+
+
+def _understand(url: str) -> Proxy:
+    if _UNPRINTABLE.search(url):
+        raise _Wrong("a blank or control character must be percent-encoded")
+    parts = urlsplit(url)
+    host, port = parts.hostname, parts.port
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise _Wrong("its scheme is none of these")
+    if not host:
+        raise _Wrong("it has no host")
     host.encode("idna")
-    if user is None:
-        return ""
-    # RFC 7617 section 2: "a user-id containing a colon character is invalid"
-    if scheme == "http":
-        return "the user name of basic authorization cannot hold a colon" if ":" in user else ""
-    lengths = len(user.encode()), len(password.encode())
-    return "" if all(0 < length <= _MOST_SOCKS for length in lengths) else "SOCKS takes both a user and a password"
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise _Wrong("nothing may stand behind host and port; in a password / ? # are percent-encoded")
+    user = None if parts.username is None else unquote(parts.username, errors="strict")
+    password = unquote(parts.password or "", errors="strict")
+    if user is not None and parts.scheme == "http" and ":" in user:
+        # RFC 7617 section 2: "a user-id containing a colon character is invalid"
+        raise _Wrong("the user name of basic authorization cannot hold a colon")
+    if user is not None and parts.scheme != "http":
+        lengths = len(user.encode()), len(password.encode())
+        if not all(0 < length <= _MOST_SOCKS for length in lengths):
+            raise _Wrong("for SOCKS both user and password are of 1 to 255 bytes")
+    return Proxy(parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme], user, password)

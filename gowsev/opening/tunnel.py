@@ -6,6 +6,7 @@ proxy whole, so that these are read here byte by byte as long as they are: what 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from websockets.headers import build_authorization_basic
@@ -26,7 +27,7 @@ def check_socks(proxy: Proxy | None) -> None:
     """
     if proxy is not None and proxy.scheme != "http":
         try:
-            import socksio  # noqa: F401
+            import_module("socksio")
         except ImportError:
             raise ImportError(f"the proxy {proxy} takes the package socksio: pip install 'gowsev[socks]'") from None
 
@@ -70,7 +71,7 @@ def _socks(sock: Any, proxy: Proxy, host: str, port: int) -> None:
 
     if len(host) > _LONGEST_NAME:
         raise Refused("SOCKS takes no name of more than 255 bytes")
-    socks = socks5.SOCKS5Connection()
+    socks: Any = socks5.SOCKS5Connection()
 
     def ask(request: Any, length: int) -> Any:
         socks.send(request)
@@ -86,9 +87,7 @@ def _socks(sock: Any, proxy: Proxy, host: str, port: int) -> None:
     try:
         chosen = ask(socks5.SOCKS5AuthMethodsRequest(methods), 2).method
         if chosen not in methods:
-            raise Refused(
-                "the proxy takes no user and password" if proxy.user else "the proxy wants a user and password"
-            )
+            raise Refused(f"the proxy {'takes no' if proxy.user else 'wants a'} user and password")
         if chosen == socks5.SOCKS5AuthMethod.USERNAME_PASSWORD:
             assert proxy.user is not None
             credentials = socks5.SOCKS5UsernamePasswordRequest(proxy.user.encode(), proxy.password.encode())
