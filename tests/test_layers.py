@@ -41,6 +41,7 @@ ROOMS = {
         "opening.address",
         "opening.admission",
         "opening.adoption",
+        "opening.attempt",
         "opening.certificate",
         "opening.chunked",
         "opening.client_handshake",
@@ -50,7 +51,10 @@ ROOMS = {
         "opening.handshake",
         "opening.http",
         "opening.listener",
+        "opening.proxy",
+        "opening.redirect",
         "opening.serve_http",
+        "opening.tunnel",
         "opening.upgrade",
         "opening.url",
     },
@@ -74,6 +78,7 @@ ROOMS = {
         "handler",
         "prometheus",
         "pytest_plugin",
+        "redial",
         "testing",
     },
     "channels": {
@@ -122,6 +127,8 @@ PURE = (
         "connection.liveness",
         "opening.framing",
         "opening.handshake",
+        "opening.proxy",
+        "opening.redirect",
         "opening.url",
     }
 )
@@ -155,6 +162,7 @@ LOGGING = {
     "opening.listener",
     "opening.upgrade",
     "prometheus",
+    "redial",
 }
 
 

@@ -90,15 +90,15 @@ class Opened(NamedTuple):
 def check_wanted(
     url: str,
     *,
-    timeout: float | timedelta | None,
-    headers: Mapping[str, str] | Iterable[tuple[str, str]] | None,
-    origin: str | None,
-    subprotocols: Iterable[str],
-    ssl_context: ssl.SSLContext | None,
-    options: Options | None,
-    proxy: str | Literal[True] | None,
-    unix: str | os.PathLike[str] | None,
-    follow_redirects: int,
+    timeout: float | timedelta | None = 10.0,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+    origin: str | None = None,
+    subprotocols: Iterable[str] = (),
+    ssl_context: ssl.SSLContext | None = None,
+    options: Options | None = None,
+    proxy: str | Literal[True] | None = True,
+    unix: str | os.PathLike[str] | None = None,
+    follow_redirects: int = 0,
 ) -> Wanted:
     """Check the arguments of `Dial`, which names what may be wrong with them."""
     target = parse_url(url)
