@@ -198,7 +198,7 @@ class Redial:
     # -- in a greenlet of its own ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._ended:
+        while True:  # until `end` kills it
             try:
                 conn = connection_of(self._next())
             except DialError as error:  # it goes on, and so it is logged
@@ -226,9 +226,6 @@ class Redial:
 
     def _hand_over(self, conn: DialledConn) -> None:
         """Let the loop take a connection, and wait for its end."""
-        if self._ended:
-            conn.Close(GOING_AWAY)
-            return
         self._over.clear()
         self._arriving = conn
         self._context.Post(self._arrive)

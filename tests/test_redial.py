@@ -10,11 +10,12 @@ from collections import Counter
 import gevent
 import gevent.socket
 import pytest
-from conftest import PATIENCE, Recorder, in_real_thread, open_sockets, wait_until
-from scripted_server import accepting, answer_close, close_frame, frame, until_the_end
+from conftest import PATIENCE, Recorder, held_sockets, in_real_thread, wait_until
+from scripted_server import accepting, close_frame, frame, until_the_end
 
 import gowsev
 from gowsev import testing
+from gowsev.connection.fork import disown_all
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 
@@ -367,29 +368,109 @@ def test_a_shutdown_before_the_loop_has_taken_a_connection_waits_for_its_goodbye
     assert server.handler.closed[0][2] == 1001
 
 
-def test_one_that_is_made_while_the_context_is_being_shut_down_ends(serve, idle, scripted):
-    def script(sock, head):
+def test_one_that_is_made_while_the_context_is_being_shut_down_ends(serve, idle, scripted, caplog):
+    caplog.set_level(logging.INFO, "gowsev")
+
+    def never_says_goodbye(sock, head):
         sock.sendall(accepting(head))
-        answer_close(sock)
+        until_the_end(sock)
 
-    server, listener = idle(Client(), listen=False), scripted(script)
-    server.handler.context = server.context
-    conn = gowsev.Dial(serve().url)
-    id = server.context.AddConn(conn)
-    server.context.Shutdown(PATIENCE)
-    assert server.context.MustConn(id)
-    redial(server.handler, listener.url)
-    server.context.SetTimeout(0.01)
-    while server.context.EventLoopIteration():
-        pass
-    assert len(listener.heads) <= 1
-    assert server.handler.of("opened") == []
+    waiting, server = idle(Client(), listen=False), serve()
+    context = waiting.handler.context = waiting.context
+    context.AddConn(gowsev.Dial(scripted(never_says_goodbye).url))
+    context.Shutdown(PATIENCE)
+    link = redial(waiting.handler, server.url)
+    context.SetTimeout(0.01)
+    wait_until(lambda: context.EventLoopIteration() and server.handler.closed)
+    assert server.handler.closed[0][2] == 1001
+    assert waiting.handler.of("opened") == []
+    assert f"{link!r} ends: its context is being shut down" in caplog.text
+    context.Shutdown(0)
 
 
-def test_a_context_that_is_dropped_is_not_held(serve):
-    before = open_sockets()
-    gowsev.Redial(gowsev.MakeContext(gowsev.Handler()), serve().url)
-    assert open_sockets() - before
+@pytest.fixture
+def driven():
+    """A client whose loop runs in a greenlet that is killed at the end, as a forked child's copy of it may be."""
+    handler = Client()
+    handler.context = gowsev.MakeContext(handler)
+    loop = gevent.spawn(handler.context.EventLoop)
+    yield handler
+    loop.kill()
+
+
+def stays(sock, head):
+    sock.sendall(accepting(head))
+    until_the_end(sock)
+
+
+def test_in_a_forked_child_it_has_ended_whatever_it_was_doing(driven, scripted):
+    staying, silent = scripted(stays), scripted(lambda sock, head: until_the_end(sock))
+    url, sock = nobody()
+    pauses = {"first_pause": 0.3, "longest_pause": 0.3}
+    with sock, held_sockets():  # which the parent has
+        links = [redial(driven, where, **pauses) for where in (staying.url, silent.url, url)]
+        wait_until(lambda: links[0].id and silent.heads and driven.of("failed"))
+        failed = len(driven.of("failed"))
+        disown_all()
+        assert [link.id for link in links] == [0, 0, 0]
+        sock.listen()
+        gevent.sleep(0.5)
+        sock.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            sock.accept()
+    assert (len(staying.heads), len(silent.heads)) == (1, 1)
+    assert len(driven.of("failed")) == failed
+    assert driven.closed == []
+
+
+def test_one_that_has_not_begun_begins_in_the_child_that_drives_the_loop(scripted, idle):
+    waiting = idle(Client(), listen=False)
+    waiting.handler.context = waiting.context
+    listener = scripted(stays)
+    redial(waiting.handler, listener.url)
+    disown_all()
+    waiting.context.SetTimeout(0.01)
+    wait_until(lambda: waiting.context.EventLoopIteration() and waiting.handler.events)
+    assert waiting.handler.events == [("opened", 1)]
+
+
+FORKING = """
+import os, sys
+if sys.argv[2] == "patched":
+    from gevent import monkey
+    monkey.patch_all()
+import gevent, gowsev
+
+
+def opened(context, id):
+    child = 0 if os.environ.get("CHILD") else os.fork()
+    if child:
+        print(f"forked {child}", flush=True)
+    else:
+        gevent.sleep(0.5)  # the child's copy of the hub runs
+        os._exit(0)
+
+
+context = gowsev.MakeContext(gowsev.Handler())
+context.ShutdownOnSignal()
+link = gowsev.Redial(context, sys.argv[1], opened=opened, first_pause=0.01)
+context.EventLoop()
+"""
+
+
+@pytest.mark.parametrize("patched", ["plain", "patched"])
+def test_a_real_fork(run, serve, tmp_path, patched):
+    server = serve()
+    script = tmp_path / "forks.py"
+    script.write_text(FORKING)
+    program = run(script, server.url, patched)
+    program.wait_for("forked")
+    gevent.sleep(0.7)  # the child has come to its end: it neither read, nor closed, nor dialled
+    assert server.handler.of("accepted") == [("accepted", 1)]
+    assert server.handler.closed == []
+    assert program.end() == 0
+    wait_until(lambda: server.handler.closed)
+    assert server.handler.closed[0][2] == 1001
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------

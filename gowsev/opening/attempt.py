@@ -154,47 +154,58 @@ def open_connection(wanted: Wanted) -> Opened:
     Raises:
         DialError: that failed.
     """
-    dialling = _Dialling(wanted)
-    try:
-        with telling_in_child(dialling):
-            return _open(dialling)
-    except BaseException:
-        dialling.close()
-        raise
-
-
-def _open(dialling: _Dialling) -> Opened:
-    """Let every failure that is not the program's become a `DialError`."""
-    seconds = dialling.wanted.seconds
+    seconds = wanted.seconds
     limit = gevent.Timeout(seconds)
     deadline = None if seconds is None else time.monotonic() + seconds
-    try:
-        with limit:
-            return dialling.run()
-    except gevent.Timeout as expired:
-        if expired is not limit:
-            raise
-        raise dialling.error(f"timed out after {seconds} s {dialling.step}") from None
-    except Refused as refused:
-        left = 1.0 if deadline is None else deadline - time.monotonic()
-        body = read_body(dialling.sock, refused, left)
-        raise dialling.refusal(refused, body) from refused.__cause__
-    except OSError as error:
-        raise dialling.error(f"{error} ({dialling.step})") from error
+    dialling = _Dialling(wanted)
+    with dialling, telling_in_child(dialling):
+        try:
+            with limit:
+                return dialling.run()
+        except gevent.Timeout as expired:
+            if expired is not limit:
+                raise
+            raise DialError(
+                f"{dialling.name}: timed out after {seconds} s {dialling.step}", proxy=dialling.proxy
+            ) from None
+        except Refused as refused:
+            response = refused.response
+            raise DialError(
+                f"{dialling.name}: {refused}" + (f" ({dialling.step})" if dialling.proxy else ""),
+                None if response is None else response.status_code,
+                headers=None if response is None else response.headers,
+                body=read_body(dialling.sock, refused, 1.0 if deadline is None else deadline - time.monotonic()),
+                location=dialling.location(refused),
+                proxy=dialling.proxy,
+            ) from refused.__cause__
+        except OSError as error:
+            raise DialError(f"{dialling.name}: {error} ({dialling.step})", proxy=dialling.proxy) from error
 
 
 class _Dialling:
     """A `Dial` in progress, in the greenlet that makes this."""
 
     def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
+        self._wanted = wanted
         self.sock: Any = None
         self.step = "connecting"
-        self._name = f"dial {wanted.target.safe_url}"
-        self._proxy: Proxy | None = None  # with which it has to do at this step
+        self.name = f"dial {wanted.target.safe_url}"
+        self._proxy: Proxy | None = None
         self._greenlet = gevent.getcurrent()
         self._hub = gevent.get_hub()
         self._disowned = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.close()
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy with which it has to do at this step."""
+        return None if self._proxy is None else str(self._proxy)
 
     def run(self) -> Opened:
         """Connect and shake hands, and again where a redirect is to be followed."""
@@ -206,11 +217,11 @@ class _Dialling:
                 if wanted is None:
                     raise
             self.close()
-            self.wanted = wanted
-            self._name += f", redirected to {wanted.target.safe_url}"
+            self._wanted = wanted
+            self.name += f", redirected to {wanted.target.safe_url}"
 
     def _attempt(self) -> Opened:
-        wanted = self.wanted
+        wanted = self._wanted
         uri = wanted.target.uri
         client = ClientProtocol(
             uri,
@@ -234,34 +245,36 @@ class _Dialling:
     def _connect(self) -> None:
         """Connect to the server, by whichever way."""
         self.step = "connecting"
-        uri = self.wanted.target.uri
-        self._proxy = proxy = self.wanted.choose_proxy()
-        if self.wanted.unix is not None:
-            self.sock = connect_unix(self.wanted.unix)
+        uri = self._wanted.target.uri
+        proxy = self._wanted.choose_proxy()
+        if self._wanted.unix is not None:
+            self.sock = connect_unix(self._wanted.unix)
         elif proxy is None:
-            self.sock = connect(self.wanted.target.host, uri.port)
+            self.sock = connect(self._wanted.target.host, uri.port)
         else:
             hosts = [uri.host]
             if proxy.scheme == "socks5":
                 found = gevent.socket.getaddrinfo(uri.host, uri.port, type=gevent.socket.SOCK_STREAM)
                 hosts = [str(entry[4][0]) for entry in interleaved(found)]
+            self._proxy = proxy
             self._tunnel(proxy, hosts)
             self._proxy = None
 
     def _tunnel(self, proxy: Proxy, hosts: list[str]) -> None:
         """Connect by a proxy to the first of these hosts that it reaches."""
-        for number, host in enumerate(hosts, 1):
-            self.step = f"connecting to the proxy {proxy}"
-            self.sock = connect(proxy.host, proxy.port)
-            self.step = f"by the proxy {proxy}"
+        *others, last = hosts
+        for host in others:
             try:
-                open_tunnel(self.sock, proxy, host, self.wanted.target.uri.port)
+                return self._ask(proxy, host)
             except Refused:
-                if number == len(hosts):
-                    raise
-                self.close()  # and try the next
-            else:
-                return
+                self.close()  # the next address of the server may be one that the proxy reaches
+        return self._ask(proxy, last)
+
+    def _ask(self, proxy: Proxy, host: str) -> None:
+        self.step = f"connecting to the proxy {proxy}"
+        self.sock = connect(proxy.host, proxy.port)
+        self.step = f"by the proxy {proxy}"
+        open_tunnel(self.sock, proxy, host, self._wanted.target.uri.port)
 
     def _redirected(self, refused: Refused) -> Wanted | None:
         """Return what is wanted after a redirect; `None` if it is none, or not to be followed.
@@ -269,9 +282,9 @@ class _Dialling:
         Raises:
             Refused: it leads to where it may not lead.
         """
-        wanted, response = self.wanted, refused.response
+        wanted, response = self._wanted, refused.response
         old = wanted.target.uri
-        location = self._location(refused)
+        location = self.location(refused)
         if location is None or not wanted.redirects:
             return None
         try:
@@ -291,26 +304,11 @@ class _Dialling:
             redirects=wanted.redirects - 1,
         )
 
-    def _location(self, refused: Refused) -> str | None:
+    def location(self, refused: Refused) -> str | None:
+        """Return where a refusal redirects to; `None` if it is no redirect, or the proxy's, which nobody has asked."""
         if refused.response is None or self._proxy is not None:
             return None
-        return location_of(refused.response, self.wanted.target.safe_url)
-
-    def error(self, text: str) -> DialError:
-        """Return what to raise where it failed without an answer."""
-        return DialError(f"{self._name}: {text}", proxy=self._proxy and str(self._proxy))
-
-    def refusal(self, refused: Refused, body: bytes) -> DialError:
-        """Return what to raise for an answer that refuses, or that is none."""
-        response, proxy = refused.response, self._proxy
-        return DialError(
-            f"{self._name}: {refused}" + (f" ({self.step})" if proxy else ""),
-            None if response is None else response.status_code,
-            headers=None if response is None else response.headers,
-            body=body,
-            location=self._location(refused),
-            proxy=proxy and str(proxy),
-        )
+        return location_of(refused.response, self._wanted.target.safe_url)
 
     def close(self) -> None:
         """Close the socket, if there is one yet."""

@@ -273,8 +273,9 @@ def test_a_name_that_is_too_long_for_socks(scripted_socks):
 
 def test_a_name_that_there_is_not_is_looked_up_here(scripted_socks):
     proxy = f"socks5://127.0.0.1:{scripted_socks(b'').port}"
-    with pytest.raises(gowsev.DialError, match=r"\(connecting\)$"):
+    with pytest.raises(gowsev.DialError, match=r"\(connecting\)$") as caught:
         gowsev.Dial("ws://no-such-host.invalid/", proxy=proxy)
+    assert caught.value.proxy is None
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch):
@@ -286,3 +287,20 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
 def test_a_unix_socket_and_a_proxy_are_not_both(tmp_path):
     with pytest.raises(ValueError, match=r"^proxy and unix"):
         gowsev.Dial("ws://localhost/", proxy="http://proxy", unix=tmp_path / "socket")
+
+
+@needs_microsocks
+def test_the_next_address_of_a_server_where_the_proxy_does_not_reach_one(serve, microsocks, monkeypatch):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.2", 0))  # where nobody listens
+        port = bound.getsockname()[1]
+        server = serve(port=f"127.0.0.1:{port}")
+        real = gevent.socket.getaddrinfo
+
+        def two_addresses(host, *args, **kwargs):
+            hosts = ["127.0.0.2", "127.0.0.1"] if host == "chat.example" else [host]
+            return [entry for name in hosts for entry in real(name, *args, **kwargs)]
+
+        monkeypatch.setattr(gevent.socket, "getaddrinfo", two_addresses)
+        converse(f"ws://chat.example:{port}/", proxy=f"socks5://127.0.0.1:{microsocks.port}")
+    wait_until(lambda: server.handler.closed)
