@@ -40,6 +40,11 @@ __all__ = ["PATIENCE", "in_thread", "wait_until"]
 pytest_plugins = ["gowsev.pytest_plugin"]
 pytest.register_assert_rewrite("programs")
 
+# Servers under test are on this machine, whatever proxies its environment names.
+os.environ["no_proxy"] = ",".join(
+    [*filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"))), "localhost", "127.0.0.1", "::1"]
+)
+
 #: Whether this process is monkey-patched (tox -e patched).
 PATCHED = monkey.is_module_patched("socket")
 
