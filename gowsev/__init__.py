@@ -28,6 +28,7 @@ from gowsev.handler import Handler
 from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.opening.http import WebSocketHandler
 from gowsev.options import Options
+from gowsev.redial import Redial
 from gowsev.request import Accept, Headers, Reject, Request
 from gowsev.stats import Stats
 from gowsev.timer import Timer
@@ -51,6 +52,7 @@ __all__ = [
     "Options",
     "OutboxFull",
     "ProtocolError",
+    "Redial",
     "Reject",
     "Request",
     "Stats",

@@ -7,6 +7,11 @@ Two kinds live here. Those a program gets *back* from `Context.Write` and its si
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from websockets.datastructures import Headers
+
 __all__ = [
     "ConnClosing",
     "ConnectionClosed",
@@ -94,9 +99,25 @@ class ConnectionClosed(GowsevError):
 class DialError(GowsevError, OSError):
     """`Dial` failed; the text says at which step.
 
-    `status` is the HTTP status with which the server refused, or `None`.
+    `status` is the HTTP status with which the server refused, or `None`. Where there is one, `headers` are those of the
+    response, `body` is the beginning of what followed them, at most 1 KiB, and `location` is the URL that a redirect
+    leads to, with `ws` and `wss` for `http` and `https`; `None` if it is no redirect. `proxy` is the URL of the proxy,
+    without a password, if that has failed or refused, and not the server.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        *,
+        headers: Headers | None = None,
+        body: bytes = b"",
+        location: str | None = None,
+        proxy: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
+        self.body = body
+        self.location = location
+        self.proxy = proxy

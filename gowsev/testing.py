@@ -212,7 +212,7 @@ class Client:
     Args:
         url: `ws://` or `wss://`.
         timeout: seconds for each call, opening included.
-        arguments: for `Dial`.
+        arguments: for `Dial`. Unless they name a proxy there is none, whatever the environment says.
 
     Raises:
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
@@ -221,7 +221,7 @@ class Client:
     def __init__(self, url: str, *, timeout: float = TIMEOUT, **arguments: Any) -> None:  # Dial looks at them
         self.timeout = timeout
         #: The connection that `Dial` opened.
-        self.conn: DialledConn = Dial(url, timeout=timeout, **arguments)
+        self.conn: DialledConn = Dial(url, timeout=timeout, **{"proxy": None, **arguments})
 
     def send(self, message: str | bytes) -> None:
         """Send a message: a str as text, bytes as binary.

@@ -44,6 +44,10 @@ pytest.register_assert_rewrite("programs")
 # compiled, as in many containers, each would compile all of it: a seventh of its start.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Servers under test are on this machine, whatever proxies its environment names.
+os.environ["no_proxy"] = ",".join(
+    [*filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"))), "localhost", "127.0.0.1", "::1"]
+)
 
 #: Whether this process is monkey-patched (tox -e patched).
 PATCHED = monkey.is_module_patched("socket")

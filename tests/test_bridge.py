@@ -131,12 +131,12 @@ def test_a_password_in_the_url_stays_out_of_the_log(start_ticker, start_bridge):
     assert "alice" not in bridge.output
 
 
-def test_a_bridge_may_be_started_first_and_waits_longer_each_time(start_ticker, start_bridge):
+def test_a_bridge_may_be_started_first(start_ticker, start_bridge):
     port = free_port()
-    bridge = start_bridge(f"ws://127.0.0.1:{port}/", "--max-delay", 2)
+    bridge = start_bridge(f"ws://127.0.0.1:{port}/", "--max-delay", 0.5)
     with websockets_client(bridge.url()) as client:
-        bridge.wait_for(r"Trying again in 2 s(.|\n)*Trying again in 2 s")
-        assert re.findall(r"Trying again in (\S+) s", bridge.output)[:4] == ["0.5", "1", "2", "2"]
+        bridge.wait_for(r"(Trying again in (.|\n)*){3}")
+        assert all(0 <= float(pause) <= 0.5 for pause in re.findall(r"Trying again in (\S+) s", bridge.output))
         start_ticker(port)
         next_tick(client)
 

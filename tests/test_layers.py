@@ -40,6 +40,7 @@ ROOMS = {
         "opening.address",
         "opening.admission",
         "opening.adoption",
+        "opening.attempt",
         "opening.certificate",
         "opening.chunked",
         "opening.client_handshake",
@@ -50,7 +51,10 @@ ROOMS = {
         "opening.http",
         "opening.listener",
         "opening.proxy_protocol",
+        "opening.proxy",
+        "opening.redirect",
         "opening.serve_http",
+        "opening.tunnel",
         "opening.upgrade",
         "opening.url",
     },
@@ -75,6 +79,7 @@ ROOMS = {
         "handler",
         "prometheus",
         "pytest_plugin",
+        "redial",
         "testing",
     },
     "channels": {
@@ -123,6 +128,8 @@ PURE = (
         "connection.liveness",
         "opening.framing",
         "opening.handshake",
+        "opening.proxy",
+        "opening.redirect",
         "opening.url",
     }
 )
@@ -156,6 +163,7 @@ LOGGING = {
     "opening.listener",
     "opening.upgrade",
     "prometheus",
+    "redial",
 }
 
 

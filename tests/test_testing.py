@@ -118,6 +118,15 @@ def test_a_path_begins_with_a_slash():
         server.dial("live")
 
 
+def test_a_client_uses_no_proxy_of_the_environment_unless_it_is_told_to(monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:1")
+    with Server(Echo()) as server:
+        server.dial().close()
+        with pytest.raises(gowsev.DialError, match=r"the proxy http://127\.0\.0\.1:1"):
+            server.dial(proxy=True)
+
+
 def test_a_server_with_tls(certificate, client_tls):
     with Server(Echo(), certificate=certificate) as server:
         client = server.dial(ssl_context=client_tls)

@@ -2,10 +2,10 @@
 """A bridge between one outside WebSocket server and any number of local clients.
 
 Each local client gets what the outside server sends, and what local clients send goes out; text stays text, and binary
-stays binary. When the outside connection ends, it is dialled again, after a delay that doubles with each failure.
+stays binary. When the outside connection ends, it is dialled again, by `gowsev.Redial`.
 
-It is an ordinary synchronous script: one greenlet, nothing monkey-patched, and a `while` of its own around
-`EventLoopIteration`, in which it has other work to do. Here that work is a line of figures every few seconds.
+It is an ordinary synchronous script: nothing monkey-patched, and a `while` of its own around `EventLoopIteration`, in
+which it has other work to do. Here that work is a line of figures every few seconds.
 """
 
 from __future__ import annotations
@@ -14,102 +14,76 @@ import argparse
 import logging
 import math
 import re
-import signal
 import time
-
-import gevent
 
 import gowsev
 
 logger = logging.getLogger("bridge")
 
-#: Nothing else happens in this script while it dials, and so it does not dial for long.
-DIAL_TIMEOUT = 3.0
-FIRST_DELAY = 0.5
+#: Seconds within which it dials again after a connection that has lasted.
+FIRST_PAUSE = 0.5
 
 
 class Bridge(gowsev.Handler):
     """The handler: the outside connection, the local ones, and what went through."""
 
-    def __init__(self, url: str, max_delay: float) -> None:
-        self.url = url
-        #: For the log, which a user and password have no place in.
-        self.shown = re.sub("//[^/?#]*@", "//", url, count=1)
-        self.max_delay = max_delay
-        self.delay = min(FIRST_DELAY, max_delay)
-        self.outside = 0  # no connection has this id
+    def __init__(self) -> None:
+        self.outside: gowsev.Redial  # made once there is a context
+        self.shown = ""  # its URL for the log, which a user and password have no place in
         self.local: set[int] = set()
         self.received = self.sent = 0
-        self.stopping = False
 
     # -- the outside connection ----------------------------------------------------------------------------------
 
-    def connect(self, context: gowsev.Context) -> None:
-        """Dial the outside server once; try again later if that fails."""
-        try:
-            conn = gowsev.Dial(self.url, timeout=DIAL_TIMEOUT)
-        except gowsev.DialError as error:
-            logger.warning("%s", error)
-            self.connect_later(context)
-            return
-        if self.stopping:  # a signal came meanwhile
-            conn.Close(1001)
-            return
-        self.outside = context.AddConn(conn)
+    def dial(self, context: gowsev.Context, url: str, longest_pause: float) -> None:
+        """Keep a connection to the outside server, from when the loop is driven until the context is shut down."""
+        first_pause = min(FIRST_PAUSE, longest_pause)
+        self.outside = gowsev.Redial(
+            context, url, opened=self.opened, failed=self.failed, first_pause=first_pause, longest_pause=longest_pause
+        )
+        self.shown = re.sub("//[^/?#]*@", "//", url, count=1)
+
+    def opened(self, context: gowsev.Context, id: int) -> None:
         logger.info("Connected to %s", self.shown)
 
-    def connect_later(self, context: gowsev.Context) -> None:
-        if not self.stopping:
-            logger.info("Trying again in %g s", self.delay)
-            context.AfterFunc(self.delay, self.connect)
-            self.delay = min(self.delay * 2, self.max_delay)
-
-    def stop(self, context: gowsev.Context) -> None:
-        logger.info("Stopping")
-        self.stopping = True
-        context.Shutdown(5.0)
+    def failed(self, context: gowsev.Context, error: gowsev.DialError, pause: float) -> None:
+        logger.warning("%s", error)
+        logger.info("Trying again in %.2g s", pause)
 
     # -- the callbacks -------------------------------------------------------------------------------------------
 
     def ConnAccepted(self, context: gowsev.Context, id: int) -> None:
-        # Not called for what AddConn added: this is always a local client.
+        # Not called for the outside connection: this is always a local client.
         self.local.add(id)
         logger.info("Client %d connected", id)
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
-        if id != self.outside:
+        if id == self.outside.id:
+            conn = context.MustConn(id)
+            logger.info("Lost %s: close code %d, reason %r", self.shown, conn.close_code, conn.close_reason)
+        else:
             self.local.discard(id)
             logger.info("Client %d left", id)
-            return
-        self.outside = 0
-        conn = context.MustConn(id)
-        logger.info("Lost %s: close code %d, reason %r", self.shown, conn.close_code, conn.close_reason)
-        self.connect_later(context)
 
     def MessageReceived(self, context: gowsev.Context, id: int, message: bytes) -> None:
-        if id == self.outside:
-            self.came_in()
+        if id == self.outside.id:
+            self.received += 1
             context.Broadcast(self.local, message)
         else:
-            self.went_out(id, context.Write(self.outside, message))
+            self.went_out(id, context.Write(self.outside.id, message))
 
     def TextReceived(self, context: gowsev.Context, id: int, text: str) -> None:
-        if id == self.outside:
-            self.came_in()
+        if id == self.outside.id:
+            self.received += 1
             context.Broadcast(self.local, text)
         else:
-            self.went_out(id, context.WriteText(self.outside, text))
-
-    def came_in(self) -> None:
-        self.received += 1
-        # Not earlier: a server that accepts connections only to drop them is no success.
-        self.delay = min(FIRST_DELAY, self.max_delay)
+            self.went_out(id, context.WriteText(self.outside.id, text))
 
     def went_out(self, id: int, err: Exception | None) -> None:
         if err is None:
             self.sent += 1
         else:
-            logger.warning("Lost a message of client %d: %s", id, err if self.outside else "no outside connection")
+            logger.warning("Lost a message of client %d: %s", id, err if self.outside.id else "no outside connection")
 
     # -- the script's own work -----------------------------------------------------------------------------------
 
@@ -149,16 +123,16 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
-    bridge = Bridge(args.url, args.max_delay)
+    bridge = Bridge()
     context = gowsev.MakeContext(bridge)
     try:
         _, number = context.ListenAndServe(f"{args.host}:{args.port}")
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            gevent.signal_handler(signum, bridge.stop, context)
-        logger.info("Listening on ws://%s:%d/", args.host, number)
-        bridge.connect(context)
+        bridge.dial(context, args.url, args.max_delay)
     except (OSError, ValueError) as error:  # a port in use, a URL that is none
         parser.exit(2, f"{parser.prog}: error: {getattr(error, 'strerror', None) or error}\n")
+
+    context.ShutdownOnSignal(timeout=5.0)
+    logger.info("Listening on ws://%s:%d/", args.host, number)
 
     due = time.monotonic() + args.report
     while True:

@@ -14,6 +14,10 @@ class Part(Protocol):
         """The `ConnClosed` of a connection has returned."""
         ...
 
+    def loop_stopping(self) -> None:
+        """The loop is to end once all connections are gone; nothing new is let in any more."""
+        ...
+
     @property
     def busy(self) -> bool:
         """Whether something is to be done before the loop ends; asked once all connections are gone."""

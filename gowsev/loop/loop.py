@@ -203,6 +203,8 @@ class Loop:
             self.stopping = True
             for listener in self.listeners:
                 listener.close()
+            for part in self.parts:
+                part.loop_stopping()
         for connection in self.connections.open():
             connection.close(GOING_AWAY, "shutting down", timeout)
         self.finish_if_drained()

@@ -13,7 +13,7 @@ import gevent
 import gevent.socket
 from gevent.queue import Empty, SimpleQueue
 
-__all__ = ["connect", "interleaved"]
+__all__ = ["connect", "connect_unix", "interleaved"]
 
 #: RFC 8305 section 8: "Connection Attempt Delay [...] Recommended to be 250 milliseconds by default."
 _NEXT = 0.25
@@ -51,6 +51,15 @@ def connect(host: str, port: int) -> Any:
         # An attempt that connects before it is killed hands its socket to `outcomes`, which then closes it.
         gevent.killall(attempts, block=False)
         outcomes.close()
+
+
+def connect_unix(path: str) -> Any:
+    """Connect to a unix socket, and return our end of it. Blocks the calling greenlet.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    return _connect((gevent.socket.AF_UNIX, gevent.socket.SOCK_STREAM, 0, "", path))
 
 
 def interleaved(found: list[Any]) -> list[Any]:

@@ -1,52 +1,42 @@
 """`Dial`: a client connection. It is usable by itself in a synchronous script, and ready for `Context.AddConn`.
 
-The opening handshake is the `websockets` library's `ClientProtocol`, on gevent sockets; after it, a connection is the
-same `Connection` that a server's is, with a queue of its own until a context takes it over.
+How it comes about is in `attempt`. After its handshake, a connection is the same `Connection` that a server's is, with
+a queue of its own until a context takes it over.
 """
 
 from __future__ import annotations
 
-import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
-import gevent
 from gevent.event import Event
 from gevent.queue import SimpleQueue
-from websockets.client import ClientProtocol
 
-from gowsev.arguments import as_seconds, as_tokens
 from gowsev.conn import Conn
 from gowsev.connection.connection import Connection
 from gowsev.connection.events import CLOSED
-from gowsev.connection.fork import tell_in_child, telling_in_child
+from gowsev.connection.fork import tell_in_child
 from gowsev.connection.gathering import Batch
 from gowsev.connection.keepalive import Keepalive
-from gowsev.connection.sockets import close_socket, take_over
-from gowsev.connection.tls import TLSSocket
-from gowsev.errors import ConnectionClosed, DialError
-from gowsev.opening.client_handshake import Refused, shake_hands
-from gowsev.opening.connecting import connect
-from gowsev.opening.framing import judge_framing
-from gowsev.opening.handshake import SILENT, HTTPRequest
-from gowsev.opening.upgrade import Ends, describe
-from gowsev.opening.url import parse_url
-from gowsev.options import Options
-from gowsev.request import FRAMING, Request, header_pairs
+from gowsev.connection.sockets import take_over
+from gowsev.errors import ConnectionClosed
+from gowsev.opening.attempt import check_wanted, open_connection
 from gowsev.wire import deflate
 from gowsev.wire.encoder import MaskingEncoder
 from gowsev.wire.frames import ABNORMAL, BINARY, TEXT, encode_close_payload
 from gowsev.wire.protocol import Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    import os
+    import ssl
+    from collections.abc import Iterable, Mapping
     from datetime import timedelta
+    from typing import Literal
 
-    from websockets.typing import Origin, Subprotocol
+    from gowsev.opening.attempt import Wanted
+    from gowsev.options import Options
 
-    Value = TypeVar("Value")
-
-__all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "release"]
+__all__ = ["BinaryMessage", "Dial", "DialledConn", "TextMessage", "connection_of", "release"]
 
 # As gorilla/websocket names them; their values are the opcodes of RFC 6455 section 5.2.
 TextMessage = TEXT
@@ -216,116 +206,66 @@ def Dial(
     subprotocols: Iterable[str] = (),
     ssl_context: ssl.SSLContext | None = None,
     options: Options | None = None,
+    proxy: str | Literal[True] | None = True,
+    unix: str | os.PathLike[str] | None = None,
+    follow_redirects: int = 0,
 ) -> DialledConn:
     """Open a client connection. Blocks the calling greenlet only.
 
     Args:
         url: `ws://` or `wss://`; user and password in it are sent as basic authorization.
-        timeout: seconds for the whole of it: name, TCP, TLS, handshake; `None` for no limit.
+        timeout: seconds for the whole of it: name, TCP, proxy, TLS, handshake, redirects; `None` for no limit.
         headers: more headers for the request. `Host` (one at most), `Origin` and `Authorization` replace ours.
         origin: the request's `Origin`.
         subprotocols: those offered, in order of preference.
-        ssl_context: for `wss://`; by default one that checks the certificate against the system's authorities.
+        ssl_context: for `wss://`, with a certificate of the client's where the server wants one; by default one that
+            checks the server's certificate against the system's authorities.
         options: limits and intervals, as for a context.
+        proxy: the URL of a proxy, with user and password where it wants them: `http://` (by CONNECT), `socks5://`, or
+            `socks5h://`, which looks up the server's name itself. `None` for none; `True` for that of the environment
+            (`wss_proxy`, `https_proxy`, `all_proxy` and so on, but for what `no_proxy` names).
+        unix: the path of a unix socket to connect to, in place of the host and port in `url`.
+        follow_redirects: how many redirects to follow, 0 to 20. None is followed from `wss://` to `ws://`. To another
+            host or port go neither user and password nor the headers `Authorization`, `Cookie` and `Host`.
 
     Raises:
-        ValueError: `url` is no WebSocket URL; a header or subprotocol cannot be sent, or is the handshake's own.
+        ValueError: `url` is no WebSocket URL, or `proxy` none of a proxy; a header or subprotocol cannot be sent, or is
+            the handshake's own; `follow_redirects` is out of range.
         TypeError: an argument has the wrong type.
+        ImportError: a SOCKS proxy is to be used, and the extra `socks` is not installed.
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
-    # Longer than most: each step that can fail has an error of its own, and none may leave the socket open.
-    uri, host, safe_url = parse_url(url)
-    options = _checked("options", options, Options) or Options()
-    seconds = as_seconds("timeout", timeout)
-    offered = as_tokens("subprotocols", subprotocols)
-    pairs = header_pairs(headers or ())
-    for name, _ in pairs:
-        if name.lower() in FRAMING or name.lower().startswith("sec-websocket-"):
-            raise ValueError(
-                f"header {name} is made by the handshake itself; subprotocols= and options= say what it offers"
-            )
-    if hosts := [pair for pair in pairs if pair[0].lower() == "host"]:
-        judge_framing("HTTP/1.1", hosts)  # RFC 9112 section 3.2: a server refuses two, and one that is none
-    if origin is not None:
-        header_pairs([("Origin", origin)])
-    _checked("ssl_context", ssl_context, ssl.SSLContext)
-    client = ClientProtocol(
-        uri,
-        origin=cast("Origin | None", origin),
-        extensions=deflate.client_factories(options),
-        subprotocols=cast("Sequence[Subprotocol]", offered) or None,
-        logger=SILENT,
+    return connection_of(
+        check_wanted(
+            url,
+            timeout=timeout,
+            headers=headers,
+            origin=origin,
+            subprotocols=subprotocols,
+            ssl_context=ssl_context,
+            options=options,
+            proxy=proxy,
+            unix=unix,
+            follow_redirects=follow_redirects,
+        )
     )
-    sock: Any = None
-    dialling = _Dialling()
-    step = "connecting"
-    limit = gevent.Timeout(seconds)
-    try:
-        with limit, telling_in_child(dialling):
-            sock = connect(host, uri.port)
-            ends = Ends(sock.getpeername(), sock.getsockname(), uri.secure)  # now: after a reset they are unknown
-            if uri.secure:
-                step = "in the TLS handshake"
-                sock = TLSSocket(sock, ssl_context or ssl.create_default_context(), uri.host)
-                sock.do_handshake()
-            step = "in the opening handshake"
-            headers, leftover = shake_hands(sock, client, pairs)
-            request = describe(HTTPRequest(uri.resource_name, headers), ends)
-    except gevent.Timeout as expired:
-        dialling.close(sock)
-        if expired is not limit:
-            raise
-        raise DialError(f"dial {safe_url}: timed out after {seconds} s {step}") from None
-    except Refused as refused:
-        dialling.close(sock)
-        raise DialError(f"dial {safe_url}: {refused}", refused.status) from refused.__cause__
-    except OSError as error:
-        dialling.close(sock)
-        raise DialError(f"dial {safe_url}: {error} ({step})") from error
-    except BaseException:
-        dialling.close(sock)
-        raise
-    return _connect(sock, client, request, leftover, options)
 
 
-class _Dialling:
-    """The greenlet of a `Dial` in progress."""
+def connection_of(wanted: Wanted) -> DialledConn:
+    """Dial, with arguments that were checked.
 
-    def __init__(self) -> None:
-        self._greenlet = gevent.getcurrent()
-        self._hub = gevent.get_hub()
-        self._disowned = False
-
-    def close(self, sock: Any) -> None:
-        """Close the socket of a `Dial` that has failed, if there is one yet."""
-        if sock is None:
-            return
-        if self._disowned:
-            sock.close()
-        else:
-            close_socket(sock)
-
-    def disown(self) -> None:
-        """In a forked child: let the copy of the greenlet fail before it uses the socket, which is the parent's."""
-        self._disowned = True
-        error = ConnectionAbortedError("the process was forked meanwhile, and only the parent goes on with it")
-        self._hub.loop.run_callback(self._greenlet.throw, error)
-
-
-def _checked(name: str, value: Value | None, kind: type[Value]) -> Value | None:
-    if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} must be {kind.__name__} or None, not {value!r}")
-    return value
-
-
-def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: bytes, options: Options) -> DialledConn:
-    codec = deflate.negotiated(client.extensions, options)
+    Raises:
+        DialError: the connection could not be opened.
+    """
+    opened = open_connection(wanted)
+    options = opened.options
+    codec = deflate.negotiated(opened.client.extensions, options)
     ended = Event()
     inbox = _Inbox()
     connection = Connection(
-        take_over(sock),
-        request=request,
-        subprotocol=client.subprotocol,
+        take_over(opened.sock),
+        request=opened.request,
+        subprotocol=opened.client.subprotocol,
         protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
         encoder=MaskingEncoder(codec),
         options=options,
@@ -333,5 +273,5 @@ def _connect(sock: Any, client: ClientProtocol, request: Request, leftover: byte
         batch=Batch(),
         keepalive=Keepalive(options, ended.set),
     )
-    connection.start(leftover)
+    connection.start(opened.leftover)
     return DialledConn(connection, inbox, ended)

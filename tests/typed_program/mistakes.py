@@ -69,6 +69,13 @@ gowsev.Options(maximum_connections=3)  # type: ignore[call-arg]  # pyright: igno
 gowsev.Options().backlog = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 gowsev.Dial("ws://localhost/", 10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 gowsev.Dial("ws://localhost/").WriteMessage("hello")  # type: ignore[call-arg,arg-type]  # pyright: ignore[reportCallIssue]
+gowsev.Dial("ws://localhost/", proxy=False)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def failed(context: gowsev.Context, error: str, pause: float) -> None: ...
+
+
+gowsev.Redial(context, "ws://localhost/", failed=failed)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def misspelt(door: Recorder[gowsev.Handler]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -201,9 +202,15 @@ def dial(headers: Mapping[str, str]) -> str:
             subprotocols=["chat"],
             ssl_context=ssl.create_default_context(),
             options=gowsev.Options(max_message_bytes=1000),
+            proxy="socks5h://localhost",
+            follow_redirects=3,
         )
     except gowsev.DialError as error:
         assert_type(error.status, int | None)
+        assert_type(error.headers, gowsev.Headers | None)
+        assert_type(error.body, bytes)
+        assert_type(error.location, str | None)
+        assert_type(error.proxy, str | None)
         return str(error)
     with conn as same:
         assert_type(same, gowsev.DialledConn)
@@ -219,6 +226,22 @@ def dial(headers: Mapping[str, str]) -> str:
         return str(same.subprotocol)
 
 
+gowsev.Dial("ws://localhost/", proxy=True, unix=Path("/run/chat.sock")).Close()
+gowsev.Dial("ws://localhost/", proxy=None, unix="/run/chat.sock").Close()
+
+
+def opened(context: gowsev.Context, id: int) -> None:
+    context.WriteText(id, "hello")
+
+
+def failed(context: gowsev.Context, error: gowsev.DialError, pause: float) -> None:
+    if error.status == 401:
+        link.Stop(1000, "enough")
+
+
+link = gowsev.Redial(context, "ws://localhost/", opened=opened, failed=failed, first_pause=2, headers={"Cookie": "a=1"})
+assert_type(link, gowsev.Redial)
+assert_type(link.id, int)
 assert_type(context.AddConn(gowsev.Dial("ws://localhost:9000/", headers=[("Cookie", "a=1")])), int)
 
 # -- tests -------------------------------------------------------------------------------------------------------------
