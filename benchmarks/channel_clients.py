@@ -4,6 +4,7 @@ They tell what comes as events, pairs of a kind and a value. A client that is op
 left comes back as the server's documentation has it.
 """
 
+import functools
 import json
 import socket
 
@@ -11,8 +12,14 @@ import wire
 from raw_client import PATIENCE, Stream, abort, read_head
 
 TEXT = 0x81
-#: Kinds of events: the channel, the text, the number of the publish.
-SUBSCRIBED, DELIVERED, PUBLISHED, REFUSED = "subscribed", "delivered", "published", "refused"
+#: Kinds of events, whose values are the channel; the text; the number of the publish, twice; what the server says.
+SUBSCRIBED, DELIVERED, PUBLISHED, REFUSED, CLOSED = "subscribed", "delivered", "published", "refused", "closed"
+
+
+@functools.lru_cache(1000)
+def parse(text):
+    """Return what a JSON document says, for reading only: subscribers of one channel get the same."""
+    return json.loads(text)
 
 
 class ChannelClient(Stream):
@@ -37,7 +44,7 @@ class ChannelClient(Stream):
             sock.close()
             raise
         super().__init__(sock)
-        self.reader = self
+        self.reader, self.receive = self, self.receive_or_end
         self.held = b""
         self.seen = {}  # for whoever drives it
         self.recovered = False  # without subscribing again
@@ -47,6 +54,19 @@ class ChannelClient(Stream):
     def abort(self):
         abort(self.sock)
 
+    def receive_or_end(self, buffer):
+        """Receive into a buffer; a connection that is cut has come to its end."""
+        try:
+            return self.sock.recv_into(buffer)
+        except ConnectionError:  # whoever drives it is told by the 0
+            return 0
+
+    def send(self, data):
+        try:
+            return super().send(data)
+        except ConnectionError:  # which the next receive notices as well
+            return True
+
     def say(self, text):
         return wire.frame(text.encode(), TEXT)
 
@@ -54,7 +74,7 @@ class ChannelClient(Stream):
         """Return the events in what was received.
 
         Raises:
-            WireError: it is no whole message, or the server closes.
+            WireError: it is no whole message.
         """
         data, at, events = self.held + bytes(data), 0, []
         while len(data) - at >= 2:
@@ -65,7 +85,9 @@ class ChannelClient(Stream):
             if len(data) < start + length:
                 break
             first, payload, at = data[at], data[start : start + length], start + length
-            if first & 0x08:
+            if first == wire.CLOSE:
+                events.append((CLOSED, payload))
+            elif first & 0x08:
                 wire.answer_control(first, payload, lambda payload: self.send(wire.frame(payload, wire.PONG)))
             elif first != TEXT:
                 raise wire.WireError(f"no whole text message: {first:#x} {payload[:40]!r}")
@@ -88,7 +110,7 @@ class JsonClient(ChannelClient):
         return self.say(json.dumps({"publish": channel, "text": text, "number": number}))
 
     def hear(self, payload):
-        words = json.loads(payload)
+        words = parse(payload)
         self.position = words.get("position", self.position)
         if "text" in words:
             return DELIVERED, words["text"]
@@ -121,7 +143,7 @@ class SocketIoClient(ChannelClient):
     def hear(self, payload):
         text = payload.decode()
         if text.startswith("42"):
-            _, value, *offset = json.loads(text[2:])
+            _, value, *offset = parse(text[2:])
             if offset:
                 self.position["offset"] = offset[0]
             return DELIVERED, value

@@ -42,10 +42,11 @@ def parse(words):
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--connections", type=int, default=50, help="of each process, that share its subscriptions")
-    parser.add_argument("--subscribers", type=int, default=1, help="of each channel, on each process")
+    parser.add_argument("--subscribers", type=int, default=1, help="of each channel")
     parser.add_argument("--publishers", type=int, default=1)
     parser.add_argument("--depth", type=int, default=1, help="publishes of each that are under way")
     parser.add_argument("--messages", type=int, default=2000, help="that are published in kill, back and order")
+    parser.add_argument("--durable", action="store_true", help="let Redis keep what it has acknowledged")
     parser.add_argument("--seconds", type=float, default=1.0)
     return parser.parse_args(words)
 
@@ -55,7 +56,7 @@ def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     arguments = parse(sys.argv[1:])
     try:
-        with fleet(CHANNEL_PEERS[arguments.peer], arguments.processes) as servers:
+        with fleet(CHANNEL_PEERS[arguments.peer], arguments.processes, arguments.durable) as servers:
             figures = KINDS[arguments.kind](servers, arguments)
     except (WireError, OSError, Unavailable) as error:
         figures = {"error": f"{type(error).__name__}: {error}"}

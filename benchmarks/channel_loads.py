@@ -3,8 +3,8 @@
 import itertools
 import time
 
-from driver import Load
-from channel_clients import DELIVERED, PUBLISHED, REFUSED, SUBSCRIBED
+from channel_clients import CLOSED, DELIVERED, PUBLISHED, SUBSCRIBED
+from driver import WARM_UP, Load
 from wire import WireError
 
 #: Subscriptions of a client that are asked for at once.
@@ -33,7 +33,7 @@ class ChannelLoad(Load):
         client.heard = earlier.heard if earlier else []
         self.add(client)
         self.received(client, client.events)
-        self.wait(lambda: client.ready, PATIENCE, "a greeting")
+        self.wait(lambda: client.ready, PATIENCE, "greeting")
         return client
 
     def drop(self, client):
@@ -53,7 +53,7 @@ class ChannelLoad(Load):
             def all_answered(asked=asked):
                 return all(name in client.subscribed for client, names in asked.items() for name in names)
 
-            self.wait(all_answered, PATIENCE, "an answer to a subscription")
+            self.wait(all_answered, PATIENCE, "answer to a subscription")
 
     def wait(self, condition, seconds, what=None):
         """Go on until a condition holds, or for so long; return whether it does.
@@ -66,7 +66,7 @@ class ChannelLoad(Load):
             left = deadline - time.perf_counter()
             if left <= 0:
                 if what:
-                    raise WireError(f"lost: {what} has not come for {seconds} s")
+                    raise WireError(f"lost: no {what} within {seconds} s")
                 return False
             self.turn(min(left, 0.2))
         return True
@@ -75,10 +75,13 @@ class ChannelLoad(Load):
         for kind, value in events:
             if kind is SUBSCRIBED:
                 client.subscribed.add(value)
+            elif kind is CLOSED:
+                self.closed(client)
+                return
             else:
-                self.heard(client, kind, value)
+                self.told(client, kind, value)
 
-    def heard(self, client, kind, value):
+    def told(self, client, kind, value):
         """A message has been delivered, or a publish answered."""
         raise NotImplementedError
 
@@ -96,13 +99,13 @@ class Lane:
 class Publishing(ChannelLoad):
     """Publishers and subscribers under a load that keeps itself going.
 
-    Each channel has so many subscribers on each process; the publishers are spread over the processes.
+    The subscribers of a channel are spread over the processes, and so are the channels and the publishers.
 
     Args:
         fleet: the servers.
         channels: how many.
         connections: how many clients of each process share its subscriptions.
-        subscribers: of each channel, on each process.
+        subscribers: of each channel.
         publishers: how many clients publish.
         depth: how many messages each of these has under way.
     """
@@ -113,20 +116,18 @@ class Publishing(ChannelLoad):
         self.lost = self.disorder = self.published = 0
         self.size = size
         names = [f"channel.{i}" for i in range(channels)]
-        wanted = {}
-        for process in self.processes:
-            clients = [self.open(process) for _ in range(connections)]
-            for client in clients:
-                wanted[client] = []
-            for i in range(channels * subscribers):
-                wanted[clients[i % connections]].append(names[i // subscribers])
+        clients = [[self.open(process) for _ in range(connections)] for process in self.processes]
+        wanted = {client: [] for several in clients for client in several}
+        for i, name in enumerate(names):
+            for j in range(subscribers):
+                turn, process = divmod(i + j, len(clients))
+                wanted[clients[process][turn % connections]].append(name)
         self.subscribe(wanted)
-        self.deliveries = subscribers * len(self.processes)
-        # A stride from lane to lane, so that no two publish to the same channels at the same time.
-        self.lanes = [
-            Lane(self.open(i), itertools.cycle(names[i * channels // publishers :] + names[: i * channels // publishers]), depth)
-            for i in range(publishers)
-        ]
+        self.deliveries = subscribers
+        self.lanes = []
+        for i in range(publishers):
+            first = i * channels // publishers  # so that no two publish to one channel at a time, where there are many
+            self.lanes.append(Lane(self.open(i), itertools.cycle(names[first:] + names[:first]), depth))
         self.by_number = {}
 
     def start(self):
@@ -142,12 +143,12 @@ class Publishing(ChannelLoad):
         for _ in range(lane.depth):
             text = f"{number:03} {lane.next:08} ".ljust(self.size, "x")
             ticket = next(self.numbers)
-            self.by_number[ticket] = lane
+            self.by_number[ticket] = number
             frames.append(lane.client.publish(next(lane.channels), text, ticket))
             lane.next += 1
         self.send(lane.client, b"".join(frames))
 
-    def heard(self, client, kind, value):
+    def told(self, client, kind, value):
         if kind is DELIVERED:
             number, position = int(value[:3]), int(value[4:12])
             lane = self.lanes[number]
@@ -157,8 +158,8 @@ class Publishing(ChannelLoad):
             late = position < lane.first
         elif kind is PUBLISHED:
             self.published += 1
-            lane = self.by_number.pop(value, None)
-            number, late = self.lanes.index(lane), False
+            number = self.by_number.pop(value)
+            lane, late = self.lanes[number], False
         else:
             raise WireError(f"{kind}: a publish of {value}")
         if late or not lane.missing:  # given up meanwhile
@@ -175,7 +176,6 @@ class Publishing(ChannelLoad):
     def stalled(self):
         """Count what is lost, and go on without it."""
         self.lost += self.missing()
-        self.by_number.clear()
         for number, lane in enumerate(self.lanes):
             lane.missing = 0
             if self.sending:
@@ -185,7 +185,7 @@ class Publishing(ChannelLoad):
 def measure(load, fleet, seconds):
     """Let publishers and subscribers run; return what a delivery and a publish cost, in microseconds."""
     load.start()
-    load.pump(max(seconds * 0.25, 0.2))
+    load.pump(max(seconds * WARM_UP, fleet.peer.warm_up))
     load.times.clear()
     before, begin, completed, published = fleet.cpu(), time.perf_counter(), load.completed, load.published
     load.pump(seconds)

@@ -25,6 +25,8 @@ class ChannelPeer(Peer):
 
     client: type = JsonClient
     redis: bool = True
+    warm_up: float = 0.5  # seconds that are not measured, at least
+    rounds: int = 100  # at most, of one that takes long, and is far from the others
 
 
 def install_socketio():
@@ -48,27 +50,34 @@ CHANNEL_PEERS = {
         ("node", str(SERVERS / "socketio_server.js")),
         install_socketio,
         client=SocketIoClient,
+        warm_up=3.0,  # node compiles what has run often
         environ={"NODE_PATH": str(PACKAGES / "node_modules")},
     ),
     "python_socketio": ChannelPeer(
         "python-socketio, gevent, RedisManager", launch.python_server("python_socketio"), client=SocketIoClient
     ),
-    "channels_pubsub": ChannelPeer("Django Channels, channels_redis.pubsub", django("pubsub")),
-    "channels_core": ChannelPeer("Django Channels, channels_redis.core", django("core")),
+    "channels_pubsub": ChannelPeer("Django Channels, channels_redis.pubsub", django("pubsub"), rounds=2),
+    "channels_core": ChannelPeer("Django Channels, channels_redis.core", django("core"), rounds=2),
 }
 
 
 class Redis:
-    """A Redis on a free port, which may be killed and started again. It has what docs/scaling-out.md asks of it."""
+    """A Redis on a free port, which may be killed and started again.
 
-    def __init__(self, folder):
+    Args:
+        folder: for its files.
+        durable: whether it keeps what it has acknowledged, as docs/scaling-out.md asks of it, or nothing.
+    """
+
+    def __init__(self, folder, durable):
         program = shutil.which("redis-server")
         if program is None:
             raise Unavailable("there is no redis-server here")
         self.port = launch.free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
-        self.command += ["--appendonly", "yes", "--appendfsync", "always"]
+        if durable:
+            self.command += ["--appendonly", "yes", "--appendfsync", "always"]
         self.start()
         self.wait()
 
@@ -116,7 +125,7 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(peer, processes):
+def fleet(peer, processes, durable):
     """Run so many processes of a server; give them as a `Fleet`.
 
     Raises:
@@ -125,7 +134,7 @@ def fleet(peer, processes):
     with contextlib.ExitStack() as stack:
         redis = None
         if peer.redis:
-            redis = Redis(stack.enter_context(tempfile.TemporaryDirectory()))
+            redis = Redis(stack.enter_context(tempfile.TemporaryDirectory()), durable)
             stack.callback(redis.kill)
         url = redis.url if redis else "memory"
         servers = [stack.enter_context(launch.serving(peer, url)) for _ in range(processes)]

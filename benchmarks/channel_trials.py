@@ -4,6 +4,7 @@ import time
 
 from channel_clients import DELIVERED, PUBLISHED
 from channel_loads import ChannelLoad
+from wire import WireError
 
 CHANNEL = "channel.0"
 #: Seconds for which Redis is away, and a client.
@@ -28,11 +29,14 @@ class Trial(ChannelLoad):
         self.publishers = [self.open(process) for process in self.processes for _ in range(publishers)]
 
     def publish(self, client, text):
+        if client in self.ended:  # it is about to come back
+            self.refused += 1
+            return
         number = next(self.numbers)
         self.under_way[number] = (client, text)
         self.send(client, client.publish(CHANNEL, text, number))
 
-    def heard(self, client, kind, value):
+    def told(self, client, kind, value):
         self.last = time.perf_counter()
         if kind is DELIVERED:
             client.heard.append(value)
@@ -58,7 +62,7 @@ class Trial(ChannelLoad):
         for client in ended:
             try:
                 self.return_to(client, client.process)
-            except OSError:  # the server does not accept now
+            except (OSError, WireError):  # the server does not accept it now
                 self.ended.append(client)
 
     def return_to(self, client, process):
@@ -137,7 +141,7 @@ def order(fleet, arguments):
     """Let clients of all processes publish to one channel, a few messages at a time each."""
     trial = Trial(fleet, subscribers=4, publishers=4)
     texts = iter([f"{i:06}".ljust(64, "x") for i in range(arguments.messages)])
-    while True:
+    while trial.last > time.perf_counter() - SILENCE:
         under_way = [client for client, _ in trial.under_way.values()]
         batch = [client for client in trial.publishers for _ in range(8 - under_way.count(client))]
         for client, text in zip(batch, texts, strict=False):

@@ -2,10 +2,12 @@
 
 usage: run.py [--scenario NAME ...] [--peer NAME ...] [--rounds 5] [--seconds 1.0] [--quick] [--update]
        run.py --against REV [...]
+       run.py --channels [...]
 
 Each server runs in its own process, the driver in another, in alternating rounds. A peer that cannot run here is left
 out, and why is said. With --update the figures in README.md and docs/ are replaced, else all is written to --output.
-With --against, this tree is compared with another commit instead (see compare.py).
+With --against, this tree is compared with another commit instead (see compare.py), and with --channels, its channels
+with others' (see run_channels.py).
 """
 
 import argparse
@@ -20,6 +22,7 @@ import compare
 import launch
 import medians
 import report
+import run_channels
 from launch import PEERS, Unavailable
 from picture import draw
 from scenarios import SCENARIOS
@@ -106,9 +109,12 @@ def measure_all(runs, seconds, results):
 
 
 def main(words=None):
-    arguments = parse(words)
+    words = sys.argv[1:] if words is None else words
     # So that a kill, too, leaves through the `finally`s that end the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    if "--channels" in words:
+        return run_channels.main([word for word in words if word != "--channels"])
+    arguments = parse(words)
     if arguments.against:
         return compare.against(arguments)
     if arguments.draw:
@@ -116,7 +122,7 @@ def main(words=None):
     else:
         print(launch.pinning())
         peers, skipped = gather(arguments)
-        results = report.make_results(arguments, peers)
+        results = report.make_results(arguments, report.versions(peers))
         results["skipped"] = skipped
         measure_all(plan(choose(arguments), peers, arguments.rounds), arguments.seconds, results)
     write(results, arguments)

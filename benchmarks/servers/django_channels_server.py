@@ -10,8 +10,9 @@ layer, port, url = sys.argv[1:]
 classes = {"core": "channels_redis.core.RedisChannelLayer", "pubsub": "channels_redis.pubsub.RedisPubSubChannelLayer"}
 host = {"address": url}
 if layer == "core":
-    # Its blocking pop waits for 5 s, and so does redis-py 8 for any answer; then idle WebSockets would be lost.
-    host["socket_timeout"] = 30
+    # Without these idle WebSockets are lost, as its blocking pop waits for 5 s, and redis-py 8 no longer for any answer;
+    # and others, as each of several hundred consumers may want one of the 100 connections that redis-py 8 opens.
+    host.update(socket_timeout=30, max_connections=1000)
 settings.configure(
     SECRET_KEY="benchmark",
     CHANNEL_LAYERS={"default": {"BACKEND": classes[layer], "CONFIG": {"hosts": [host]}}},
