@@ -4,7 +4,7 @@ usage: channel_driver.py publish|kill|back|order --peer NAME [--processes 2] [op
 
 - publish: clients publish and subscribe; what a delivery and a publish cost the servers and Redis in processor time.
 - kill: Redis is killed and comes back while clients publish; what of those acknowledged did not reach a subscriber.
-- back: a client's connection is lost, and it comes back after 2 s on another process, twice; what it gets.
+- back: a client's connection is lost, and it comes back on another process, twice; what it gets.
 - order: clients of all processes publish to one channel; whether all subscribers have the same sequence.
 """
 
@@ -46,6 +46,7 @@ def parse(words):
     parser.add_argument("--publishers", type=int, default=1)
     parser.add_argument("--depth", type=int, default=1, help="publishes of each that are under way")
     parser.add_argument("--messages", type=int, default=2000, help="that are published in kill, back and order")
+    parser.add_argument("--away", type=float, default=2.0, help="seconds for which a client is away in back")
     parser.add_argument("--durable", action="store_true", help="let Redis keep what it has acknowledged")
     parser.add_argument("--seconds", type=float, default=1.0)
     return parser.parse_args(words)

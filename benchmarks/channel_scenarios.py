@@ -33,8 +33,8 @@ SCENARIOS = {
         "10 channels, 16 in flight", f"{PUBLISH} --channels 10 --connections 5", COSTS, GOWSEV
     ),
     "channels_1000": ChannelScenario("1,000 channels", f"{PUBLISH} --channels 1000", COSTS),
-    "channels_10000": ChannelScenario("10,000 channels", f"{PUBLISH} --channels 10000", COSTS, rounds=3),
-    "channels_50000": ChannelScenario("50,000 channels", f"{PUBLISH} --channels 50000", COSTS, GOWSEV, 3),
+    "channels_10000": ChannelScenario("10,000 channels", f"{PUBLISH} --channels 10000", COSTS, rounds=2),
+    "channels_50000": ChannelScenario("50,000 channels", f"{PUBLISH} --channels 50000", COSTS, GOWSEV, 2),
     "durable": ChannelScenario(
         "1,000 channels, Redis with `appendfsync always`", f"{PUBLISH} --channels 1000 --durable", COSTS, GOWSEV
     ),
@@ -51,7 +51,7 @@ SCENARIOS = {
         "Redis killed for 1 s", "kill --durable", ("lost", "acknowledged", "refused", "unanswered", "doubled"), rounds=3
     ),
     "back": ChannelScenario(
-        "back after 2 s on the other process, twice", "back --durable --messages 20", ("first", "second"), rounds=2
+        "back after 2 s on the other process, twice", "back --durable --messages 20", ("first", "second"), rounds=1
     ),
     "order": ChannelScenario(
         "orders of 8 subscribers", "order --durable --messages 800", ("orders", "missing"), rounds=3

@@ -54,10 +54,13 @@ CHANNEL_PEERS = {
         environ={"NODE_PATH": str(PACKAGES / "node_modules")},
     ),
     "python_socketio": ChannelPeer(
-        "python-socketio, gevent, RedisManager", launch.python_server("python_socketio"), client=SocketIoClient
+        "python-socketio, gevent, RedisManager",
+        launch.python_server("python_socketio"),
+        client=SocketIoClient,
+        rounds=3,
     ),
-    "channels_pubsub": ChannelPeer("Django Channels, channels_redis.pubsub", django("pubsub"), rounds=2),
-    "channels_core": ChannelPeer("Django Channels, channels_redis.core", django("core"), rounds=2),
+    "channels_pubsub": ChannelPeer("Django Channels, channels_redis.pubsub", django("pubsub"), rounds=1),
+    "channels_core": ChannelPeer("Django Channels, channels_redis.core", django("core"), rounds=1),
 }
 
 

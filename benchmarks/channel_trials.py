@@ -7,12 +7,14 @@ from channel_loads import ChannelLoad
 from wire import WireError
 
 CHANNEL = "channel.0"
-#: Seconds for which Redis is away, and a client.
-REDIS_AWAY, CLIENT_AWAY = 1.0, 2.0
+#: Seconds for which Redis is away.
+REDIS_AWAY = 1.0
 #: Messages a second while Redis is killed.
 RATE = 500
 #: Nothing more comes after so many seconds of silence; nor after so many seconds in all.
 SILENCE, LONGEST = 3.0, 25.0
+#: Seconds in which something would come twice, once all has come.
+LITTLE = 0.5
 #: Seconds between attempts of a client whose connection the server has closed.
 AGAIN = 0.2
 
@@ -76,11 +78,19 @@ class Trial(ChannelLoad):
         return returned
 
     def until_silence(self, seconds=SILENCE):
-        """Go on until nothing has come for so long."""
+        """Go on until all that is stored has come, and a bit longer, or until nothing has come for so long."""
         begin = self.last = time.perf_counter()
-        while (now := time.perf_counter()) < min(self.last + seconds, begin + LONGEST):
+        while True:
+            now = time.perf_counter()
+            end = min(self.last + (LITTLE if self.complete() else seconds), begin + LONGEST)
+            if now >= end:
+                return
             self.come_back()
-            self.turn(min(0.1, self.last + seconds - now))
+            self.turn(min(0.1, end - now))
+
+    def complete(self):
+        """Whether all publishes are answered, and every subscriber has what is stored."""
+        return not self.under_way and all(set(self.stored) <= set(client.heard) for client in self.subscribers)
 
     def doubled(self):
         return sum(len(client.heard) - len(set(client.heard)) for client in self.subscribers)
@@ -89,22 +99,22 @@ class Trial(ChannelLoad):
 def kill(fleet, arguments):
     """Publish at a fixed rate, and kill Redis in the middle of it."""
     trial = Trial(fleet, subscribers=2, publishers=1)
-    redis, begin = fleet.redis, time.perf_counter()
+    begin = time.perf_counter()
     kill_at = begin + arguments.messages / RATE / 3
-    killed = started = False
-    for i in range(arguments.messages):
-        due = begin + i / RATE
+    steps = [(kill_at, fleet.redis.kill), (kill_at + REDIS_AWAY, fleet.redis.start)]
+
+    def until(due):
         while (now := time.perf_counter()) < due:
             trial.turn(due - now)
         trial.come_back()
-        if not killed and now >= kill_at:
-            redis.kill()
-            killed = True
-        if not started and now >= kill_at + REDIS_AWAY:
-            redis.start()
-            started = True
+        while steps and now >= steps[0][0]:
+            steps.pop(0)[1]()
+
+    for i in range(arguments.messages):
+        until(begin + i / RATE)
         trial.publish(trial.publishers[i % len(trial.publishers)], f"{i:06}".ljust(64, "x"))
-    redis.wait()
+    until(kill_at + REDIS_AWAY)
+    fleet.redis.wait()
     trial.until_silence()
     lost = {text for client in trial.subscribers for text in set(trial.stored) - set(client.heard)}
     return {
@@ -126,11 +136,11 @@ def back(fleet, arguments):
     trial.until_silence(0.5)
     for times in range(2):
         trial.drop(away)
-        left = time.perf_counter()
+        back_at = time.perf_counter() + arguments.away
         missed = [f"missed {times} {i}" for i in range(arguments.messages)]
         for text in missed:
             trial.publish(publisher, text)
-        trial.wait(lambda left=left: time.perf_counter() > left + CLIENT_AWAY, CLIENT_AWAY * 2)
+        trial.wait(lambda back_at=back_at: time.perf_counter() > back_at, arguments.away + 1)
         away = trial.return_to(away, away.process + 1)
         trial.until_silence(1.0)
         got.append(len(set(missed) & set(away.heard)) / len(missed))

@@ -110,8 +110,6 @@ def measure_all(runs, seconds, results):
 
 def main(words=None):
     words = sys.argv[1:] if words is None else words
-    # So that a kill, too, leaves through the `finally`s that end the servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     if "--channels" in words:
         return run_channels.main([word for word in words if word != "--channels"])
     arguments = parse(words)
@@ -144,7 +142,9 @@ def write(results, arguments):
 
 
 if __name__ == "__main__":
+    # So that a kill, too, leaves through the `finally`s that end the servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was written")
+        sys.exit("interrupted; --channels has written what it had, all else nothing")

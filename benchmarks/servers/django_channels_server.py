@@ -10,8 +10,8 @@ layer, port, url = sys.argv[1:]
 classes = {"core": "channels_redis.core.RedisChannelLayer", "pubsub": "channels_redis.pubsub.RedisPubSubChannelLayer"}
 host = {"address": url}
 if layer == "core":
-    # Without these idle WebSockets are lost, as its blocking pop waits for 5 s, and redis-py 8 no longer for any answer;
-    # and others, as each of several hundred consumers may want one of the 100 connections that redis-py 8 opens.
+    # Without these, WebSockets are lost: idle ones, as its blocking pop waits for 5 s, and redis-py 8 no longer for any
+    # answer; others, as each of several hundred consumers may want one of the 100 connections that redis-py 8 opens.
     host.update(socket_timeout=30, max_connections=1000)
 settings.configure(
     SECRET_KEY="benchmark",
