@@ -525,12 +525,20 @@ def test_channels_over_redis_are_measured():
 
 
 @needs_redis
-def test_what_becomes_of_messages_is_tried():
+def test_what_is_lost_when_redis_is_killed_is_counted():
     kill = drive_channels("gowsev", "kill --durable --messages 100")
     assert kill["acknowledged"] + kill["refused"] == 100, kill
     assert kill["acknowledged"] > 0
     assert (kill["lost"], kill["unanswered"], kill["doubled"]) == (0, 0, 0)
+
+
+@needs_redis
+def test_what_a_client_that_comes_back_gets_is_counted():
     assert drive_channels("gowsev", "back --messages 5 --away 0.1") == {"first": 1.0, "second": 1.0, "doubled": 0}
+
+
+@needs_redis
+def test_orders_are_counted():
     assert drive_channels("gowsev", "order --messages 100") == {"orders": 1, "missing": 0, "doubled": 0}
 
 
@@ -627,3 +635,23 @@ def test_comparison_of_channels_prints_a_table_and_writes_json(tmp_path, capsys)
     found = written["figures"]["fanout_1"]["gowsev_memory"]
     assert found["runs"] == 1
     assert f"| gowsev in memory | {medians.figure(found['delivery_us'])} |" in capsys.readouterr().out
+
+
+def test_figures_of_channels_are_put_into_the_document(tmp_path):
+    kill = {"lost": 0, "acknowledged": 1300, "least": 0, "most": 1}
+    results = {
+        **report.make_results(command.parse([]), ["gowsev 1"]),
+        "figures": {
+            "kill": {"socketio": kill},
+            "back": {"socketio": {"first": 1.0, "second": 0.25}, "channels_core": {"first": 0.0, "second": 0.0}},
+            "rate_4": {"gowsev": {"per_second": 1234.5}},
+        },
+    }
+    (tmp_path / "one.json").write_text(json.dumps({**results, "figures": {}}), "utf-8")
+    (tmp_path / "two.json").write_text(json.dumps(results), "utf-8")
+    lines = run_channels.summary(run_channels.read([tmp_path / "two.json", tmp_path / "one.json"])).splitlines()
+    assert "| socket.io (node), streams adapter, recovery | – | – | – | 0 to 1 of 1,300 | all; 25% | – |" in lines
+    assert "| Django Channels, channels_redis.core | – | – | – | – | nothing; nothing | – |" in lines
+    assert "| publishes a second, 4 processes, all on one core with Redis | 1,234 |" in lines
+    text = (ROOT / "docs" / "scaling-out.md").read_text("utf-8")
+    assert "| 1,234 |" in report.replace(text, "channels", "\n".join(lines))
