@@ -36,7 +36,7 @@ SCENARIOS = {
     "channels_10000": ChannelScenario("10,000 channels", f"{PUBLISH} --channels 10000", COSTS, rounds=2),
     "channels_50000": ChannelScenario("50,000 channels", f"{PUBLISH} --channels 50000", COSTS, GOWSEV, 2),
     "durable": ChannelScenario(
-        "1,000 channels, Redis with `appendfsync always`", f"{PUBLISH} --channels 1000 --durable", COSTS, GOWSEV
+        "1,000 channels, Redis with `appendfsync always`", f"{PUBLISH} --channels 1000 --durable", COSTS, GOWSEV, 3
     ),
     **{
         f"rate_{processes}": ChannelScenario(
@@ -44,16 +44,17 @@ SCENARIOS = {
             f"{RATE} --processes {processes}",
             ("per_second", *COSTS),
             GOWSEV,
+            3,
         )
         for processes in (1, 2, 4)
     },
     "kill": ChannelScenario(
-        "Redis killed for 1 s", "kill --durable", ("lost", "acknowledged", "refused", "unanswered", "doubled"), rounds=3
+        "Redis killed for 1 s", "kill --durable", ("lost", "acknowledged", "refused", "unanswered", "doubled"), rounds=2
     ),
     "back": ChannelScenario(
         "back after 2 s on the other process, twice", "back --durable --messages 20", ("first", "second"), rounds=1
     ),
     "order": ChannelScenario(
-        "orders of 8 subscribers", "order --durable --messages 800", ("orders", "missing"), rounds=3
+        "orders of 8 subscribers", "order --durable --messages 400", ("orders", "missing"), rounds=3
     ),
 }
