@@ -55,6 +55,6 @@ SCENARIOS = {
         "back after 2 s on the other process, twice", "back --durable --messages 20", ("first", "second"), rounds=1
     ),
     "order": ChannelScenario(
-        "orders of 8 subscribers", "order --durable --messages 400", ("orders", "missing"), rounds=3
+        "orders of 8 subscribers", "order --durable --messages 400", ("orders", "missing"), rounds=2
     ),
 }
