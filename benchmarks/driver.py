@@ -63,6 +63,7 @@ class Load:
         # One buffer for all: to allocate one for each receive costs eight times what the rest of it does.
         self.buffer = memoryview(bytearray(wire.RECEIVE))
         self.sending = True
+        self.stall = STALL
         self.completed = 0  # replies, or deliveries
         self.times = []  # seconds from a message, or a batch of them, to its last reply
 
@@ -87,15 +88,15 @@ class Load:
         deadline = time.perf_counter() + seconds
         while True:
             batches = len(self.times)
-            self.turn(STALL)
+            self.turn(self.stall)
             if len(self.times) > batches and time.perf_counter() >= deadline:
                 return
 
     def turn(self, wait):
         """Handle what has come; wait for it for at most this many seconds."""
         ready = self.epoll.poll(wait)
-        if not ready and wait == STALL:
-            raise WireError(f"lost: {self.missing()} replies have not come for {STALL} s")
+        if not ready and wait == self.stall:
+            self.stalled()
         for fd, event in ready:
             connection = self.connections[fd]
             if event & select.EPOLLOUT and connection.send_rest():
@@ -105,13 +106,21 @@ class Load:
                 if size:
                     self.received(connection, connection.reader.take(self.buffer[:size]))
                 elif size is not None:
-                    raise WireError(f"the server closed a connection; {self.missing()} replies are missing")
+                    self.closed(connection)
+
+    def stalled(self):
+        """Nothing has come for too long."""
+        raise WireError(f"lost: {self.missing()} replies have not come for {self.stall} s")
+
+    def closed(self, connection):
+        """The server has closed a connection."""
+        raise WireError(f"the server closed a connection; {self.missing()} replies are missing")
 
     def finish(self):
         """Send no more; everything that is under way must come, and nothing else."""
         self.sending = False
         while self.missing() > 0:
-            self.turn(STALL)
+            self.turn(self.stall)
         self.turn(0.05)
         if self.missing():
             raise WireError(f"{-self.missing()} replies too much")
@@ -172,8 +181,8 @@ class PacedEcho(Echo):
 
     def turn(self, wait):
         now = time.perf_counter()
-        if now > self.heard + STALL:
-            raise WireError(f"lost: {self.missing()} replies have not come for {STALL} s")
+        if now > self.heard + self.stall:
+            self.stalled()
         while self.sending and self.due <= now:
             # The time counts from when it was due: a driver that is held up by the server must not hide that.
             self.send_batch(next(self.turns), self.due)
@@ -206,7 +215,7 @@ class FanOut(Load):
             self.send(connection, subscribe)
             self.late += 1
         while self.late:
-            self.turn(STALL)
+            self.turn(self.stall)
         for connection in self.connections.values():
             connection.reader = connection.reader.then(replies)
         self.completed = 0

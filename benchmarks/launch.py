@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,25 +169,25 @@ def serving(peer, mode="echo", arguments=(), tree=ROOT):
     """
     port = free_port()
     environ = {**os.environ, "PYTHONPATH": str(tree), **peer.environ}
-    process = subprocess.Popen(
-        [*peer.command, str(port), mode, *arguments],
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for us; we end it
-        preexec_fn=_child(CORES[0]),
-    )
-    try:
-        _wait_until_listening(process, port)
-        yield process, port
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    # A file, as nobody reads a pipe while it runs, and one that is full would stop it.
+    with tempfile.TemporaryFile() as said:
+        process = start([*peer.command, str(port), mode, *arguments], stderr=said, env=environ)
+        try:
+            _wait_until_listening(process, port, said)
+            yield process, port
+        finally:
+            process.kill()
+            process.wait()
 
 
-def _wait_until_listening(process, port):
+def start(command, core=CORES[0], **options):
+    """Start a process on a core, which does not outlive this one."""
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
+    # Ctrl-C is for us; we end it.
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=_child(core), **options)
+
+
+def _wait_until_listening(process, port, said):
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -194,8 +195,9 @@ def _wait_until_listening(process, port):
             return
         except OSError as error:
             if process.poll() is not None:
-                said = process.stderr.read().decode(errors="replace").strip().splitlines()
-                raise Unavailable(said[-1] if said else f"exit code {process.returncode}") from None
+                said.seek(0)
+                lines = said.read().decode(errors="replace").strip().splitlines()
+                raise Unavailable(lines[-1] if lines else f"exit code {process.returncode}") from None
             if time.monotonic() > deadline:
                 raise Unavailable(f"not listening after {PATIENCE:.0f} s: {error}") from None
             time.sleep(0.02)
@@ -203,17 +205,16 @@ def _wait_until_listening(process, port):
 
 def drive(command, process, port, seconds):
     """Run the driver against a server; return its figures, of which `error` is one."""
-    words = [sys.executable, str(HERE / "driver.py"), *command, "--port", str(port), "--pid", str(process.pid)]
-    driver = subprocess.Popen(
-        [*words, "--seconds", str(seconds)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=_child(CORES[-1]),
-    )
+    words = [*command, "--port", str(port), "--pid", str(process.pid), "--seconds", str(seconds)]
+    return figures_of("driver", words, seconds * 2 + 6 * PATIENCE)
+
+
+def figures_of(program, words, timeout):
+    """Run one of the programs that drive, and end with a line of figures; return these, of which `error` is one."""
+    command = [sys.executable, str(HERE / f"{program}.py"), *words]
+    driver = start(command, CORES[-1], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        output, errors = driver.communicate(timeout=seconds * 2 + 6 * PATIENCE)
+        output, errors = driver.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         return {"error": "the driver did not come to an end"}
     finally:

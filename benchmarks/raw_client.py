@@ -15,31 +15,20 @@ AT_ONCE = 100
 RESET = struct.pack("ii", 1, 0)
 
 
-class Connection:
-    """One connection, its handshake done, its socket non-blocking."""
+class Stream:
+    """A socket, non-blocking, that keeps what the kernel does not take."""
 
-    def __init__(self, sock, replies, start, deflate):
+    def __init__(self, sock):
         self.sock = sock
-        head, behind = read_head(sock)
-        self.alone = wire.check_response(head, deflate)
-        self.reader = replies.reader(start, self.pong, self.alone)
-        self.missing = 0  # replies
-        self.begins = deque()  # when what is in flight was sent
         self.unsent = b""
         sock.setblocking(False)
         self.receive = self._receive_tls if isinstance(sock, ssl.SSLSocket) else sock.recv_into
-        if behind:
-            self.reader.take(behind)  # a ping; no reply comes before a message
 
     def _receive_tls(self, buffer):
         try:
             return self.sock.recv_into(buffer)
         except ssl.SSLWantReadError:
             return None  # a part of a record, or one that holds no data of ours
-
-    def pong(self, payload):
-        # The kernel has room for these few bytes; or others wait before them, and all leave when there is room.
-        self.send(wire.frame(payload, wire.PONG))
 
     def send(self, data):
         """Send as much as the kernel takes; return whether that is all."""
@@ -57,6 +46,30 @@ class Connection:
         """The same with what is left."""
         rest, self.unsent = memoryview(self.unsent), b""
         return self.send(rest)
+
+
+class Connection(Stream):
+    """One connection, its handshake done."""
+
+    def __init__(self, sock, replies, start, deflate):
+        head, behind = read_head(sock)
+        self.alone = wire.check_response(head, deflate)
+        self.reader = replies.reader(start, self.pong, self.alone)
+        self.missing = 0  # replies
+        self.begins = deque()  # when what is in flight was sent
+        super().__init__(sock)
+        if behind:
+            self.reader.take(behind)  # a ping; no reply comes before a message
+
+    def pong(self, payload):
+        # The kernel has room for these few bytes; or others wait before them, and all leave when there is room.
+        self.send(wire.frame(payload, wire.PONG))
+
+
+def abort(sock):
+    """Close with a reset, which leaves no port waiting."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    sock.close()
 
 
 def read_head(sock):
@@ -89,10 +102,9 @@ class Client:
             self.abort(sock)
 
     def abort(self, sock):
-        """Close with a reset, which leaves no port waiting."""
+        """Close at once."""
         self.socks.discard(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        sock.close()
+        abort(sock)
 
     def connect(self):
         """Return a socket on which the request is sent."""

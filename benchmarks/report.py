@@ -178,35 +178,42 @@ def machine():
     return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {platform.system()} {kernel}"
 
 
-def versions(peers):
-    """Return the names and versions of all that takes part."""
+def versions_of(packages):
+    """Return the names and versions of Python, of gowsev and of those packages that are installed."""
     found = [f"CPython {platform.python_version()}"]
-    for package in (MINE, *PACKAGES):
+    for package in (MINE, *packages):
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue  # its server is left out, and the reason said
-    if "gorilla" in peers:
-        found.append(_output("go", "version").removeprefix("go version ").split(" ")[0])
-    if "ws" in peers:
-        manifest = json.loads((BUILD / "node_modules" / "ws" / "package.json").read_text("utf-8"))
-        found.append(f"node {_output('node', '--version')[1:]} with ws {manifest['version']}")
     return found
 
 
-def _output(*command):
+def versions(peers):
+    """Return the names and versions of all that takes part."""
+    found = versions_of(PACKAGES)
+    if "gorilla" in peers:
+        found.append(output("go", "version").removeprefix("go version ").split(" ")[0])
+    if "ws" in peers:
+        manifest = json.loads((BUILD / "node_modules" / "ws" / "package.json").read_text("utf-8"))
+        found.append(f"node {output('node', '--version')[1:]} with ws {manifest['version']}")
+    return found
+
+
+def output(*command):
+    """Return what a command prints."""
     return subprocess.run(
         [shutil.which(command[0]), *command[1:]], capture_output=True, text=True, check=True
     ).stdout.strip()
 
 
-def make_results(arguments, peers):
+def make_results(arguments, versions):
     """Return results that hold no figures yet."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "pinning": pinning(),
-        "versions": versions(peers),
+        "versions": versions,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
         "skipped": {},

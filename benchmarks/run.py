@@ -2,10 +2,12 @@
 
 usage: run.py [--scenario NAME ...] [--peer NAME ...] [--rounds 5] [--seconds 1.0] [--quick] [--update]
        run.py --against REV [...]
+       run.py --channels [...]
 
 Each server runs in its own process, the driver in another, in alternating rounds. A peer that cannot run here is left
 out, and the reason printed. With --update the figures in README.md and docs/ are replaced, else all goes to --output.
-With --against, this tree is compared with another commit instead (see compare.py).
+With --against, this tree is compared with another commit instead (see compare.py), and with --channels, its channels
+with others' (see run_channels.py).
 """
 
 import argparse
@@ -20,6 +22,7 @@ import compare
 import launch
 import medians
 import report
+import run_channels
 from launch import PEERS, Unavailable
 from picture import draw
 from scenarios import SCENARIOS
@@ -106,9 +109,10 @@ def measure_all(runs, seconds, results):
 
 
 def main(words=None):
+    words = sys.argv[1:] if words is None else words
+    if "--channels" in words:
+        return run_channels.main([word for word in words if word != "--channels"])
     arguments = parse(words)
-    # A SIGTERM, too, must leave through the `finally`s that end the servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     if arguments.against:
         return compare.against(arguments)
     if arguments.draw:
@@ -116,7 +120,7 @@ def main(words=None):
     else:
         print(launch.pinning())
         peers, skipped = gather(arguments)
-        results = report.make_results(arguments, peers)
+        results = report.make_results(arguments, report.versions(peers))
         results["skipped"] = skipped
         measure_all(plan(choose(arguments), peers, arguments.rounds), arguments.seconds, results)
     write(results, arguments)
@@ -138,7 +142,9 @@ def write(results, arguments):
 
 
 if __name__ == "__main__":
+    # So that a kill, too, leaves through the `finally`s that end the servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("interrupted; nothing was written")
+        sys.exit("interrupted; --channels has written what it had, all else nothing")

@@ -29,12 +29,12 @@ class WireError(Exception):
     """A server did not do what it should: its figure is worth nothing."""
 
 
-def request(port, deflate=False):
+def request(port, deflate=False, path="/"):
     """Return the opening handshake of a client, with the offer that browsers make if it is to be compressed."""
     extensions = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" if deflate else b""
     return (
-        b"GET / HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n%b\r\n" % (port, KEY, extensions)
+        b"GET %b HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n%b\r\n" % (path.encode(), port, KEY, extensions)
     )
 
 

@@ -14,6 +14,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import channel_servers
 import compare
 import driver
 import launch
@@ -23,9 +24,11 @@ import pytest
 import raw_client
 import report
 import run as command
+import run_channels
 import wire
 from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
 from import_graph import circles, imports
+from redis_server import needs_redis
 from scenarios import GROWTH, SCENARIOS, Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -493,3 +496,162 @@ def test_commit_that_does_not_exist_is_named(capsys):
     arguments = argparse.Namespace(against="no-such-commit", scenario=None, rounds=1, seconds=0.1)
     assert compare.against(arguments)
     assert "cannot compare: " in capsys.readouterr().out
+
+
+# -- channels beside their peers ---------------------------------------------------------------------------------------
+
+SMALL = "publish --channels 20 --connections 4 --subscribers 3 --publishers 2 --depth 4"
+
+
+def drive_channels(server, words, *more):
+    """Run the driver of channels with small counts; return its figures."""
+    command = [*words.split(), "--peer", server, "--seconds", "0.1", *more]
+    return in_thread(lambda: launch.figures_of("channel_driver", command, PATIENCE * 3))
+
+
+def check_costs(figures):
+    assert figures.get("delivery_us", 0) > 0, figures
+    assert figures["per_second"] > 0
+    assert figures["lost"] == 0
+
+
+@needs_redis
+def test_channels_over_redis_are_measured():
+    figures = drive_channels("gowsev", SMALL, "--processes", "2")
+    check_costs(figures)
+    assert figures["redis_us"] > 0
+    assert figures["both_us"] == pytest.approx(figures["publish_us"] + figures["redis_us"])
+    assert figures["disorder"] == 0
+
+
+@needs_redis
+def test_what_is_lost_when_redis_is_killed_is_counted():
+    kill = drive_channels("gowsev", "kill --durable --messages 100")
+    assert kill["acknowledged"] + kill["refused"] == 100, kill
+    assert kill["acknowledged"] > 0
+    assert (kill["lost"], kill["unanswered"], kill["doubled"]) == (0, 0, 0)
+
+
+@needs_redis
+def test_what_a_client_that_comes_back_gets_is_counted():
+    assert drive_channels("gowsev", "back --messages 5 --away 0.1") == {"first": 1.0, "second": 1.0, "doubled": 0}
+
+
+@needs_redis
+def test_orders_are_counted():
+    assert drive_channels("gowsev", "order --messages 100") == {"orders": 1, "missing": 0, "doubled": 0}
+
+
+@pytest.mark.parametrize(
+    ("server", "package"),
+    [
+        ("socketio", None),
+        ("python_socketio", "socketio"),
+        ("channels_pubsub", "channels_redis"),
+        ("channels_core", "channels_redis"),
+    ],
+)
+@needs_redis
+def test_peers_of_channels_are_measured(server, package):
+    if package is not None:
+        pytest.importorskip(package)
+    elif not (channel_servers.PACKAGES / "node_modules" / "socket.io").is_dir():
+        pytest.skip("needs socket.io, which the comparison installs")
+    check_costs(drive_channels(server, SMALL))
+
+
+#: A server that acknowledges all, and swaps what the first subscriber gets, and loses some of it.
+ERRING = """
+import json, sys, gowsev
+
+class Erring(gowsev.Handler):
+    subscribers, held, number = [], [], 0
+
+    def TextReceived(self, context, id, text):
+        words = json.loads(text)
+        if "subscribe" in words:
+            self.subscribers.append(id)
+            context.WriteText(id, json.dumps({"subscribed": words["subscribe"]}))
+            return
+        context.WriteText(id, json.dumps({"published": words["number"]}))
+        for subscriber in self.subscribers[1:]:
+            context.WriteText(subscriber, json.dumps({"text": words["text"]}))
+        self.number += 1
+        if self.number % 10:
+            self.held.append(words["text"])
+        while len(self.held) > 2:
+            context.WriteText(self.subscribers[0], json.dumps({"text": self.held.pop()}))
+
+context = gowsev.MakeContext(Erring())
+context.ListenAndServe(f"127.0.0.1:{sys.argv[1]}")
+context.EventLoop()
+"""
+
+
+def test_driver_notices_what_is_lost_and_out_of_order():
+    program = (
+        "import channel_driver, channel_servers, sys;"
+        f"command = (sys.executable, '-c', {ERRING!r});"
+        "peer = channel_servers.ChannelPeer('erring', command, redis=False);"
+        "channel_servers.CHANNEL_PEERS['erring'] = peer;"
+        "sys.exit(channel_driver.main())"
+    )
+    words = [sys.executable, "-c", program, "order", "--peer", "erring", "--processes", "1", "--messages", "100"]
+    done = in_thread(
+        lambda: subprocess.run(words, cwd=ROOT / "benchmarks", capture_output=True, timeout=PATIENCE * 2, check=False)
+    )
+    assert done.stderr == b""
+    # Every tenth of 100 is lost to one of four, and two are held back at the end.
+    assert json.loads(done.stdout) == {"orders": 2, "missing": 12, "doubled": 0}
+
+
+def test_runs_of_channels_alternate_and_are_fewer_where_they_take_long():
+    runs = run_channels.plan(["fanout", "channels_10"], ["gowsev", "socketio", "channels_core"], 2)
+    assert runs == [
+        *(("fanout", server) for server in ("gowsev", "socketio", "channels_core", "gowsev", "socketio")),
+        *[("channels_10", "gowsev")] * 2,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
+        (["--seconds", "61"], "--seconds must be above 0 and at most 60, not 61"),
+        (["--server", "nosuch"], "nosuch"),
+        (["--scenario", "echo"], "echo"),
+    ],
+)
+def test_bad_argument_of_the_comparison_of_channels_is_named(capsys, words, said):
+    with pytest.raises(SystemExit):
+        command.main(["--channels", *words])
+    assert said in capsys.readouterr().err
+
+
+def test_comparison_of_channels_prints_a_table_and_writes_json(tmp_path, capsys):
+    words = ["--scenario", "fanout_1", "--server", "gowsev_memory", "--quick", "--json", str(tmp_path / "all.json")]
+    assert command.main(["--channels", *words]) is False
+    written = json.loads((tmp_path / "all.json").read_text("utf-8"))
+    found = written["figures"]["fanout_1"]["gowsev_memory"]
+    assert found["runs"] == 1
+    assert f"| gowsev in memory | {medians.figure(found['delivery_us'])} |" in capsys.readouterr().out
+
+
+def test_figures_of_channels_are_put_into_the_document(tmp_path):
+    kill = {"lost": 0, "acknowledged": 1300, "least": 0, "most": 1}
+    results = {
+        **report.make_results(command.parse([]), ["gowsev 1"]),
+        "figures": {
+            "kill": {"socketio": kill},
+            "back": {"socketio": {"first": 1.0, "second": 0.25}, "channels_core": {"first": 0.0, "second": 0.0}},
+            "rate_4": {"gowsev": {"per_second": 1234.5}},
+        },
+    }
+    (tmp_path / "one.json").write_text(json.dumps({**results, "figures": {}}), "utf-8")
+    (tmp_path / "two.json").write_text(json.dumps(results), "utf-8")
+    lines = run_channels.summary(run_channels.read([tmp_path / "two.json", tmp_path / "one.json"])).splitlines()
+    assert "| socket.io (node), streams adapter, recovery | – | – | – | 0 to 1 of 1,300 | all; 25% | – |" in lines
+    assert "| Django Channels, channels_redis.core | – | – | – | – | nothing; nothing | – |" in lines
+    assert "| publishes a second, 4 processes, all on one core with Redis | 1,234 |" in lines
+    text = (ROOT / "docs" / "scaling-out.md").read_text("utf-8")
+    assert "| 1,234 |" in report.replace(text, "channels", "\n".join(lines))
