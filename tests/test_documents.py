@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -277,6 +278,16 @@ def test_reference_has_every_public_name():
         f"{module.__name__}.{name}" for module in (gowsev, channels, testing, pytest_plugin) for name in module.__all__
     }
     assert documented() == public | {"gowsev.gunicorn.Worker", "gowsev.prometheus.Metrics"}
+
+
+def test_the_landing_page_of_the_reference_has_every_public_name_with_a_sentence():
+    public_names = runpy.run_path(str(ROOT / "docs" / "public_names.py"))
+    listed = public_names["names"]()
+    assert {f"{module}.{name}" for module, name, _ in listed} == documented()
+    assert [name for _, name, sentence in listed if not re.fullmatch(r"[A-Z].{8,}\.", sentence)] == []
+    assert re.findall(r"^\.\. public-names:: (.*)$", read("docs/reference.rst"), re.MULTILINE) == list(
+        public_names["MODULES"]
+    )
 
 
 @pytest.mark.parametrize("kind", [gowsev.Context, gowsev.DialledConn, gowsev.Handler, gowsev.Conn, gowsev.Options])

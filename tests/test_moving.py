@@ -1,15 +1,16 @@
-"""`docs/moving-from-gevent-websocket.md`: its programs run, before, after and between, and do the same."""
+"""The pages `docs/moving-from-*.md`: their programs run, before, after and between, and do the same."""
 
 import urllib.request
 
+import pytest
 from conftest import in_thread
 from programs import snippets
 
 PAGE = "docs/moving-from-gevent-websocket.md"
 
 
-def chat_works(page, gowsev_client, name):
-    address = f"127.0.0.1:{page.serve(name)}"
+def chat_works(page, gowsev_client, name, replace=()):
+    address = f"127.0.0.1:{page.serve(name, replace=replace)}"
     ann = gowsev_client(f"ws://{address}/chat")
     ann.send("ann is here")
     assert ann.receive() == "ann is here"
@@ -29,6 +30,13 @@ def chat_works(page, gowsev_client, name):
 def test_the_chat_is_the_same_before_and_after(page, gowsev_client):
     for name in page.names:
         chat_works(page, gowsev_client, name)
+
+
+@snippets("docs/moving-from-flask-sock.md", "before.py", "after.py")
+def test_the_chat_of_flask_sock_is_the_same_before_and_after(page, gowsev_client):
+    pytest.importorskip("flask_sock")
+    chat_works(page, gowsev_client, "before.py", replace=[("8000", "0")])
+    chat_works(page, gowsev_client, "after.py")
 
 
 @snippets(PAGE, "halfway.py")
