@@ -1,7 +1,7 @@
 """All public names with a sentence each, for the landing page of the reference: the directive `public-names`.
 
-They are taken from each module's `__all__`, and the sentences from the docstrings, so none can be missing. Without Sphinx
-`names` can be called all the same; `tests/test_documents.py` holds that each has its sentence.
+They are taken from each module's `__all__`, and the sentences from the docstrings, so none can be missing. Without
+Sphinx `names` can be called all the same; `tests/test_documents.py` holds that each has its sentence.
 """
 
 from __future__ import annotations

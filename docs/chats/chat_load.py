@@ -1,8 +1,8 @@
 """What a message to many costs the server, in each of the chats here: run by hand, for the page "Which one?".
 
-A hundred clients are in the room. One says something, and says the next when all of them have it. The figure is the processor
-time of the server's process (user and system, as the kernel counts it) by the number of deliveries, the median of three runs in
-turn. Any Python that has the packages will do:
+A hundred clients are in the room. One says something, and says the next when all of them have it. The figure is the
+processor time of the server's process (user and system, as the kernel counts it) by the number of deliveries, the
+median of three runs in turn. Any Python that has the packages will do:
 
     python docs/chats/chat_load.py chat_gowsev.py chat_websockets.py ...
 """
