@@ -1,9 +1,11 @@
 """The pages `docs/moving-from-*.md`: their programs run, before, after and between, and do the same."""
 
+import asyncio
 import urllib.request
 
+import chat_load
 import pytest
-from conftest import in_thread
+from conftest import PATIENCE, in_real_thread, in_thread
 from programs import snippets
 
 PAGE = "docs/moving-from-gevent-websocket.md"
@@ -37,6 +39,27 @@ def test_the_chat_of_flask_sock_is_the_same_before_and_after(page, gowsev_client
     pytest.importorskip("flask_sock")
     chat_works(page, gowsev_client, "before.py", replace=[("8000", "0")])
     chat_works(page, gowsev_client, "after.py")
+
+
+@snippets("docs/moving-from-flask-socketio.md", "before.py")
+def test_the_chat_of_flask_socketio_runs_before_it_moves(page):
+    # What it has become is tried, over four workers, in `test_channels_page.py`.
+    pytest.importorskip("flask_socketio")
+    port = page.serve("before.py")
+
+    async def converse():
+        ann, bob = chat_load.SocketIO(), chat_load.SocketIO()
+        for client in (ann, bob):
+            await client.open(port)
+            await client.emit("join", "lobby")
+            assert await client.hear() == "lobby"
+        await ann.emit("say", "lobby", "hello")
+        said = {"room": "lobby", "text": "hello"}
+        assert [await ann.hear(), await bob.hear()] == [said, said]
+        await ann.close()
+        await bob.close()
+
+    in_real_thread(lambda: asyncio.run(asyncio.wait_for(converse(), PATIENCE)))
 
 
 @snippets(PAGE, "halfway.py")

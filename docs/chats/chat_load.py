@@ -66,7 +66,10 @@ class SocketIO(Plain):
             self._early.append(answer)
 
     async def say(self, text):
-        await self._connection.send("42" + json.dumps(["say", text]))
+        await self.emit("say", text)
+
+    async def emit(self, event, *arguments):
+        await self._connection.send("42" + json.dumps([event, *arguments]))
 
     async def hear(self):
         while True:
