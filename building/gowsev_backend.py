@@ -7,6 +7,8 @@ Whether they are compiled is decided when a wheel or an editable install is buil
     unset, in a checkout     as `pure`: a clone is set up in seconds
     unset, elsewhere         they are where Python's headers and a C compiler are, and nothing fails for their sake
 
+What is built is written anew by `gowsev_archives`, so that the same source makes the same bytes.
+
 Elsewhere is a source distribution, which an installer builds where no wheel fits. Only a build that compiles needs
 mypy, so only that one asks for it.
 """
@@ -22,6 +24,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import gowsev_archives
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  # the hooks that stay setuptools'
 
@@ -137,7 +140,16 @@ def get_requires_for_build_editable(config_settings=None):
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     """Build a wheel, for this platform and this Python where it is compiled."""
-    return built(build_meta.build_wheel, wheel_directory, config_settings, metadata_directory)
+    name = built(build_meta.build_wheel, wheel_directory, config_settings, metadata_directory)
+    gowsev_archives.rewrite_wheel(Path(wheel_directory, name))
+    return name
+
+
+def build_sdist(sdist_directory, config_settings=None):
+    """Build the source distribution."""
+    name = build_meta.build_sdist(sdist_directory, config_settings)
+    gowsev_archives.rewrite_sdist(Path(sdist_directory, name))
+    return name
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):

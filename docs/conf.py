@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import gowsev
@@ -28,11 +29,17 @@ root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md", "docs/*.rst", "examples/*/README.md"]
 exclude_patterns = [".*", "build", "dist", "**/*.egg-info", "**/__pycache__"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "public_names"]
+# Prompts and output are not copied.
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence"]
 
 html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
@@ -182,6 +189,12 @@ def _lead_to_index(app, error) -> None:
         Path(app.outdir, "index.html").write_text(page, "utf-8")
 
 
+def _give_the_index_its_width(app, page, template, context, doctree) -> None:
+    """Show no contents beside the index: its first screen has two columns."""
+    if page == root_doc:
+        context["furo_hide_toc"] = True
+
+
 def setup(app) -> None:
     _undo_fixtures()
     app.connect("autodoc-process-docstring", _rest, priority=400)  # before napoleon
@@ -189,4 +202,5 @@ def setup(app) -> None:
     app.connect("autodoc-skip-member", _skip)
     app.connect("missing-reference", _where_it_is_public)
     app.connect("env-check-consistency", _check_complete)
+    app.connect("html-page-context", _give_the_index_its_width, priority=900)  # behind the theme
     app.connect("build-finished", _lead_to_index)

@@ -149,7 +149,7 @@ def close_code_of(client):
 # -- the snippets of a document ----------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 DOCUMENTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "examples").glob("*/README.md"))]
 

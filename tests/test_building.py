@@ -1,9 +1,12 @@
 """The build backend: what is compiled when, and what that takes. What is compiled runs in `tox -e compiled`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -38,9 +41,10 @@ def unpacked(checkout):
     return checkout
 
 
-def run(folder, code, *, wish=None, compiler=WORKS):
-    environ = {name: value for name, value in os.environ.items() if name not in ("GOWSEV_BUILD", "CC")}
-    environ |= {"CC": compiler} | ({} if wish is None else {"GOWSEV_BUILD": wish})
+def run(folder, code, *, wish=None, compiler=WORKS, **more):
+    ours = ("GOWSEV_BUILD", "CC", "SOURCE_DATE_EPOCH")
+    environ = {name: value for name, value in os.environ.items() if name not in ours}
+    environ |= {"CC": compiler} | ({} if wish is None else {"GOWSEV_BUILD": wish}) | more
     return subprocess.run(
         [sys.executable, "-c", HOOK + code], cwd=folder, env=environ,
         capture_output=True, text=True, timeout=TIMEOUT * 4, check=False,
@@ -70,6 +74,46 @@ def test_only_a_build_that_compiles_asks_for_mypy(checkout, from_sdist, wish, co
     wheel, editable = eval(done.stdout.splitlines()[-1])
     assert wheel == editable
     assert any(line.startswith("mypy~=") for line in wheel) is compiled
+
+
+def test_the_same_source_makes_the_same_bytes(checkout, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "somewhere else"
+    shutil.copytree(checkout, other, copy_function=shutil.copyfile)  # with times of its own
+    for path in (other / "gowsev").rglob("*.py"):
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+        path.chmod(0o600)
+    made = []
+    for folder in (checkout, other):
+        done = run(folder, "backend.build_sdist('.'); backend.build_wheel('.')", SOURCE_DATE_EPOCH="1700000000")
+        assert done.returncode == 0, done.stderr
+        made.append({path.name: path.read_bytes() for path in [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]})
+    assert len(made[0]) == 2
+    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
+    with tarfile.open(next(other.glob("*.tar.gz"))) as archive:
+        assert {member.mtime for member in archive} == {1_700_000_000}
+        assert {(member.uid, member.uname) for member in archive} == {(0, "")}
+        assert {oct(member.mode) for member in archive} == {"0o644", "0o755"}
+
+
+def test_an_address_that_is_known_is_in_the_metadata_and_in_links(checkout):
+    place = checkout / "building" / "gowsev_address.py"
+    text, found = re.subn(
+        '^ADDRESS = ".*"$', 'ADDRESS = "https://code.example/gowsev"', place.read_text("utf-8"), flags=re.M
+    )
+    assert found == 1
+    place.write_text(text)
+    done = run(checkout, "print(backend.prepare_metadata_for_build_wheel('.'))")
+    assert done.returncode == 0, done.stderr
+    made = Parser().parsestr((checkout / done.stdout.split()[-1] / "METADATA").read_text("utf-8"))
+    assert "Issues, https://code.example/gowsev/issues" in made.get_all("Project-URL")
+    assert "](https://code.example/gowsev/blob/main/docs/channels.md)" in made.get_payload()
+    assert "(`docs/" not in made.get_payload()
+
+
+def test_a_time_that_is_none_is_refused(checkout):
+    done = run(checkout, "backend.build_sdist('.')", SOURCE_DATE_EPOCH="yesterday")
+    assert done.returncode != 0
+    assert "SOURCE_DATE_EPOCH must be a number of seconds, not 'yesterday'" in done.stderr
 
 
 def test_a_wish_that_is_none_is_refused(checkout):

@@ -111,7 +111,7 @@ def test_publishing_by_the_format_alone(page, redis_server, redis_nodes):
 
 
 @needs_redis
-@snippets("docs/moving-from-flask-socketio.md")
+@snippets("docs/moving-from-flask-socketio.md", "after.py")
 def test_the_chat_that_has_moved(page, redis_server):
     page.write("after.py")
     worker = ("-k", "gowsev.gunicorn.Worker", "-w", 4, "-b", "127.0.0.1:0", "--graceful-timeout", 10)

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -248,12 +249,12 @@ def test_each_page_is_in_the_contents():
     folder = ROOT / "docs"
     text = read("docs/index.md")
     entries = []
-    for fence in fences("docs/index.md"):
+    for fence in [fence for fence in fences("docs/index.md") if fence.language == "{toctree}"]:
         entries += [re.sub(r".*<(.*)>", r"\1", line) for line in fence.text.splitlines() if line and line[0] != ":"]
     listed = [(folder / f"{entry}.md").resolve() for entry in entries]
     linked = [(folder / target).resolve().with_suffix(".md") for target in re.findall(r"\]\((?!https)([^)]+)\)", text)]
     there = {ROOT / document for document in DOCUMENTS} - {folder / "index.md"} | {folder / "reference.md"}
-    assert sorted(listed) == sorted(linked) == sorted(there), "for the site's menu, and for readers on a code host"
+    assert sorted(listed) == sorted(set(linked)) == sorted(there), "for the site's menu, and for readers on a code host"
 
 
 def test_changelog_tells_of_this_version():
@@ -283,6 +284,16 @@ def test_reference_has_every_public_name():
         f"{module.__name__}.{name}" for module in (gowsev, channels, testing, pytest_plugin) for name in module.__all__
     }
     assert documented() == public | {"gowsev.gunicorn.Worker", "gowsev.prometheus.Metrics"}
+
+
+def test_the_landing_page_of_the_reference_has_every_public_name_with_a_sentence():
+    public_names = runpy.run_path(str(ROOT / "docs" / "public_names.py"))
+    listed = public_names["names"]()
+    assert {f"{module}.{name}" for module, name, _ in listed} == documented()
+    assert [name for _, name, sentence in listed if not re.fullmatch(r"[A-Z`g].{8,}\.", sentence)] == []
+    assert re.findall(r"^\.\. public-names:: (.*)$", read("docs/reference.rst"), re.MULTILINE) == list(
+        public_names["MODULES"]
+    )
 
 
 @pytest.mark.parametrize("kind", [gowsev.Context, gowsev.DialledConn, gowsev.Handler, gowsev.Conn, gowsev.Options])

@@ -1,15 +1,18 @@
-"""`docs/moving-from-gevent-websocket.md`: its programs run, before, after and between, and do the same."""
+"""The pages `docs/moving-from-*.md`: their programs run, before, after and between, and do the same."""
 
+import asyncio
 import urllib.request
 
-from conftest import in_thread
+import chat_load
+import pytest
+from conftest import PATIENCE, in_real_thread, in_thread
 from programs import snippets
 
 PAGE = "docs/moving-from-gevent-websocket.md"
 
 
-def chat_works(page, gowsev_client, name):
-    address = f"127.0.0.1:{page.serve(name)}"
+def chat_works(page, gowsev_client, name, replace=()):
+    address = f"127.0.0.1:{page.serve(name, replace=replace)}"
     ann = gowsev_client(f"ws://{address}/chat")
     ann.send("ann is here")
     assert ann.receive() == "ann is here"
@@ -29,6 +32,34 @@ def chat_works(page, gowsev_client, name):
 def test_the_chat_is_the_same_before_and_after(page, gowsev_client):
     for name in page.names:
         chat_works(page, gowsev_client, name)
+
+
+@snippets("docs/moving-from-flask-sock.md", "before.py", "after.py")
+def test_the_chat_of_flask_sock_is_the_same_before_and_after(page, gowsev_client):
+    pytest.importorskip("flask_sock")
+    chat_works(page, gowsev_client, "before.py", replace=[("8000", "0")])
+    chat_works(page, gowsev_client, "after.py")
+
+
+@snippets("docs/moving-from-flask-socketio.md", "before.py")
+def test_the_chat_of_flask_socketio_runs_before_it_moves(page):
+    # What it has become is tried, over four workers, in `test_channels_page.py`.
+    pytest.importorskip("flask_socketio")
+    port = page.serve("before.py")
+
+    async def converse():
+        ann, bob = chat_load.SocketIO(), chat_load.SocketIO()
+        for client in (ann, bob):
+            await client.open(port)
+            await client.emit("join", "lobby")
+            assert await client.hear() == "lobby"
+        await ann.emit("say", "lobby", "hello")
+        said = {"room": "lobby", "text": "hello"}
+        assert [await ann.hear(), await bob.hear()] == [said, said]
+        await ann.close()
+        await bob.close()
+
+    in_real_thread(lambda: asyncio.run(asyncio.wait_for(converse(), PATIENCE)))
 
 
 @snippets(PAGE, "halfway.py")

@@ -1,4 +1,4 @@
-"""The README is true: its programs run as a reader would run them, and its tables and those of others are complete.
+"""README, `docs/small-programs.md`, `at-a-glance.md` and `relay.md` are true: programs run, and tables are complete.
 
 Each program runs in an interpreter of its own (see `programs.py`), on a port that the system chose; another library's
 client talks to it.
@@ -21,7 +21,9 @@ from websockets.sync.client import connect
 import gowsev
 
 README = (ROOT / "README.md").read_text("utf-8")
+GLANCE = (ROOT / "docs" / "at-a-glance.md").read_text("utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+SMALL = "docs/small-programs.md"
 RELAY = "examples/subscribe_publish/relay.py"
 
 
@@ -41,7 +43,11 @@ def code(cell):
     return re.match(r"`([^`]*)`", cell)[1]
 
 
-# -- the programs of the README ----------------------------------------------------------------------------------------
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 250
+
+
+# -- programs ----------------------------------------------------------------------------------------------------------
 
 
 def dial(port, path="/", **arguments):
@@ -64,23 +70,39 @@ def relay(run):
     return int(program.wait_for(r"Listening on ws://127\.0\.0\.1:(\d+)/")[1])
 
 
-@snippets("README.md", "echo.py", "client.py", "script.py")
-def test_the_echo_and_its_clients(page):
-    port = page.serve("echo.py")
+def check_echo(port):
     with dial(port) as client:
         client.send(b"hello")
         assert receive(client) == b"hello"
+
+
+@snippets("README.md", "echo.py", "client.py")
+def test_the_echo_and_its_client(page):
+    port = page.serve("echo.py")
+    check_echo(port)
     page.output_of("client.py", port)
+
+
+@snippets("docs/index.md", "echo.py")
+def test_the_server_on_the_first_page_of_the_site_is_that_of_the_readme(page):
+    echo = page.write("echo.py").read_text("utf-8").replace("127.0.0.1:0", "9000")
+    assert f"```python\n{echo}```\n" in README
+
+
+@snippets(SMALL, "echo.py", "script.py")
+def test_the_echo_and_a_script(page):
+    port = page.serve("echo.py")
+    check_echo(port)
     page.output_of("script.py", port)
 
 
-@snippets("README.md", "errors.py", "options.py")
+@snippets("docs/at-a-glance.md", "errors.py", "options.py")
 def test_programs_that_end_by_themselves(page):
     page.output_of("errors.py")
     assert page.output_of("options.py") == ""
 
 
-@snippets("README.md", "chat.py")
+@snippets(SMALL, "chat.py")
 def test_the_chat(page):
     port = page.serve("chat.py")
     with dial(port) as ann:
@@ -92,7 +114,7 @@ def test_the_chat(page):
         assert receive(ann) == "2 has gone"
 
 
-@snippets("README.md", "web.py")
+@snippets(SMALL, "web.py")
 def test_pages_that_write(page):
     port = page.serve("web.py")
     with dial(port, origin=f"http://127.0.0.1:{port}") as client:
@@ -101,7 +123,7 @@ def test_pages_that_write(page):
         assert receive(client) == "somebody looks at /shop"
 
 
-@snippets("README.md", "live.py")
+@snippets(SMALL, "live.py")
 def test_connections_on_the_port_of_the_pages(page):
     port = page.serve("live.py")
     with dial(port, "/live") as client:
@@ -110,7 +132,7 @@ def test_connections_on_the_port_of_the_pages(page):
         assert fetch(port) == b"1 connections\n"
 
 
-@snippets("README.md", "door.py")
+@snippets(SMALL, "door.py")
 def test_the_door_refuses_and_welcomes(page):
     port = page.serve("door.py")
     with pytest.raises(InvalidStatus, match="404"):
@@ -122,7 +144,7 @@ def test_the_door_refuses_and_welcomes(page):
         assert receive(client) == "welcome to /live"
 
 
-@snippets("README.md", "stop.py")
+@snippets(SMALL, "stop.py")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping(page, number):
     program = page.start("stop.py")
@@ -134,7 +156,7 @@ def test_stopping(page, number):
     assert program.wait() == 0, program.output
 
 
-@snippets("README.md", "session.py")
+@snippets("docs/relay.md", "session.py")
 def test_a_session_with_the_relay(page, relay):
     page.output_of("session.py", relay)
 
@@ -159,7 +181,7 @@ SETUP_CFG, TOX_INI = parsed("setup.cfg"), parsed("tox.ini")
 
 # -- tables ------------------------------------------------------------------------------------------------------------
 
-API = [code(name) for name, _ in rows(README, "name", "what it is")]
+API = [code(name) for name, _ in rows(GLANCE, "name", "what it is")]
 
 
 def methods(kind):
@@ -184,7 +206,7 @@ def test_signature_in_api_table(signature):
 
 
 def test_callbacks_table_is_complete():
-    table = [code(name) for name, _ in rows(README, "callback", "when")]
+    table = [code(name) for name, _ in rows(GLANCE, "callback", "when")]
     for signature in table[:4]:
         name, _, parameters = signature[:-1].partition("(")
         assert ["self", *parameters.split(", ")] == list(inspect.signature(getattr(gowsev.Handler, name)).parameters)
@@ -195,21 +217,22 @@ def test_callbacks_table_is_complete():
 
 @pytest.mark.parametrize("kind", [gowsev.Conn, gowsev.Request])
 def test_attributes_in_api_table(kind):
-    cell = next(text for name, text in rows(README, "name", "what it is") if code(name) == kind.__name__)
+    cell = next(text for name, text in rows(GLANCE, "name", "what it is") if code(name) == kind.__name__)
     listed = [name for name in re.findall(r"`(\w+)`", cell) if name != "ConnRequested"]
     attributes = [name for name in vars(kind) if not name.startswith("_") and not callable(vars(kind)[name])]
     assert listed == list(getattr(kind, "__dataclass_fields__", attributes))
 
 
 def test_options_table_is_that_of_the_dataclass():
-    table = rows(README, "field", "default", "what it does")
+    table = rows(GLANCE, "field", "default", "what it does")
     fields = inspect.signature(gowsev.Options).parameters.values()
     assert [(code(name), code(default)) for name, default, _ in table] == [(f.name, repr(f.default)) for f in fields]
 
 
 def test_commands_of_the_relay_are_those_it_understands(relay):
+    page = (ROOT / "docs" / "relay.md").read_text("utf-8")
     with dial(relay) as client:
-        for (command,) in ([code(row[0])] for row in rows(README, "command", "what it does")):
+        for (command,) in ([code(row[0])] for row in rows(page, "command", "what it does")):
             client.send(command)
             assert receive(client) == b"OK", command
         client.send("subscribe")
