@@ -27,7 +27,7 @@ from gevent.event import Event
 
 from gowsev.arguments import as_seconds, check_callable
 from gowsev.errors import DialError
-from gowsev.loop.parts import Part
+from gowsev.loop.attachments import Part
 from gowsev.opening.attempt import check_wanted
 from gowsev.opening.dial import connection_of
 from gowsev.wire.frames import GOING_AWAY, INTERNAL_ERROR
