@@ -930,7 +930,7 @@ def test_who_closes_or_ends_among_those_who_are_published_to_gets_no_more(serve)
         if number == 30:
             connection_of(server, ids[3]).abort("")
 
-    for number in range(30):
+    for number in range(40):
         server.context.Post(publish, number)
     wait_until(lambda: len(refused) == 40)
     for client, count in zip(clients, [40, 10, 21, 31, 40, 40, 40, 40], strict=True):
