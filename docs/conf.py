@@ -98,6 +98,7 @@ PUBLIC["TextReceived"] = PUBLIC["ConnRequested"] = "gowsev.Handler"
 INTERNAL = {
     "gowsev.Context": {"attach", "disown"},
     "gowsev.DialledConn": {"disown"},
+    "gowsev.Redial": {"disown", "end", "lost"},
     "gowsev.Timer": {"run"},
     "gowsev.WebSocketHandler": {
         "MessageClass",
@@ -196,7 +197,10 @@ def _give_the_index_its_width(app, page, template, context, doctree) -> None:
 
 
 def setup(app) -> None:
+    from pygments.lexers.special import TextLexer
+
     _undo_fixtures()
+    app.add_lexer("haproxy", TextLexer)  # of which Pygments knows nothing
     app.connect("autodoc-process-docstring", _rest, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)

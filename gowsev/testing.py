@@ -220,8 +220,9 @@ class Client:
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT, **arguments: Any) -> None:  # Dial looks at them
         self.timeout = timeout
+        arguments.setdefault("proxy", None)
         #: The connection that `Dial` opened.
-        self.conn: DialledConn = Dial(url, timeout=timeout, **{"proxy": None, **arguments})
+        self.conn: DialledConn = Dial(url, timeout=timeout, **arguments)
 
     def send(self, message: str | bytes) -> None:
         """Send a message: a str as text, bytes as binary.
