@@ -13,7 +13,7 @@ OPTIONS = gowsev.Options(max_message_bytes=64 << 20, compression="deflate", clos
 
 def run_case(url, options):
     try:
-        with gowsev.Dial(url, options=options) as conn:
+        with gowsev.Dial(url, options=options, proxy=None) as conn:
             while True:
                 conn.WriteMessage(*conn.ReadMessage())
     except gowsev.ConnectionClosed:
@@ -22,7 +22,7 @@ def run_case(url, options):
 
 def main(url, *mode):
     options = dataclasses.replace(OPTIONS, compression_takeover=mode == ("takeover",))
-    with gowsev.Dial(f"{url}/getCaseCount") as conn:
+    with gowsev.Dial(f"{url}/getCaseCount", proxy=None) as conn:
         count = int(conn.ReadMessage()[1])
     for case in range(1, count + 1):
         run_case(f"{url}/runCase?case={case}&agent=gowsev", options)

@@ -279,7 +279,7 @@ class Rogue:
 def well_behaved(url, tls, seconds, result):
     """Echo messages; note how many, and the longest wait."""
     deadline = time.monotonic() + seconds
-    with gowsev.Dial(url, ssl_context=tls) as conn:
+    with gowsev.Dial(url, ssl_context=tls, proxy=None) as conn:
         while time.monotonic() < deadline:
             message = b"%d" % result["echoes"]
             begin = time.monotonic()

@@ -29,7 +29,7 @@ def churn(address, deadline, counts):
     """Connect, send, get the answer, close; again and again."""
     url = f"ws://{address[0]}:{address[1]}/"
     while time.monotonic() < deadline:
-        with gevent.Timeout(PATIENCE), gowsev.Dial(url) as conn:
+        with gevent.Timeout(PATIENCE), gowsev.Dial(url, proxy=None) as conn:
             conn.WriteMessage(gowsev.TextMessage, "hello")
             assert conn.ReadMessage() == (gowsev.BinaryMessage, b"hello")
         counts["churned"] += 1

@@ -100,7 +100,7 @@ def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> No
     options = gowsev.Options(ping_interval=None)
 
     def dial(number: int) -> tuple[int, gowsev.DialledConn]:
-        conn = gowsev.Dial(args.url[number % len(args.url)], timeout=60.0, headers=headers, options=options)
+        conn = gowsev.Dial(args.url[number % len(args.url)], timeout=60.0, headers=headers, options=options, proxy=None)
         conn.WriteMessage(gowsev.BinaryMessage, b"subscribe:" + channel(number % args.channels))
         _, answer = conn.ReadMessage()
         if answer != b"OK":
@@ -111,7 +111,9 @@ def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> No
         for number, conn in gevent.pool.Pool(DIALLING).imap_unordered(dial, range(args.subscribers)):
             load.next_of[context.AddConn(conn)] = number % args.channels
             bar.update()
-    load.publisher = context.AddConn(gowsev.Dial(args.url[0], timeout=60.0, headers=headers, options=options))
+    load.publisher = context.AddConn(
+        gowsev.Dial(args.url[0], timeout=60.0, headers=headers, options=options, proxy=None)
+    )
 
 
 def percentile(ordered: list[float], share: float) -> float:
