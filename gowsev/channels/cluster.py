@@ -69,7 +69,7 @@ class Cluster:
         place = self._place(key)
         if place is not None:
             return self._servers[place].why_away(key) if place in self._servers else ""
-        if self._slots is not None:  # pragma: no cover - the moment in which a slot has no member
+        if self._slots is not None:
             return _NOBODY
         return self._health.reason_of(_NAME) if self._health.is_away(_NAME) else ""
 

@@ -202,7 +202,7 @@ class Pipeline(Lasting):
                 self._to_read.set()
                 try:
                     line.send(batch)
-                except FAILED as error:  # pragma: no cover - a race with the other end; it is sent again
+                except FAILED as error:  # it is sent again
                     self._broken = error
             else:
                 self._to_write.clear()
@@ -213,8 +213,7 @@ class Pipeline(Lasting):
         """Move what may be sent now to what is sent; return its words."""
         batch = []
         while not self._later and (self._again or self._turns):
-            full = len(self._sent) >= WINDOW or self._sent_bytes >= WINDOW_BYTES
-            if self._sent and full:  # pragma: no cover - as fast as Redis answers
+            if self._sent and (len(self._sent) >= WINDOW or self._sent_bytes >= WINDOW_BYTES):
                 break
             if self._again:
                 command = self._again.popleft()

@@ -63,7 +63,7 @@ class Routes:
         if self._slots is None:
             self._slots = find_slots(self._address.members, _ask)
         place = self._slots.place(key)
-        if place is None:  # pragma: no cover - as a failover happens to be met
+        if place is None:
             raise redis.ConnectionError("no member of the cluster has its slot")
         return place
 

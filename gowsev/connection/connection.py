@@ -68,9 +68,8 @@ class Connection:
 
     __slots__ = (
         "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_liveness", "_options", "_outbox", "_protocol",
-        "_put", "_reported", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data",
-        "encoder", "end", "id", "messages_received", "refused_writes", "request", "subprotocol",
-        "tls",
+        "_put", "_reported", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data", "encoder",
+        "end", "id", "messages_received", "refused_writes", "request", "subprotocol", "tls",
     )  # fmt: skip
 
     def __init__(

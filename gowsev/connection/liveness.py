@@ -1,4 +1,4 @@
-"""Whether a peer is still there: bytes come from it, or it takes what waits for it, or it answers a ping."""
+"""Whether a peer is still there: bytes come, or it takes what waits for it, or it answers a ping; and by which clock."""
 
 from __future__ import annotations
 

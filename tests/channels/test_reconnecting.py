@@ -12,7 +12,7 @@ from redis_server import needs_redis
 
 from gowsev.channels.health import Health
 from gowsev.channels.notifications import Notifications
-from gowsev.channels.pipeline import Command, Pipeline
+from gowsev.channels.pipeline import WINDOW, WINDOW_BYTES, Command, Pipeline
 from gowsev.channels.url import parse
 
 pytestmark = needs_redis
@@ -130,6 +130,38 @@ def test_a_connection_that_is_lost_while_something_is_sent(redis_server, pipelin
     redis_server.thaw()
     wait_until(lambda: len(answers) == 2)
     assert answers == [b"1 False", b"2 True"]
+
+
+def test_a_connection_that_is_lost_in_the_middle_of_a_command(redis_server, pipeline):
+    """More than the kernel takes, so that it is the sending that fails."""
+    answers = []
+    pipeline.ask(command(answers.append))
+    wait_until(lambda: answers)
+    redis_server.freeze()
+    large = Command(None, b"k", lambda number, again: ("SET", "large", b"x" * (32 << 20)), 32 << 20, answers.append)
+    pipeline.ask(large)
+    wait_until(lambda: large.number)
+    redis_server.kill()
+    redis_server.start()
+    wait_until(lambda: len(answers) == 2)
+    assert answers[1] == b"OK"
+
+
+@pytest.mark.parametrize(("size", "sent"), [(0, WINDOW), (WINDOW_BYTES // 4, 4)])
+def test_what_is_sent_and_not_answered_is_bounded(redis_server, pipeline, size, sent):
+    answers = []
+    pipeline.ask(command(answers.append))
+    wait_until(lambda: answers)
+    redis_server.freeze()
+    waiting = [
+        Command(i % 20, b"k", lambda number, again: ("ECHO", number), size, answers.append) for i in range(2 * WINDOW)
+    ]
+    for one in waiting:
+        pipeline.ask(one)
+    wait_until(lambda: any(one.number for one in waiting))
+    assert sum(one.number > 0 for one in waiting) == sent
+    redis_server.thaw()
+    wait_until(lambda: len(answers) == 1 + len(waiting))
 
 
 def test_nothing_is_sent_into_a_connection_that_has_ended(redis_server, pipeline):
