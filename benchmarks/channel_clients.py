@@ -76,15 +76,9 @@ class ChannelClient(Stream):
         Raises:
             WireError: it is no whole message.
         """
-        data, at, events = self.held + bytes(data), 0, []
-        while len(data) - at >= 2:
-            length, start = data[at + 1], at + 2
-            if length >= 126:
-                start += 2 if length == 126 else 8
-                length = int.from_bytes(data[at + 2 : start])
-            if len(data) < start + length:
-                break
-            first, payload, at = data[at], data[start : start + length], start + length
+        events = []
+        frames, self.held = wire.whole_frames(self.held + bytes(data))
+        for first, payload in frames:
             if first == wire.CLOSE:
                 events.append((CLOSED, payload))
             elif first & 0x08:
@@ -93,7 +87,6 @@ class ChannelClient(Stream):
                 raise wire.WireError(f"no whole text message: {first:#x} {payload[:40]!r}")
             elif (event := self.hear(payload)) is not None:
                 events.append(event)
-        self.held = data[at:]
         return events
 
 

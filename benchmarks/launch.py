@@ -254,7 +254,20 @@ def measure(peer, scenario, seconds, certificate, tree=ROOT):
         return drive(command, process, port, scenario.seconds or seconds)
 
 
-def prepare(peer):
+def gather(peers, names, serve=serving):
+    """Return those of some peers that can run here, and why others can't; `serve(peer)` runs one for a while."""
+    found, skipped = {}, {}
+    for name in names:
+        try:
+            prepare(peers[name], serve)
+            found[name] = peers[name]
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+            print(f"left out: {peers[name].title}: {reason}", flush=True)
+    return found, skipped
+
+
+def prepare(peer, serve=serving):
     """Build what a peer needs, and check that it starts.
 
     Raises:
@@ -263,5 +276,5 @@ def prepare(peer):
     BUILD.mkdir(parents=True, exist_ok=True)
     if peer.build is not None:
         peer.build()
-    with serving(peer):
+    with serve(peer):
         pass

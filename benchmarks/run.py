@@ -63,19 +63,6 @@ def choose(arguments):
     return chosen
 
 
-def gather(arguments):
-    """Return the peers that can run here, and why others can't."""
-    found, skipped = {}, {}
-    for name in arguments.peer or PEERS:
-        try:
-            launch.prepare(PEERS[name])
-            found[name] = PEERS[name]
-        except Unavailable as reason:
-            skipped[name] = str(reason)
-            print(f"left out: {PEERS[name].title}: {reason}", flush=True)
-    return found, skipped
-
-
 def plan(scenarios, peers, rounds):
     """Return every run, as pairs of scenario and peer, in order: all peers of a round, round after round."""
     runs = []
@@ -119,7 +106,7 @@ def main(words=None):
         results = json.loads(arguments.draw.read_text("utf-8"))
     else:
         print(launch.pinning())
-        peers, skipped = gather(arguments)
+        peers, skipped = launch.gather(PEERS, arguments.peer or PEERS)
         results = report.make_results(arguments, report.versions(peers))
         results["skipped"] = skipped
         measure_all(plan(choose(arguments), peers, arguments.rounds), arguments.seconds, results)

@@ -23,7 +23,7 @@ import medians
 import report
 from channel_scenarios import COSTS, SCENARIOS
 from channel_servers import CHANNEL_PEERS, PACKAGES, fleet
-from launch import BUILD, ROOT, Unavailable
+from launch import ROOT
 
 from gowsev.version import build
 
@@ -86,31 +86,9 @@ def parse(words):
     return arguments
 
 
-def prepare(name):
-    """Build what a server needs, and see that it starts.
-
-    Raises:
-        Unavailable: it cannot take part; the text says why.
-    """
-    BUILD.mkdir(parents=True, exist_ok=True)
-    peer = CHANNEL_PEERS[name]
-    if peer.build is not None:
-        peer.build()
-    with fleet(peer, 1, durable=False):
-        pass
-
-
-def gather(names):
-    """Return the servers that can run here, and why others can't."""
-    found, skipped = [], {}
-    for name in names:
-        try:
-            prepare(name)
-            found.append(name)
-        except Unavailable as reason:
-            skipped[name] = str(reason)
-            print(f"left out: {CHANNEL_PEERS[name].title}: {reason}", flush=True)
-    return found, skipped
+def alone(peer):
+    """Run one process of a peer for a while, to see that it starts."""
+    return fleet(peer, 1, durable=False)
 
 
 def plan(scenarios, servers, rounds):
@@ -224,7 +202,7 @@ def read(paths):
 def measured(arguments):
     """Measure what the arguments ask for; return the results."""
     print(launch.pinning())
-    servers, skipped = gather(arguments.server or CHANNEL_PEERS)
+    servers, skipped = launch.gather(CHANNEL_PEERS, arguments.server or CHANNEL_PEERS, alone)
     results = report.make_results(arguments, versions(servers))
     results["skipped"] = skipped
     try:

@@ -161,6 +161,21 @@ class Reader:
         return completed
 
 
+def whole_frames(data):
+    """Return the first byte and the payload of each whole frame of a server, and what is left behind them."""
+    frames, at = [], 0
+    while len(data) - at >= 2:
+        length, start = data[at + 1], at + 2
+        if length >= 126:
+            start += 2 if length == 126 else 8
+            length = int.from_bytes(data[at + 2 : start])
+        if len(data) < start + length:
+            break
+        frames.append((data[at], data[start : start + length]))
+        at = start + length
+    return frames, data[at:]
+
+
 def answer_control(first, payload, pong):
     """Answer a ping by calling `pong` with its payload; a close is an error, as nothing should end."""
     if first == PING:
@@ -197,15 +212,9 @@ class CompressedReader:
 
     def take(self, data):
         """As that of `Reader`."""
-        data, completed, at = self.held + data, 0, 0
-        while len(data) - at >= 2:
-            length, start = data[at + 1], at + 2
-            if length >= 126:
-                start += 2 if length == 126 else 8
-                length = int.from_bytes(data[at + 2 : start])
-            if len(data) < start + length:
-                break
-            payload, first, at = data[start : start + length], data[at], start + length
+        completed = 0
+        frames, self.held = whole_frames(self.held + data)
+        for first, payload in frames:
             if first & 0x08:
                 answer_control(first, payload, self.pong)
                 continue
@@ -214,7 +223,6 @@ class CompressedReader:
                 raise WireError(f"a wrong reply: {first:#x} {message[:40] if message else message!r}")
             self.position = (self.position + 1) % len(self.expected)
             completed += 1
-        self.held = data[at:]
         return completed
 
     def _inflate(self, payload):
