@@ -15,6 +15,24 @@ HAPROXY = shutil.which("haproxy") or shutil.which("/usr/sbin/haproxy")
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="needs haproxy (Debian's package haproxy)")
 
 
+def passing_on(port, upstream, options):
+    """Return a configuration that passes TCP connections on from one port to another.
+
+    Args:
+        options: of the line `server`, such as `send-proxy`.
+    """
+    return f"""
+defaults
+    mode tcp
+    timeout connect 30s
+    timeout client 30s
+    timeout server 30s
+listen front
+    bind 127.0.0.1:{port}
+    server one 127.0.0.1:{upstream} {options}
+"""
+
+
 @contextmanager
 def running_haproxy(folder, port, configuration):
     """Run HAProxy with what a file of configuration has; it is up once something listens on the port."""

@@ -26,7 +26,7 @@ import workers
 from access import Access
 from allowance import Allowance, Rates
 from conftest import PATIENCE, RELAY, wait_until
-from haproxy_server import needs_haproxy, running_haproxy
+from haproxy_server import needs_haproxy, passing_on, running_haproxy
 from node import LIMITS, Node
 from programs import outcomes, websockets_client
 from prometheus_client.parser import text_string_to_metric_families
@@ -219,16 +219,7 @@ def test_the_log_has_the_client_behind_a_trusted_proxy(relay):
 def test_behind_haproxy_it_is_the_client_that_is_logged(relay, tmp_path):
     program, port = relay("--trusted-proxy", "127.0.0.0/8", "--proxy-header", "proxy-protocol"), free_port()
     url = wait_until(lambda: re.search(r"ws://[\d.:]+:(\d+)/", program.output))
-    lines = f"""
-        defaults
-            mode tcp
-            timeout connect 30s
-            timeout client 30s
-            timeout server 30s
-        listen front
-            bind 127.0.0.1:{port}
-            server one 127.0.0.1:{url[1]} send-proxy-v2
-    \n"""
+    lines = passing_on(port, url[1], "send-proxy-v2")
     with running_haproxy(tmp_path, port, lines), websockets_client(f"ws://127.0.0.1:{port}/") as client:
         assert ask(client, "subscribe:a") == OK
         own = client.socket.getsockname()[1]

@@ -8,7 +8,7 @@ import struct
 import gevent.socket
 import pytest
 from conftest import Conns, descriptors, echoes, wait_until
-from haproxy_server import needs_haproxy, running_haproxy
+from haproxy_server import needs_haproxy, passing_on, running_haproxy
 from raw import RawClient
 from redis_server import free_port
 
@@ -268,23 +268,11 @@ def test_a_port_that_does_not_expect_it_names_the_option(serve, informed):
     assert server.context.Stats().refusals == {"http": 1}
 
 
-HAPROXY = """
-defaults
-    mode tcp
-    timeout connect 30s
-    timeout client 30s
-    timeout server 30s
-listen front
-    bind 127.0.0.1:{port}
-    server one 127.0.0.1:{upstream} {send} check check-send-proxy inter 100
-"""
-
-
 @needs_haproxy
 @pytest.mark.parametrize("send", ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"])
 def test_haproxy_names_its_client(serve, tmp_path, send):
     server, port = serve(Conns(), proxy_protocol=LOCAL), free_port()
-    with running_haproxy(tmp_path, port, HAPROXY.format(port=port, upstream=server.port, send=send)):
+    with running_haproxy(tmp_path, port, passing_on(port, server.port, f"{send} check check-send-proxy inter 100")):
         client = RawClient("127.0.0.1", port)
         assert echoes(client)
         assert server.handler.conns[0].peer == client.sock.getsockname()
