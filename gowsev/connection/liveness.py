@@ -1,4 +1,4 @@
-"""Whether a peer is still there: bytes come, or it takes what waits for it, or it answers a ping; and by which clock."""
+"""Whether a peer is still there: it sends, takes what waits for it, or answers a ping; and the clock for that."""
 
 from __future__ import annotations
 
