@@ -74,6 +74,13 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(Callbacks|gowsev\.testing\.Wrapped)"),
 ]
 
+
+def _members(owner) -> list[str]:
+    """Return the names that are documented with a class: its own, and those of bases of ours that are not public."""
+    bases = [base for base in owner.__mro__ if base.__module__.startswith("gowsev")]
+    return [name for base in bases if base is owner or base.__name__ not in gowsev.__all__ for name in vars(base)]
+
+
 #: Every public name with its methods and attributes, by the name under which docstrings speak of it.
 PUBLIC: dict[str, str] = {}
 for _module, _prefix in ((gowsev, "gowsev"), (gowsev.testing, "gowsev.testing")):
@@ -81,12 +88,12 @@ for _module, _prefix in ((gowsev, "gowsev"), (gowsev.testing, "gowsev.testing"))
         PUBLIC.setdefault(_name, f"{_prefix}.{_name}")
         _value = getattr(_module, _name)
         if inspect.isclass(_value) and _value.__module__.startswith("gowsev"):
-            for _member in vars(_value):
+            for _member in _members(_value):
                 if not _member.startswith("_"):
                     PUBLIC.setdefault(f"{_name}.{_member}", f"{_prefix}.{_name}.{_member}")
 #: Docstrings of `Context` and its friends name each other's methods alone.
 for _owner in ("Context", "Handler", "DialledConn"):
-    for _member in vars(getattr(gowsev, _owner)):
+    for _member in _members(getattr(gowsev, _owner)):
         if _member[0].isupper():
             PUBLIC.setdefault(_member, f"gowsev.{_owner}.{_member}")
 PUBLIC |= {f"gowsev.{name}": path for name, path in PUBLIC.items() if path == f"gowsev.{name}"}

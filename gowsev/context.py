@@ -1,13 +1,13 @@
 """`Context`: what a program may ask of its event loop.
 
 The work is done in the rooms below: `loop` drives and dispatches, `connections` makes and counts, `admission` lets in,
-the listeners accept. Here stand the words of a program, their checks and their documentation.
+the listeners accept. Here stand the words of a program, their checks and their documentation; those that bring
+connections in, in `serving`.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, TypeVarTuple, Unpack
 from weakref import finalize
 
@@ -21,20 +21,15 @@ from gowsev.loop.dispatch import Dispatch
 from gowsev.loop.loop import Loop
 from gowsev.loop.patching import warn_if_half_patched
 from gowsev.loop.shutdown import shut_down_on_signal
-from gowsev.opening.address import listen, parse_port
 from gowsev.opening.admission import Admission
-from gowsev.opening.certificate import Certificate
-from gowsev.opening.listener import Listener
-from gowsev.opening.serve_http import serve
 from gowsev.options import Options
-from gowsev.request import Accept
+from gowsev.serving import Serving
 from gowsev.timer import Timer
 from gowsev.wire.frames import BINARY, TEXT, encode_close_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from gevent.pywsgi import WSGIServer
 
@@ -62,7 +57,7 @@ def MakeContext(handler: Callbacks[Context], options: Options | None = None) -> 
     return Context(handler, options)
 
 
-class Context:
+class Context(Serving):
     """An event loop for WebSocket connections. Made by `MakeContext`.
 
     It belongs to the thread that makes it: its methods may be called from any greenlet of that thread, callbacks
@@ -87,95 +82,6 @@ class Context:
         for name, callback in misspelt(handler):
             logger.warning("the loop never calls %s of handler %r: the callback's name is %s", name, handler, callback)
         warn_if_half_patched()
-
-    def ListenAndServe(self, port: str | int) -> tuple[str, int]:
-        """Listen on a port, and serve connections from then on. May be called many times.
-
-        Args:
-            port: `"9000"`, `":9000"` or `9000` for all interfaces, IPv6 and IPv4; `"127.0.0.1:9000"`,
-                `"[::1]:9000"`; `"unix:/path"`. Port 0 lets the system choose.
-
-        Returns:
-            The host and port that are listened on; for a unix socket, its path and 0.
-
-        Raises:
-            TypeError, ValueError: `port` names no address.
-            OSError: the address cannot be listened on; the text names it.
-            RuntimeError: the context has been shut down, or this is not the thread that made it.
-        """
-        return self._listen(port, None)
-
-    def ListenAndServeTLS(self, port: str | int, certFile: str, keyFile: str) -> tuple[str, int]:
-        """Listen as `ListenAndServe` does, with TLS 1.2 or newer.
-
-        Args:
-            port: as for `ListenAndServe`.
-            certFile: a PEM file with the certificate and those that lead to its authority.
-            keyFile: a PEM file with its key. Both are read again when they change.
-
-        Raises:
-            OSError: also when the files are no certificate and key (`ssl.SSLError`).
-        """
-        parse_port(port)
-        return self._listen(port, Certificate(certFile, keyFile))
-
-    def _listen(self, port: str | int, certificate: Certificate | None) -> tuple[str, int]:
-        address = parse_port(port)
-        self._loop.check_may_begin()
-        return self._loop.serve(Listener(listen(address, self.options), address, self._admission, certificate))
-
-    def AddConn(self, conn: object) -> int:
-        """Take an outside connection into the loop: its messages and its end come like those of any other.
-
-        `ConnAccepted` is not called for it, as in Go.
-
-        Args:
-            conn: what `Dial` returned, or an open `WebSocket` of gevent-websocket or websocket-client; it must not be
-                used by itself any more.
-
-        Returns:
-            Its id.
-
-        Raises:
-            TypeError: `conn` is nothing that can be taken over.
-            ValueError: it was added before.
-            RuntimeError: the context has been shut down, or this is not the thread that made it.
-        """
-        self._loop.check_may_begin()
-        return self._admission.add(conn).id
-
-    def ServeHTTP(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Upgrade a request that another server has read: the context as a WSGI application, after Go's `http.Handler`.
-
-        A Flask view returns it: `return context.ServeHTTP`. It works under gevent's `WSGIServer`, best with
-        `handler_class=gowsev.WebSocketHandler`, and under gunicorn with `-k gevent` or, best, with the worker
-        `gowsev.gunicorn.Worker`. Options and `ConnRequested` hold as with `ListenAndServe`. Under gevent-websocket's
-        handler a refusal is a close frame, and nothing is negotiated. What is no upgrade is answered with 426.
-
-        May block the calling greenlet, for `ConnRequested`, for at most `Options.handshake_timeout`. When it returns,
-        the connection belongs to the loop, and the server's greenlet is free.
-
-        Args:
-            environ: the request, as PEP 3333 has it.
-            start_response: begins the response, likewise.
-
-        Raises:
-            RuntimeError: the server is none of these, or this is not the thread that made the context.
-        """
-        return serve(self._admission, environ, start_response)
-
-    def Upgrade(self, accept: Accept) -> WSGIApplication:
-        """Return a WSGI application that upgrades as `ServeHTTP` does, with what a view has found out about the client.
-
-        A Flask view returns `context.Upgrade(gowsev.Accept(user))`. `ConnRequested` is not asked.
-
-        Raises:
-            TypeError: `accept` is no `Accept`.
-            ValueError: when it is called, where the client does not offer the subprotocol.
-        """
-        if not isinstance(accept, Accept):
-            raise TypeError(f"accept must be a gowsev.Accept, not {accept!r}")
-        return partial(serve, self._admission, decided=accept)
 
     def MustConn(self, id: int) -> Conn:
         """Return what is known of a connection that there is, such as the one that a callback is called for.

@@ -80,6 +80,7 @@ ROOMS = {
         "prometheus",
         "pytest_plugin",
         "redial",
+        "serving",
         "testing",
     },
     "channels": {
