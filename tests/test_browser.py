@@ -1,4 +1,4 @@
-"""A browser's own WebSocket against the relay: headless Chromium opens a page that the relay's port serves.
+"""A browser against pages that are served here: its WebSockets to the relay, and the cookies of an upgrade in it.
 
 Debian's package `chromium`; skipped where it is missing.
 """
@@ -10,6 +10,8 @@ import json
 import relay
 from browser import needs_chromium
 from conftest import in_thread, wait_until
+
+import gowsev
 
 pytestmark = needs_chromium
 
@@ -51,21 +53,63 @@ main().catch((error) => saw.push(String(error))).finally(() =>
 </script>"""
 
 
-def test_a_page_subscribes_publishes_and_closes(serve, browser):
+def opened(page, handler, serve, browser):
+    """Serve a page and a handler on one port, and open the page; return what it posts to /report, and the server."""
     reports = []
 
     def pages(environ, start_response):
         if environ["PATH_INFO"] == "/report":
             reports.append(json.loads(environ["wsgi.input"].read()))
         start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
-        return [PAGE]
+        return [page]
 
-    service = relay.Service()
-    server = serve(service, http_app=pages)
+    server = serve(handler, http_app=pages)
     # In a thread: this one serves the page that the browser loads.
     in_thread(browser.open, f"http://{server.host}:{server.port}/")
     wait_until(lambda: reports, 120)
-    assert reports[0] == ["OK", "OK", "gr\u00fc\u00dfe: \U0001f600", "Invalid message", [3001, "", True]]
+    return reports[0], server
+
+
+def test_a_page_subscribes_publishes_and_closes(serve, browser):
+    service = relay.Service()
+    report, server = opened(PAGE, service, serve, browser)
+    assert report == ["OK", "OK", "gr\u00fc\u00dfe: \U0001f600", "Invalid message", [3001, "", True]]
     wait_until(lambda: not server.context.Stats().connections)
     assert not service.channels_of
     assert not service.ids_of
+
+
+#: A page that opens one connection after another, and reports its cookies in between.
+COOKIES = b"""<!doctype html><meta charset="utf-8"><title>cookies</title><script>
+function open() {
+  return new Promise((resolve, reject) => {
+    const socket = new WebSocket("ws://" + location.host + "/");
+    socket.onopen = () => resolve(document.cookie);
+    socket.onerror = () => reject(new Error("could not connect"));
+  });
+}
+async function main() {
+  return [document.cookie, await open(), await open()];
+}
+main().catch(String).then((saw) => fetch("/report", {method: "POST", body: JSON.stringify(saw)}));
+</script>"""
+
+
+class Visits(gowsev.Handler):
+    """Counts a browser's visits in its cookies, one that its scripts see and one that they don't."""
+
+    def __init__(self):
+        self.came_with = []
+
+    def ConnRequested(self, context, request):
+        self.came_with.append(request.headers.get("Cookie", ""))
+        visit = len(self.came_with)
+        headers = [("Set-Cookie", f"visit={visit}"), ("Set-Cookie", f"secret={visit}; HttpOnly")]
+        return gowsev.Accept(headers=headers)
+
+
+def test_a_browser_keeps_the_cookies_of_an_upgrade(serve, browser):
+    handler = Visits()
+    report, _ = opened(COOKIES, handler, serve, browser)
+    assert report == ["", "visit=1", "visit=2"]
+    assert [sorted(cookies.split("; ")) for cookies in handler.came_with] == [[""], ["secret=1", "visit=1"]]
