@@ -46,8 +46,9 @@ def replaced(text, **replacements):
 @pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze (Debian's package systemd)")
 def test_the_unit_is_one_that_systemd_understands(tmp_path):
     unit = tmp_path / "relay.service"
-    # The program must exist, and Redis's unit may not be installed here.
-    text = replaced(block("ini"), python=("/opt/gowsev/.venv/bin/python", sys.executable))
+    # The programs must exist, and Redis's unit may not be installed here.
+    python = sys.executable
+    text = replaced(block("ini"), python=("/opt/gowsev/.venv/bin/python", python), kill=("=kill ", f"={python} "))
     unit.write_text(replaced(text, redis=(" redis-server.service", "")))
     done = subprocess.run([ANALYZE, "verify", unit], capture_output=True, text=True, timeout=PATIENCE)
     complaints = [line for line in (done.stdout + done.stderr).splitlines() if "relay.service" in line]
