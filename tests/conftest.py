@@ -13,6 +13,7 @@ import logging
 import os
 import ssl
 import sys
+import urllib.error
 from pathlib import Path
 
 import gevent
@@ -69,6 +70,18 @@ def in_thread(function, *args):
     if PATCHED:
         return gevent.spawn(function, *args).get(timeout=PATIENCE * 2)
     return testing.in_thread(function, *args)
+
+
+@contextlib.contextmanager
+def answered(status):
+    """Expect that urllib is answered with an error of this status.
+
+    The error is the response, with its socket: from Python 3.14 on it warns where nobody closes it.
+    """
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        yield
+    with raised.value as response:
+        assert response.code == status
 
 
 def listening():

@@ -49,7 +49,8 @@ def health(program):
         with urllib.request.urlopen(program.url().replace("ws:", "http:") + "healthz", timeout=PATIENCE) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        with error:
+            return error.code, json.load(error)
 
 
 # -- what a client sees ----------------------------------------------------------------------------------------------

@@ -410,10 +410,10 @@ def test_curl_gets_pages_and_posts_forms_on_one_connection(serve):
 
     server = serve(EchoBoth(), http_app=pages)
     page = f"http://127.0.0.1:{server.port}/page"
-    result = curl("--verbose", page, page, "--next", "--verbose", "--data", "name=value", page)
+    told = ("--write-out", "opened %{num_connects}\\n")
+    result = curl(*told, page, page, "--next", *told, "--data", "name=value", page)
     assert result.returncode == 0
-    assert result.stdout == b"GET \nGET \nPOST name=value\n"
-    assert b"Re-using existing connection" in result.stderr
+    assert result.stdout == b"GET \nopened 1\nGET \nopened 0\nPOST name=value\nopened 0\n"
 
 
 @needs_curl
@@ -440,7 +440,8 @@ def test_curl_speaks_websocket_where_it_can(serve):
 
     server = serve(Greeting())
     result = curl(f"ws://127.0.0.1:{server.port}/")
-    assert result.stdout == "grüezi".encode()
+    # Some print what the close frame holds too.
+    assert result.stdout.removesuffix((1000).to_bytes(2, "big")) == "grüezi".encode()
     wait_until(lambda: server.handler.closed)
 
 

@@ -10,13 +10,12 @@ import signal
 import ssl
 import subprocess
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PATIENCE, RELAY, wait_until
+from conftest import PATIENCE, RELAY, answered, wait_until
 from haproxy_server import needs_haproxy, running_haproxy
 from nginx_server import needs_nginx, running_nginx
 from programs import fences, snippets, websockets_client
@@ -47,8 +46,9 @@ def replaced(text, **replacements):
 @pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze (Debian's package systemd)")
 def test_the_unit_is_one_that_systemd_understands(tmp_path):
     unit = tmp_path / "relay.service"
-    # The program must exist, and Redis's unit may not be installed here.
-    text = replaced(block("ini"), python=("/opt/gowsev/.venv/bin/python", shutil.which("python3")))
+    # The programs must exist, and Redis's unit may not be installed here.
+    python = sys.executable
+    text = replaced(block("ini"), python=("/opt/gowsev/.venv/bin/python", python), kill=("=kill ", f"={python} "))
     unit.write_text(replaced(text, redis=(" redis-server.service", "")))
     done = subprocess.run([ANALYZE, "verify", unit], capture_output=True, text=True, timeout=PATIENCE)
     complaints = [line for line in (done.stdout + done.stderr).splitlines() if "relay.service" in line]
@@ -204,7 +204,7 @@ def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(deployed, 
                 if re.search(r"\b50[23]\b", line) and "number" not in line
             ] == []
             tls = ssl.create_default_context(cafile=deployed.authority)
-            with pytest.raises(urllib.error.HTTPError, match="403"):
+            with answered(403):
                 urllib.request.urlopen(f"https://localhost:{deployed.port}/metrics", timeout=PATIENCE, context=tls)
     if front == "nginx":
         deployed.nobody_got_a_502()

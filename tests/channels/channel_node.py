@@ -9,9 +9,13 @@ if "patched" in sys.argv:
 
 import json
 import os
+import warnings
 
 import gowsev
 from gowsev.channels import Channels, Gap
+
+# gevent looks names up in threads, of which Python 3.12 and newer warn at a fork; gevent's pool begins anew in the child.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
 class Node(gowsev.Handler):
