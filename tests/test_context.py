@@ -6,6 +6,7 @@ import array
 import gc
 import logging
 import math
+import os
 import random
 import signal
 import threading
@@ -1911,20 +1912,21 @@ def test_a_signal_in_the_first_moment_of_a_program_is_heard(run, tmp_path):
 
 
 FORKS = """
-import multiprocessing, time
+import collections, itertools, multiprocessing, os, signal
 import gowsev
 
-def sleep(started):
-    started.set()
-    time.sleep(60)
+reader, writer = os.pipe()
 
-context = gowsev.MakeContext(gowsev.Handler())
-context.ShutdownOnSignal()
-fork = multiprocessing.get_context("fork")
-started = fork.Event()
-child = fork.Process(target=sleep, args=(started,))
+def deaf():
+    signal.alarm(20)  # its end, if need be
+    step = itertools.chain(map(os.write, [writer], [b"x"]), itertools.repeat(None))
+    collections.deque(step, maxlen=0)  # one step of Python's, in which it calls no handlers
+
+for _ in range(2):
+    gowsev.MakeContext(gowsev.Handler()).ShutdownOnSignal()
+child = multiprocessing.get_context("fork").Process(target=deaf)
 child.start()
-started.wait()  # a signal in the very moment of a fork is lost
+os.read(reader, 1)
 child.terminate()
 child.join()
 print("ended with", child.exitcode)
@@ -1937,6 +1939,51 @@ def test_a_forked_child_is_ended_by_signals_as_any_other(run, tmp_path):
     program = run(script)
     assert program.wait() == 0
     assert program.output == "ended with -15\n"
+
+
+def blocked_signals():
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_signal_in_the_very_moment_of_a_fork_ends_the_child(idle, signals):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    idle().context.ShutdownOnSignal()
+    blocked = blocked_signals()
+    codes = []
+    for _ in range(30):
+        child = os.fork()
+        if not child:
+            try:
+                signal.alarm(1)  # the end of one that is deaf
+                signal.pause()
+            finally:
+                os._exit(1)
+        os.kill(child, signal.SIGTERM)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert codes == [-signal.SIGTERM] * 30
+    assert blocked_signals() == blocked
+
+
+def test_a_forked_child_has_the_handlers_of_the_program_and_the_signals_that_it_blocks(idle, signals):
+    """Those of the program need no protection: Python's own may be late, and a blocked signal stays blocked."""
+    own = [lambda number, frame: None, signal.default_int_handler]
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), own, strict=True):
+        signal.signal(number, handler)
+    for _ in range(2):
+        idle().context.ShutdownOnSignal()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        child = os.fork()
+        if not child:
+            try:
+                now = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+                os._exit(0 if now == own and blocked_signals() == blocked | {signal.SIGTERM} else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0) == (child, 0)
+        assert blocked_signals() == blocked | {signal.SIGTERM}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 HANGS = """

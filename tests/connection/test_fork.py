@@ -462,13 +462,14 @@ def open_pipes():
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_the_pipe_for_signals_is_the_parents(replaced):
+def test_the_pipe_for_signals_is_the_parents_and_the_handlers_are_the_programs(replaced):
     own = os.pipe()
     os.set_blocking(own[1], False)
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     disown_all()  # what earlier tests have left
     pipes = open_pipes()
-    gowsev.MakeContext(Recorder()).ShutdownOnSignal()
+    for _ in range(2):
+        gowsev.MakeContext(Recorder()).ShutdownOnSignal()
     made = open_pipes() - pipes
     assert len(made) == 1
     try:
@@ -477,6 +478,7 @@ def test_the_pipe_for_signals_is_the_parents(replaced):
         disown_all()
         wait_until(lambda: not made & open_pipes())  # gevent closes later, where it has replaced os.close
         assert signal.set_wakeup_fd(-1) == (own[1] if replaced else -1)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     finally:
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
