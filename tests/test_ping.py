@@ -312,6 +312,18 @@ def test_what_waits_for_a_stopped_reader_is_no_round_trip(idle):
     assert server.context.Stats().round_trips == 1
 
 
+def test_while_the_process_computes_pongs_wait_and_the_round_trip_says_so(serve):
+    """The one case in which a slow program looks like a slow network; the loop's delay tells them apart."""
+    server = serve()
+    client = server.client()
+    conn = accepted(server)
+    server.context.Ping(conn.id)
+    client.send_frame(PONG, read_ping(client))
+    time.sleep(0.05)  # what a callback must not do
+    wait_until(lambda: conn.round_trip is not None)
+    assert conn.round_trip >= 0.05
+
+
 # -- keepalive ---------------------------------------------------------------------------------------------------
 
 

@@ -282,9 +282,21 @@ PONGS = [
     # "A response to an unsolicited Pong frame is not expected."
     ("an empty one that nobody asked for", "5.5.3", OPEN, [(FIN | PONG, b"")], [b""]),
     ("the longest", "5.5", OPEN, [(FIN | PONG, bytes(125))], [bytes(125)]),
-    ("several at once", "5.5.3", OPEN, [(FIN | PONG, b"1"), (FIN | PONG, b"1"), (FIN | PONG, b"2")], [b"1", b"1", b"2"]),
+    (
+        "several at once",
+        "5.5.3",
+        OPEN,
+        [(FIN | PONG, b"1"), (FIN | PONG, b"1"), (FIN | PONG, b"2")],
+        [b"1", b"1", b"2"],
+    ),
     # "Control frames MAY be injected in the middle of a fragmented message."
-    ("between fragments", "5.4", OPEN, [(TEXT, b"a"), (FIN | PONG, b"1"), (FIN, b"b"), (FIN | PONG, b"2")], [b"1", b"2"]),
+    (
+        "between fragments",
+        "5.4",
+        OPEN,
+        [(TEXT, b"a"), (FIN | PONG, b"1"), (FIN, b"b"), (FIN | PONG, b"2")],
+        [b"1", b"2"],
+    ),
     ("after our close frame", "1.4", CLOSING, [(FIN | PONG, b"late")], [b"late"]),
     ("before its close frame", "5.5.1", OPEN, [(FIN | PONG, b"1"), (FIN | CLOSE, b""), (FIN | PONG, b"2")], [b"1"]),
     ("after the end", "5.5.1", DONE, [(FIN | PONG, b"too late")], []),
