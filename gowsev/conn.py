@@ -106,6 +106,11 @@ class Conn:
         return self._connection.bytes_sent
 
     @property
+    def round_trip(self) -> float | None:
+        """Seconds from a ping to its pong, the last time that one was answered; `None` before the first."""
+        return self._connection.liveness.round_trip
+
+    @property
     def outbox_bytes(self) -> int:
         """Bytes that wait for it here, not yet taken by the kernel."""
         return self._connection.outbox_bytes

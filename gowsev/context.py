@@ -160,6 +160,21 @@ class Context(Serving):
             self._loop.check_thread()
         return self._connections.groups.broadcast(tuple(ids), opcode, payload)
 
+    def Ping(self, id: int) -> Exception | None:
+        """Ask a peer whether it is there: send a ping (RFC 6455 section 5.5.2), at once, behind what waits for it.
+
+        Its pong makes `Conn.round_trip`. Like `Write`, this never blocks, and never raises for a connection's sake.
+
+        Returns:
+            `IdNotFound`, `ConnClosing`, or `OutboxFull`, which here does not close the connection; `None` for no error.
+
+        Raises:
+            RuntimeError: this is not the thread that made the context.
+        """
+        self._loop.check_thread()
+        connection = self._by_id.get(id)
+        return IdNotFound(id) if connection is None else connection.ping()
+
     def Close(self, id: int, code: int = 1000, reason: str = "") -> None:
         """Close a connection: send a close frame behind what was written before. Returns at once.
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gowsev.version import __version__, build
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from gowsev.channels import Channels
     from gowsev.context import Context
+    from gowsev.stats import Stats
 
 __all__ = ["Metrics"]
 
@@ -90,6 +91,16 @@ def _families(prefix: str, counted: object, counters: dict[str, str], gauges: di
         yield GaugeMetricFamily(f"{prefix}_{name}", text, value=float(getattr(counted, name)))
 
 
+def _round_trips(stats: Stats) -> Metric:
+    buckets = [(str(bound), float(number)) for bound, number in stats.round_trips_within.items()]
+    return HistogramMetricFamily(
+        "gowsev_round_trip_seconds",
+        "From a ping to its pong.",
+        buckets=[*buckets, ("+Inf", float(stats.round_trips))],
+        sum_value=stats.round_trip_seconds,
+    )
+
+
 class _Collector(Collector):
     """What prometheus_client asks for the values."""
 
@@ -106,6 +117,7 @@ class _Collector(Collector):
             for kind, number in sorted(getattr(stats, name).items()):
                 family.add_metric([str(kind)], number)
             yield family
+        yield _round_trips(stats)
         if self._channels is not None:
             yield from _families("gowsev_channels", self._channels.Status(), _CHANNEL_COUNTERS, _CHANNEL_GAUGES)
         info = GaugeMetricFamily("gowsev_build_info", "Versions.", labels=["version", "build", "python"])

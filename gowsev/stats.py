@@ -37,6 +37,12 @@ class Stats:
     """Events that wait for the loop now."""
     outbox_bytes: int = 0
     """Bytes that wait for peers now."""
+    round_trips: int = 0
+    """Pings that were answered: those of `Ping`, and those after a silence."""
+    round_trip_seconds: float = 0.0
+    """The sum of the times from these pings to their pongs."""
+    round_trips_within: dict[float, int] = field(default_factory=dict)
+    """How many of them took at most so many seconds, for some bounds from 0.001 to 10.0."""
     refusals: dict[str, int] = field(default_factory=dict)
     """Clients that were not let in, by reason: one of the options `allowed_origins`, `handshake_timeout`,
     `max_connections` and `proxy_protocol`; or `handshake` (not as RFC 6455 has it), `http` (no HTTP), `program` (a
@@ -48,3 +54,4 @@ class Stats:
         # A snapshot does not go on counting.
         self.refusals = dict(self.refusals)
         self.closed_by_code = dict(self.closed_by_code)
+        self.round_trips_within = dict(self.round_trips_within)

@@ -15,7 +15,8 @@ import gevent
 
 from gowsev.context import Context, MakeContext
 from gowsev.errors import ConnectionClosed
-from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
+from gowsev.opening.attempt import check_wanted
+from gowsev.opening.dial import BinaryMessage, DialledConn, TextMessage, connection_of
 from gowsev.options import Options
 
 if TYPE_CHECKING:
@@ -212,17 +213,27 @@ class Client:
     Args:
         url: `ws://` or `wss://`.
         timeout: seconds for each call, opening included.
+        answer_pings: whether it answers pings, as RFC 6455 section 5.5.2 demands of every peer.
         arguments: for `Dial`. Unless they name a proxy there is none, whatever the environment says.
 
     Raises:
         DialError: the connection could not be opened; `status` is the HTTP status if the server refused.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, **arguments: Any) -> None:  # Dial looks at them
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = TIMEOUT,
+        answer_pings: bool = True,
+        **arguments: Any,  # `check_wanted` looks at them
+    ) -> None:
         self.timeout = timeout
         arguments.setdefault("proxy", None)
         #: The connection that `Dial` opened.
-        self.conn: DialledConn = Dial(url, timeout=timeout, **arguments)
+        self.conn: DialledConn = connection_of(
+            check_wanted(url, timeout=timeout, **arguments), answer_pings=answer_pings
+        )
 
     def send(self, message: str | bytes) -> None:
         """Send a message: a str as text, bytes as binary.

@@ -19,6 +19,7 @@ COMPILED = (
     "gowsev.connection.liveness",
     "gowsev.connection.gathering",
     "gowsev.connection.outbox",
+    "gowsev.connection.round_trips",
     "gowsev.connection.groups",
     "gowsev.connection.connection",
     "gowsev.loop.dispatch",

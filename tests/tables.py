@@ -83,10 +83,17 @@ def feed(protocol, pieces):
 
 def outcome(protocol, pieces):
     """Feed a `Protocol`, and return all its visible results, masks taken off."""
-    messages = feed(protocol, pieces)
+    messages, pongs = [], []
+    for piece in pieces:
+        messages += protocol.receive(piece)
+        pongs += protocol.pongs
+        while protocol.more:
+            messages += protocol.receive(b"")
+            pongs += protocol.pongs
     failure = protocol.failure and (protocol.failure.code, protocol.failure.reason)
     return {
         "messages": messages,
+        "pongs": pongs,
         "output": unframe(protocol.output),
         "pong": unframe(protocol.pong),
         "failure": failure,

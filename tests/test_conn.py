@@ -157,5 +157,5 @@ def test_nothing_of_it_can_be_set_but_the_programs_own(server, name):
 
 def test_no_attribute_is_forgotten_here():
     known = "id data path query headers peer local subprotocol tls close_code close_reason"
-    counted = "messages_received messages_sent bytes_received bytes_sent outbox_bytes"
+    counted = "messages_received messages_sent bytes_received bytes_sent outbox_bytes round_trip"
     assert sorted(ATTRIBUTES) == sorted(f"{known} {counted}".split())

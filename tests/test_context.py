@@ -642,6 +642,7 @@ def test_what_another_thread_may_not_call_says_so(serve):
             lambda: context.Write(99, b"message"),
             lambda: context.WriteText(1, "message"),
             lambda: context.Broadcast([1], b"message"),
+            lambda: context.Ping(1),
             lambda: context.Close(1),
             lambda: context.AfterFunc(0, lambda context: None),
             lambda: context.AddConn(conn),

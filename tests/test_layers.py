@@ -31,6 +31,7 @@ ROOMS = {
         "connection.keepalive",
         "connection.liveness",
         "connection.outbox",
+        "connection.round_trips",
         "connection.sockets",
         "connection.tls",
     },
@@ -127,6 +128,7 @@ PURE = (
     | ROOMS["wire"]
     | {
         "connection.liveness",
+        "connection.round_trips",
         "opening.framing",
         "opening.handshake",
         "opening.proxy",

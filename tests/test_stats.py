@@ -23,6 +23,9 @@ def test_counters_begin_at_zero():
         "callback_errors",
         "queued_events",
         "outbox_bytes",
+        "round_trips",
+        "round_trip_seconds",
+        "round_trips_within",
         "refusals",
         "closed_by_code",
     ]
@@ -34,11 +37,13 @@ def test_a_misspelt_counter_is_an_error():
 
 
 def test_a_snapshot_does_not_go_on_counting():
-    counting = Stats(refusals={"http": 1})
+    counting = Stats(refusals={"http": 1}, round_trips_within={0.1: 1})
     snapshot = dataclasses.replace(counting)
     counting.refusals["http"] += 1
     counting.closed_by_code[1000] = 1
+    counting.round_trips_within[0.1] += 1
     assert (snapshot.refusals, snapshot.closed_by_code) == ({"http": 1}, {})
+    assert snapshot.round_trips_within == {0.1: 1}
 
 
 def test_snapshots_compare_by_value():

@@ -127,6 +127,26 @@ def test_a_client_uses_no_proxy_of_the_environment_unless_it_is_told_to(monkeypa
             server.dial(proxy=True)
 
 
+def test_a_client_answers_pings_unless_it_is_told_not_to():
+    handler = Recorder(Echo())
+    with Server(handler) as server:
+        for client in (server.dial(), server.dial(answer_pings=False)):
+            (id,) = handler.wait_for("ConnAccepted")
+            assert server.context.Ping(id) is None
+            client.send(b"behind it")
+            assert client.receive() == b"behind it"
+            client.send(b"and again")  # after what the ping was answered with
+            handler.wait_for("MessageReceived", id, b"and again")
+        assert server.context.MustConn(1).round_trip > 0
+        assert server.context.MustConn(2).round_trip is None
+        assert server.context.Stats().round_trips == 1
+
+
+def test_who_answers_no_pings_is_given_up():
+    with Server(Echo(), ping_interval=0.05, ping_timeout=0.05) as server:
+        assert server.dial(answer_pings=False).wait_closed().code == 1006
+
+
 def test_a_server_with_tls(certificate, client_tls):
     with Server(Echo(), certificate=certificate) as server:
         client = server.dial(ssl_context=client_tls)

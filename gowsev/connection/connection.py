@@ -22,7 +22,6 @@ for the loop to log.
 from __future__ import annotations
 
 import math
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +31,7 @@ from gowsev.connection.credit import Credit
 from gowsev.connection.events import CLOSED
 from gowsev.connection.liveness import PING, SILENT, Liveness
 from gowsev.connection.outbox import WOULD_BLOCK, Outbox
-from gowsev.connection.sockets import close_socket
+from gowsev.connection.sockets import close_socket, half_close, send_at_once
 from gowsev.errors import ConnClosing, GowsevError, OutboxFull
 from gowsev.wire.frames import TRY_AGAIN_LATER
 from gowsev.wire.protocol import DONE, OPEN
@@ -53,8 +52,6 @@ __all__ = ["MOST_RECEIVED", "Connection"]
 #: Receive at most this many bytes at once. For buffers of 128 KB and more, malloc would ask the system each time.
 MOST_RECEIVED: Final = 96 << 10
 
-_READ: Final = 1
-
 
 class Connection:
     """One connection of a context, or a dialled one by itself.
@@ -67,9 +64,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_liveness", "_options", "_outbox", "_protocol",
+        "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_options", "_outbox", "_protocol",
         "_put", "_reported", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data", "encoder",
-        "end", "id", "messages_received", "refused_writes", "request", "subprotocol", "tls",
+        "end", "id", "liveness", "messages_received", "refused_writes", "request", "subprotocol", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -105,15 +102,13 @@ class Connection:
         """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
         self.end = ""
         """What ended the connection, where that was not an ordinary close; for the log."""
-        self._liveness = Liveness(keepalive.clock.now)
+        self.liveness = Liveness(keepalive.clock.now)
         self._options = options
         self._sock = sock
         self._reported = self._shut = False
         self._closing_deadline = math.inf
-        self._watcher: Any = gevent.get_hub().loop.io(sock.fileno(), _READ)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            # Messages are gathered here already; holding small ones back once more would only delay them.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._watcher: Any = gevent.get_hub().loop.io(sock.fileno(), 1)  # to read
+        send_at_once(sock)
 
     def start(self, leftover: bytes = b"") -> None:
         """Begin to read. `leftover` is what came behind the handshake and was read with it."""
@@ -121,8 +116,7 @@ class Connection:
         self._watcher.start(self._readable)
         if leftover:
             self._received(leftover)
-        if self.tls:
-            self._read_pending()
+        self._read_pending()
 
     def move(self, put: Callable[[Event], object], batch: Batch, keepalive: Keepalive) -> None:
         """Put what will be read into another queue, and let another clock watch over it."""
@@ -173,6 +167,19 @@ class Connection:
         if self.closing:
             return ConnClosing(self.id)
         return None if self._outbox.write(self.encoder, opcode, payload) else self._refuse()
+
+    def ping(self) -> GowsevError | None:
+        """Send a ping at once, behind what waits; never blocks. Returns why it was refused, or `None`."""
+        if self.closing:
+            return ConnClosing(self.id)
+        if not self._outbox.has_room():
+            return OutboxFull(self.id, self._outbox.size, self._options.outbox_bytes or 0)
+        # While we do not read, its pong will wait for us, and the round trip would not be the peer's.
+        payload = b"" if self.credit.exhausted else self.liveness.ping(time.monotonic())
+        self._control_chunks += 1
+        self._outbox.append(self._protocol.ping(payload))
+        self._outbox.flush()
+        return None
 
     def wait_sent(self) -> bool:
         """Block the calling greenlet until nothing waits any more; return whether all of it was sent."""
@@ -255,7 +262,7 @@ class Connection:
 
     def _read_pending(self) -> None:
         """Let the reader run again soon if TLS holds bytes that it has decrypted: they don't make a socket readable."""
-        if self._watcher is not None and self._watcher.active and self._sock.pending():
+        if self.tls and self._watcher is not None and self._watcher.active and self._sock.pending():
             gevent.get_hub().loop.run_callback(self._readable_again)
 
     def _readable_again(self) -> None:
@@ -263,7 +270,7 @@ class Connection:
             self._readable()
 
     def _received(self, data: bytes) -> None:
-        self._liveness.heard = self._clock.now
+        self.liveness.heard = self._clock.now
         self.bytes_received += len(data)
         protocol = self._protocol
         messages = protocol.receive(data)
@@ -279,6 +286,8 @@ class Connection:
             return
         if protocol.output:
             self._answer()
+        if protocol.pongs:
+            self.liveness.take_pongs(protocol.pongs, time.monotonic(), self._keepalive.round_trips)
         if protocol.state == DONE and not self._reported:
             if protocol.failure is not None:
                 self.end = str(protocol.failure)
@@ -287,7 +296,9 @@ class Connection:
         if self.credit.exhausted or protocol.more:
             if self._watcher is not None:
                 self._watcher.stop()
-            if not self.credit.exhausted:
+            if self.credit.exhausted:
+                self.liveness.forget_pings()
+            else:
                 # The rest of what has been received, once others have had their turn.
                 gevent.get_hub().loop.run_callback(self._resume)
 
@@ -295,7 +306,7 @@ class Connection:
         """Go on after a pause: with the rest of what has been received, then with what has come since, or the end."""
         if self.credit.exhausted:
             return
-        self._liveness.heard = self._clock.now
+        self.liveness.heard = self._clock.now
         if self._protocol.more:
             self._received(b"")
             if self.credit.exhausted or self._protocol.more:
@@ -305,8 +316,7 @@ class Connection:
             return
         if not self._watcher.active:
             self._watcher.start(self._readable)
-        if self.tls:
-            self._read_pending()
+        self._read_pending()
 
     # -- ending --------------------------------------------------------------------------------------------------
 
@@ -326,15 +336,7 @@ class Connection:
         if self._protocol.state != DONE or self._shut or self._watcher is None:
             return
         self._shut = True
-        try:
-            if self.tls:
-                self._sock.unwrap()
-        except OSError:
-            # TLS's own farewell is a courtesy, and the peer's answer to it is not waited for.
-            pass
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
+        if not half_close(self._sock, self.tls):
             # The peer was faster: both close frames are there, and it has closed the socket.
             self.abort("")
 
@@ -388,12 +390,11 @@ class Connection:
             return
         if self.credit.exhausted:
             return
-        due = self._liveness.due(now, self._options, self._outbox)
+        due = self.liveness.due(now, self._options, self._outbox)
         if due == PING:
-            self._protocol.ping()
-            self._answer()
+            self.ping()
         elif due == SILENT:
             # The hub itself may have been busy for so long: what has come meanwhile counts.
             self._readable_again()
-            if self._liveness.owes_answer:
-                self.abort(f"silent for {now - self._liveness.heard:.1f} s, a ping included")
+            if self.liveness.owes_answer:
+                self.abort(f"silent for {now - self.liveness.heard:.1f} s, a ping included")

@@ -102,7 +102,14 @@ class Connections:
 
     def snapshot(self, queued_events: int) -> Stats:
         """Return the counters of all, of those that are gone too."""
-        stats = replace(self.stats, queued_events=queued_events)
+        trips = self.keepalive.round_trips
+        stats = replace(
+            self.stats,
+            queued_events=queued_events,
+            round_trips=trips.count,
+            round_trip_seconds=trips.seconds,
+            round_trips_within=trips.within,
+        )
         for connection in self.by_id.values():
             stats.connections += not connection.gone
             stats.outbox_bytes += connection.outbox_bytes

@@ -14,6 +14,7 @@ import gevent
 
 from gowsev.connection.fork import tell_in_child
 from gowsev.connection.liveness import Clock
+from gowsev.connection.round_trips import RoundTrips
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ class Keepalive:
         emptied: called when the last connection has left.
     """
 
-    __slots__ = ("__weakref__", "_emptied", "_tick", "_timer", "clock", "connections")
+    __slots__ = ("__weakref__", "_emptied", "_tick", "_timer", "clock", "connections", "round_trips")
 
     def __init__(self, options: Options, emptied: Callable[[], None]) -> None:
         intervals = [s for s in (options.ping_interval, options.ping_timeout, options.close_timeout) if s is not None]
@@ -47,6 +48,8 @@ class Keepalive:
         self._emptied = emptied
         self.connections: set[Any] = set()
         self.clock = Clock(time.monotonic())
+        self.round_trips = RoundTrips()
+        """Those of these connections, and of those that have left."""
         tell_in_child(self)
 
     def add(self, connection: _Checked) -> None:

@@ -1,11 +1,18 @@
-"""Whether a peer is still there: it sends, takes what waits for it, or answers a ping; and the clock for that."""
+"""Whether a peer is still there: it sends, takes what waits for it, or answers a ping; and the clock for that.
+
+RFC 6455 section 5.5.3 lets a peer answer only the newest of several pings, and send pongs that nobody asked for. So
+each ping has a payload of its own, which nobody can guess; a pong with that payload answers it, and stands for those
+sent before it.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from gowsev.connection.outbox import Outbox
+    from gowsev.connection.round_trips import RoundTrips
     from gowsev.options import Options
 
 __all__ = ["NOTHING", "PING", "SILENT", "Clock", "Liveness"]
@@ -15,6 +22,11 @@ NOTHING: Final = 0
 PING: Final = 1
 #: The peer has been silent for so long that its connection should end.
 SILENT: Final = 2
+
+#: The length of a ping's payload.
+_PAYLOAD: Final = 4
+#: Pings that may wait for their pongs.
+_MOST_PINGS: Final = 16
 
 
 class Clock:
@@ -31,17 +43,20 @@ class Clock:
 
 
 class Liveness:
-    """What was heard of one peer, and since when it owes an answer.
+    """What was heard of one peer, since when it owes an answer, and how long an answer takes.
 
     Args:
         now: the time, in seconds of the clock that `due` is called with.
     """
 
-    __slots__ = ("_pinged_at", "_progress", "heard")
+    __slots__ = ("_pinged_at", "_pings", "_progress", "heard", "round_trip")
 
     def __init__(self, now: float) -> None:
         self.heard = now
         """When bytes came last."""
+        self.round_trip: float | None = None
+        """Seconds from a ping to its pong, the last time that one came."""
+        self._pings: tuple[tuple[bytes, float], ...] = ()  # their payloads, and when they were sent
         self._pinged_at: float | None = None
         self._progress = 0
 
@@ -68,3 +83,27 @@ class Liveness:
         elif options.ping_timeout is not None and now - self._pinged_at >= options.ping_timeout:
             return SILENT
         return NOTHING
+
+    def ping(self, now: float) -> bytes:
+        """Take note that a ping is sent, and return its payload."""
+        payload = os.urandom(_PAYLOAD)
+        if len(self._pings) >= _MOST_PINGS:
+            # Every second one is forgotten. So there are some of every age, and however fast pings are sent, and
+            # however late a peer answers, sooner or later a pong finds its ping.
+            self._pings = self._pings[::2]
+        self._pings += ((payload, now),)
+        return payload
+
+    def take_pongs(self, pongs: list[bytes], now: float, round_trips: RoundTrips) -> None:
+        """Measure the round trips that end with these pongs."""
+        for pong in pongs:
+            for index, (payload, sent) in enumerate(self._pings):
+                if pong == payload:
+                    self._pings = self._pings[index + 1 :]
+                    self.round_trip = now - sent
+                    round_trips.add(now - sent)
+                    break
+
+    def forget_pings(self) -> None:
+        """Measure none of the round trips that have begun: it is not the peer that will let their pongs wait."""
+        self._pings = ()

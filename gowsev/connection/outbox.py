@@ -140,7 +140,7 @@ class Outbox:
             if len(gathered) == 1:
                 self._batch.add(self)
             return True
-        if not self._has_room():
+        if not self.has_room():
             return False
         if len(payload) < LARGE:
             self.append(encoder.encode(opcode, payload))
@@ -148,7 +148,8 @@ class Outbox:
             self.append_long(encoder.encode_large(opcode, payload))
         return True
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Return whether at most `limit` waits for the peer, after a flush if need be."""
         if self.size > self._limit:
             self.flush()
         return self.size <= self._limit

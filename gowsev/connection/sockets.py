@@ -17,7 +17,17 @@ from gevent import monkey
 
 from gowsev.connection.tls import TakenTLS, TLSSocket
 
-__all__ = ["ServedSocket", "accept", "close_socket", "is_tls", "leave_dead_end", "poll_sockets", "take_over"]
+__all__ = [
+    "ServedSocket",
+    "accept",
+    "close_socket",
+    "half_close",
+    "is_tls",
+    "leave_dead_end",
+    "poll_sockets",
+    "send_at_once",
+    "take_over",
+]
 
 #: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
 _NO_TIME = 1e-9
@@ -115,6 +125,27 @@ def leave_dead_end(sock: Any) -> None:
 def is_tls(sock: Any) -> bool:
     """Whether this is a TLS socket of gevent's or the standard library's."""
     return isinstance(sock, gevent.ssl.SSLSocket | monkey.get_original("ssl", "SSLSocket"))
+
+
+def send_at_once(sock: Any) -> None:
+    """Let the kernel hold nothing back: small messages are gathered already, and would only be delayed once more."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def half_close(sock: Any, tls: bool) -> bool:
+    """Say to the peer that nothing more will come, in TLS too; return whether it was still there."""
+    try:
+        if tls:
+            sock.unwrap()
+    except OSError:
+        # TLS's own farewell is a courtesy, and the peer's answer to it is not waited for.
+        pass
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        return False
+    return True
 
 
 def close_socket(sock: Any) -> None:

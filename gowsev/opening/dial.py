@@ -137,6 +137,19 @@ class DialledConn(Conn):
         if not connection.wait_sent() or error is not None:
             raise self._closed() from error
 
+    def Ping(self) -> None:
+        """Send a ping; blocks the calling greenlet until the kernel has taken it. Its pong makes `round_trip`.
+
+        Raises:
+            ConnectionClosed: the connection has ended, or is about to.
+            RuntimeError: the connection belongs to a context.
+        """
+        self._check_mine("Ping")
+        self._connection.wait_sent()  # another greenlet's message comes first
+        error = self._connection.ping()
+        if not self._connection.wait_sent() or error is not None:
+            raise self._closed() from error
+
     def Close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection: send a close frame, and wait for the end, for at most `Options.close_timeout` seconds.
 
@@ -251,8 +264,12 @@ def Dial(
     )
 
 
-def connection_of(wanted: Wanted) -> DialledConn:
+def connection_of(wanted: Wanted, *, answer_pings: bool = True) -> DialledConn:
     """Dial, with arguments that were checked.
+
+    Args:
+        wanted: what to dial.
+        answer_pings: as for `Protocol`.
 
     Raises:
         DialError: the connection could not be opened.
@@ -266,7 +283,9 @@ def connection_of(wanted: Wanted) -> DialledConn:
         take_over(opened.sock),
         request=opened.request,
         subprotocol=opened.client.subprotocol,
-        protocol=Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec),
+        protocol=Protocol(
+            client=True, max_message_bytes=options.max_message_bytes, deflate=codec, answer_pings=answer_pings
+        ),
         encoder=MaskingEncoder(codec),
         options=options,
         put=inbox.put,

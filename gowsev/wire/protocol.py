@@ -1,8 +1,9 @@
 """RFC 6455 as a state machine of one connection: bytes in, messages out; bytes to send. No I/O, no clock.
 
 `Protocol.receive` takes bytes however they were cut and returns the messages that they complete. What must be sent
-in answer (pongs, the close frame) gathers in `output`. Nothing it is given raises: a peer that breaks the rules is
-found in `failure`, with the close frame that says so already in `output`, and from then on input is discarded.
+in answer (pongs, the close frame) gathers in `output`; `pongs` has those of the peer. Nothing it is given raises: a
+peer that breaks the rules is found in `failure`, with the close frame that says so already in `output`, and from then
+on input is discarded.
 
     state          receive: a close frame       receive: a violation        close()
     OPEN           reply, then DONE             send close, then DONE       send close, then CLOSING
@@ -30,7 +31,7 @@ from typing import Final
 from gowsev.errors import ProtocolError
 from gowsev.wire import frames
 from gowsev.wire.deflate import Deflate
-from gowsev.wire.frames import CLOSE, CONTINUATION, FIN, MASKED, OPCODE_BITS, PING, RSV1, TEXT, apply_mask
+from gowsev.wire.frames import CLOSE, CONTINUATION, FIN, MASKED, OPCODE_BITS, PING, PONG, RSV1, TEXT, apply_mask
 
 __all__ = ["CLOSING", "DONE", "OPEN", "Protocol"]
 
@@ -46,6 +47,7 @@ _SMALL_PIECE: Final = 4096
 _TURN_FRAMES: Final = 256
 _TURN_BYTES: Final = 1 << 20
 
+_NONE: Final[list[bytes]] = []
 _utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -56,9 +58,11 @@ class Protocol:
         client: we are the client: our frames are masked and the peer's are not.
         max_message_bytes: a longer message fails the connection with 1009; `None` for any length.
         deflate: the codec, where permessage-deflate was negotiated.
+        answer_pings: whether to do as section 5.5.2 says; a peer in a test may not.
     """
 
     __slots__ = (
+        "_answer_pings",
         "_client",
         "_decoder",
         "_deflate",
@@ -80,14 +84,21 @@ class Protocol:
         "more",
         "output",
         "pong",
+        "pongs",
         "settled",
         "state",
     )
 
     def __init__(
-        self, *, client: bool = False, max_message_bytes: int | None = 1 << 20, deflate: Deflate | None = None
+        self,
+        *,
+        client: bool = False,
+        max_message_bytes: int | None = 1 << 20,
+        deflate: Deflate | None = None,
+        answer_pings: bool = True,
     ) -> None:
         self._client = client
+        self._answer_pings = answer_pings
         self._max_message_bytes = max_message_bytes
         self._deflate = deflate
         # The longest payloads that are taken without a look at each detail: none of a server's, none that is too long.
@@ -104,9 +115,11 @@ class Protocol:
         self.more = False
         """Whether the last `receive` left bytes behind that may hold further messages: call it again."""
         self.settled = True
-        """Whether the last `receive` left nothing to do, and nothing begun: no output, no `more`, no end."""
+        """Whether the last `receive` left nothing to do, and nothing begun: no output, no pongs, no `more`, no end."""
         self.pong = b""
         """The newest pong in `output`: the only one that must be sent (section 5.5.3)."""
+        self.pongs = _NONE
+        """The payloads of the pongs that the last `receive` has found, in their order, whoever asked for them."""
 
         self._rest = b""  # bytes that wait: the beginning of a header or control frame, or what `more` is about
         self._turn_bytes = 0
@@ -132,10 +145,9 @@ class Protocol:
             self.output += self._control(CLOSE, payload)
             self.state = CLOSING
 
-    def ping(self, payload: bytes = b"") -> None:
-        """Put a ping into `output` (section 5.5.2)."""
-        if self.state == OPEN:
-            self.output += self._control(PING, payload)
+    def ping(self, payload: bytes = b"") -> bytes:
+        """Return a ping (section 5.5.2), to be sent at once; nothing where no frame may be sent any more."""
+        return self._control(PING, payload) if self.state == OPEN else b""
 
     def _control(self, opcode: int, payload: bytes) -> bytes:
         return frames.encode_frame(FIN | opcode, payload, masked=self._client)
@@ -159,7 +171,7 @@ class Protocol:
                     return [(first & OPCODE_BITS, payload)]
         messages = self._receive(data)
         self.settled = not (
-            self._rest or self._frame_missing or self._message_opcode or self.output or self.state == DONE
+            self._rest or self._frame_missing or self._message_opcode or self.output or self.pongs or self.state == DONE
         )
         return messages
 
@@ -167,6 +179,7 @@ class Protocol:
         """Do the work of `receive`, whatever has come."""
         messages: list[tuple[int, bytes]] = []
         self.more = False
+        self.pongs = _NONE
         if self.state == DONE:
             return messages
         if self._rest:
@@ -268,10 +281,15 @@ class Protocol:
         if opcode == PING:
             # 5.5.2: "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response, unless it
             # already received a Close frame." Once we have sent ours, the peer has its answer: we send no more.
-            if self.state == OPEN:
-                self.pong = self._control(frames.PONG, payload)
+            if self.state == OPEN and self._answer_pings:
+                self.pong = self._control(PONG, payload)
                 self.output += self.pong
-        elif opcode == CLOSE:
+        elif opcode == PONG:
+            if self.pongs:
+                self.pongs.append(payload)
+            else:
+                self.pongs = [payload]
+        else:
             self.close_code, self.close_reason = frames.parse_close_payload(payload)
             if self.state == OPEN:
                 # 5.5.1: "When sending a Close frame in response, the endpoint typically echos the status code"

@@ -545,10 +545,10 @@ def test_a_ping_is_sent_after_the_interval_of_silence_and_not_before(idle, clock
     clock.advance(19.9, server)
     assert server.context.Conn(1).bytes_sent == 0
     clock.advance(0.1, server)
-    assert client.read_frame() == (PING, b"")
+    assert client.read_frame()[0] == PING
     clock.advance(19.9, server)
     assert client.buffer == b""
-    assert server.context.Conn(1).bytes_sent == 2, "one ping is enough"
+    assert server.context.Conn(1).bytes_sent == 6, "one ping is enough"
     assert server.context.Conn(1).close_code is None
     clock.advance(0.1, server)
     assert server.context.Conn(1).close_code == 1006
@@ -563,7 +563,7 @@ def test_any_byte_after_the_ping_is_life(idle, clock, life):
     server = idle(Recorder(), ping_interval=20, ping_timeout=20)
     client = server.client()
     clock.advance(20, server)
-    assert client.read_frame() == (PING, b"")
+    assert client.read_frame()[0] == PING
     clock.advance(10, server)
     client.send(life)
     wait_until(heard(server))
@@ -571,9 +571,9 @@ def test_any_byte_after_the_ping_is_life(idle, clock, life):
     assert server.context.Conn(1).close_code is None
     clock.advance(9.9, server)
     assert server.context.Conn(1).close_code is None
-    assert server.context.Conn(1).bytes_sent == 2
+    assert server.context.Conn(1).bytes_sent == 6
     clock.advance(0.1, server)
-    assert client.read_frame() == (PING, b""), "the silence began anew"
+    assert client.read_frame()[0] == PING, "the silence began anew"
 
 
 def test_what_came_while_the_program_was_busy_counts(idle, clock):
@@ -602,7 +602,7 @@ def test_without_a_ping_timeout_silence_has_no_end(idle, clock):
     client = server.client()
     clock.advance(20, server)
     clock.advance(1e6, server)
-    assert client.read_frame() == (PING, b"")
+    assert client.read_frame()[0] == PING
     assert server.context.Conn(1).close_code is None
 
 
@@ -621,7 +621,7 @@ def test_a_connection_that_we_have_stopped_reading_is_neither_pinged_nor_given_u
     clock.advance(19.9, server)
     assert server.context.Conn(1).bytes_sent == 0
     clock.advance(0.1, server)
-    assert client.read_frame() == (PING, b"")
+    assert client.read_frame()[0] == PING
 
 
 def test_a_peer_far_behind_that_reads_is_alive_though_no_ping_gets_through(idle, clock):

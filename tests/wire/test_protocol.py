@@ -235,13 +235,11 @@ def test_the_rest_of_a_frame_that_failed_is_discarded():
 @by_role
 def test_ping(client):
     protocol = Protocol(client=client)
-    protocol.ping(b"there?")
-    protocol.ping()
-    assert unframe(protocol.output) == [(FIN | PING, client, b"there?"), (FIN | PING, client, b"")]
+    assert unframe(protocol.ping(b"there?")) == [(FIN | PING, client, b"there?")]
+    assert unframe(protocol.ping()) == [(FIN | PING, client, b"")]
     for state in (CLOSING, DONE):
-        protocol = at(state, client=client)
-        protocol.ping()
-        assert not protocol.output
+        assert at(state, client=client).ping() == b""
+    assert not protocol.output
 
 
 @by_role
@@ -271,12 +269,63 @@ def test_ping_is_not_answered_any_more(state):
     assert protocol.failure is None
 
 
-def test_pong_is_ignored():
-    # 5.5.3: "A response to an unsolicited Pong frame is not expected."
-    protocol = Protocol()
-    assert feed(protocol, [frame(FIN | PONG, b"unasked")]) == []
+def test_a_peer_in_a_test_may_leave_pings_unanswered():
+    protocol = Protocol(answer_pings=False)
+    assert feed(protocol, [frame(FIN | PING, b"there?") + frame(FIN | TEXT, b"a")]) == [(TEXT, b"a")]
     assert not protocol.output
-    assert protocol.state == OPEN
+    assert protocol.pong == b""
+
+
+# name, section, state, frames as (first byte, payload), the pongs that are found
+PONGS = [
+    ("an answer", "5.5.3", OPEN, [(FIN | PONG, b"there?")], [b"there?"]),
+    # "A response to an unsolicited Pong frame is not expected."
+    ("an empty one that nobody asked for", "5.5.3", OPEN, [(FIN | PONG, b"")], [b""]),
+    ("the longest", "5.5", OPEN, [(FIN | PONG, bytes(125))], [bytes(125)]),
+    (
+        "several at once",
+        "5.5.3",
+        OPEN,
+        [(FIN | PONG, b"1"), (FIN | PONG, b"1"), (FIN | PONG, b"2")],
+        [b"1", b"1", b"2"],
+    ),
+    # "Control frames MAY be injected in the middle of a fragmented message."
+    (
+        "between fragments",
+        "5.4",
+        OPEN,
+        [(TEXT, b"a"), (FIN | PONG, b"1"), (FIN, b"b"), (FIN | PONG, b"2")],
+        [b"1", b"2"],
+    ),
+    ("after our close frame", "1.4", CLOSING, [(FIN | PONG, b"late")], [b"late"]),
+    ("before its close frame", "5.5.1", OPEN, [(FIN | PONG, b"1"), (FIN | CLOSE, b""), (FIN | PONG, b"2")], [b"1"]),
+    ("after the end", "5.5.1", DONE, [(FIN | PONG, b"too late")], []),
+    # "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
+    ("before one that is too long", "5.5", OPEN, [(FIN | PONG, b"1"), (FIN | PONG, bytes(126))], [b"1"]),
+    ("a fragment", "5.5", OPEN, [(PONG, b"1")], []),
+]
+
+
+@by_role
+@pytest.mark.parametrize(
+    ("state", "sent", "pongs"), [row[2:] for row in PONGS], ids=[f"{row[1]} {row[0]}" for row in PONGS]
+)
+def test_pongs(state, sent, pongs, client):
+    wire = b"".join(frame(first, payload, key_for(client)) for first, payload in sent)
+    whole = outcome(at(state, client=client), [wire])
+    assert whole["pongs"] == pongs
+    assert [first for first, _, _ in whole["output"] if first != FIN | CLOSE] == []
+    assert outcome(at(state, client=client), one_at_a_time(wire)) == whole
+
+
+def test_pongs_are_those_of_the_last_receive():
+    protocol = Protocol()
+    protocol.receive(frame(FIN | PONG, b"1"))
+    protocol.receive(frame(FIN | PONG, b"2"))
+    assert protocol.pongs == [b"2"]
+    assert protocol.receive(SHORT) == [(BINARY, b"whole")]
+    assert protocol.pongs == []
+    assert Protocol().pongs == []
 
 
 # -- messages ----------------------------------------------------------------------------------------------------
@@ -350,7 +399,7 @@ BEFORE = [
     ("a text that is not ASCII", frame(FIN | TEXT, HELLO), True),
     ("a longer message", frame(FIN | BINARY, bytes(300)), True),
     ("all fragments of a message", frame(TEXT, b"a") + frame(FIN, b"b"), True),
-    ("a pong", frame(FIN | PONG), True),
+    ("a pong", frame(FIN | PONG), False),
     ("the beginning of a header", SHORT[:1], False),
     ("a frame but for its end", SHORT[:-1], False),
     ("the beginning of a long frame", frame(FIN | BINARY, bytes(300))[:200], False),
@@ -371,7 +420,7 @@ def test_settled(before, settled):
 
 def test_an_answer_that_was_sent_is_nothing_to_do_but_the_end_remains():
     protocol = Protocol()
-    for control, settled in ((frame(FIN | PING), True), (frame(FIN | CLOSE), False)):
+    for control, settled in ((frame(FIN | PING), True), (frame(FIN | PONG), True), (frame(FIN | CLOSE), False)):
         protocol.receive(control)
         protocol.output.clear()
         protocol.receive(b"")
@@ -1021,12 +1070,13 @@ def test_what_an_encoder_writes_the_other_role_reads(messages, places, compresse
 
 def test_two_protocols_close_with_each_other():
     server, client = Protocol(), Protocol(client=True)
-    server.ping(b"1")
+    ping = server.ping(b"1")
     server.close(1001, "going")
-    assert feed(client, [bytes(server.output)]) == []
+    assert feed(client, [ping + server.output]) == []
     assert (client.state, client.close_code, client.close_reason) == (DONE, 1001, "going")
     assert feed(server, [bytes(client.output)]) == []
     assert (server.state, server.close_code, server.close_reason) == (DONE, 1001, "")
+    assert server.pongs == [b"1"]
     assert server.failure is None
     assert client.failure is None
 
@@ -1061,9 +1111,7 @@ def test_websockets_reads_what_we_write(client, compressed):
     encoder = (MaskingEncoder if client else Encoder)(codec)
     ours = Protocol(client=client)
     peer = websockets_peer(not client, compressed)
-    ours.ping(b"there?")
-    wire = bytes(ours.output) + b"".join(encoder.encode(opcode, payload) for opcode, payload in SAID)
-    ours.output.clear()
+    wire = ours.ping(b"there?") + b"".join(encoder.encode(opcode, payload) for opcode, payload in SAID)
     ours.close(3000, "b\u00fce")
     peer.receive_data(wire + ours.output)
     ping, *messages, close = peer.events_received()
@@ -1122,14 +1170,17 @@ def test_websockets_hears_the_same(conversation):
     wire, messages, _ = conversation
     peer = websockets_peer(client=False, max_size=None)
     peer.receive_data(wire)
-    assembled = []
+    assembled, pongs = [], []
     for event in peer.events_received():
         if event.opcode in (Opcode.TEXT, Opcode.BINARY):
             assembled.append([int(event.opcode), bytes(event.data)])
         elif event.opcode is Opcode.CONT:
             assembled[-1][1] += bytes(event.data)
+        elif event.opcode is Opcode.PONG:
+            pongs.append(bytes(event.data))
     assert [tuple(message) for message in assembled] == messages
-    assert feed(Protocol(max_message_bytes=None), [wire]) == messages
+    seen = outcome(Protocol(max_message_bytes=None), [wire])
+    assert (seen["messages"], seen["pongs"]) == (messages, pongs)
 
 
 # -- wsproto -----------------------------------------------------------------------------------------------------
@@ -1152,9 +1203,7 @@ def test_wsproto_reads_what_we_write(client, compressed):
     encoder = (MaskingEncoder if client else Encoder)(codec)
     ours = Protocol(client=client)
     peer = wsproto_peer(not client, compressed)
-    ours.ping(b"there?")
-    wire = bytes(ours.output) + b"".join(encoder.encode(opcode, payload) for opcode, payload in SAID)
-    ours.output.clear()
+    wire = ours.ping(b"there?") + b"".join(encoder.encode(opcode, payload) for opcode, payload in SAID)
     ours.close(3000, "b\u00fce")
     peer.receive_data(wire + ours.output)
     messages, other, part = [], [], None
