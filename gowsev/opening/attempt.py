@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import gevent
 import gevent.socket
+from gevent import monkey
 from websockets.client import ClientProtocol
 
 from gowsev.arguments import as_seconds, as_tokens
@@ -107,7 +108,7 @@ def check_wanted(
     pairs = _checked_headers(headers or ())
     if origin is not None:
         header_pairs([("Origin", origin)])
-    _checked("ssl_context", ssl_context, ssl.SSLContext)
+    _checked("ssl_context", ssl_context, monkey.get_original("ssl", "SSLContext"))  # gevent's is derived from it
     if isinstance(follow_redirects, bool) or not isinstance(follow_redirects, int):
         raise TypeError(f"follow_redirects must be an int, not {follow_redirects!r}")
     if not 0 <= follow_redirects <= _MOST_REDIRECTS:
