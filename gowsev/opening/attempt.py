@@ -29,7 +29,7 @@ from gowsev.opening.handshake import SILENT, HTTPRequest
 from gowsev.opening.proxy import choose_proxy
 from gowsev.opening.redirect import kept_headers, location_of, same_host
 from gowsev.opening.tunnel import check_socks, open_tunnel
-from gowsev.opening.upgrade import Ends, describe
+from gowsev.opening.upgrade import Ends, certificate_of, describe
 from gowsev.opening.url import parse_url
 from gowsev.options import Options
 from gowsev.request import FRAMING, Request, header_pairs
@@ -237,6 +237,7 @@ class _Dialling:
             self.step = "in the TLS handshake"
             self.sock = TLSSocket(self.sock, wanted.ssl_context or ssl.create_default_context(), uri.host)
             self.sock.do_handshake()
+            ends = ends._replace(certificate=certificate_of(self.sock, ends.peer))
         self.step = "in the opening handshake"
         headers, leftover = shake_hands(self.sock, client, wanted.headers)
         return Opened(
