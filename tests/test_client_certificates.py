@@ -119,6 +119,28 @@ def test_a_client_that_resumes_a_session_is_the_same(serve, asking, showing, ver
     assert [common_name(conn.peer_certificate) for conn in server.handler.conns] == ["meter-7", "meter-7"]
 
 
+@pytest.mark.parametrize("tickets", [0, 2])
+def test_without_tickets_each_connection_is_verified(serve, asking, showing, tickets):
+    # As docs/tls.md has it. A revoked certificate is one of whose authority there is no list: none is good any more.
+    own = asking()
+    own.minimum_version = ssl.TLSVersion.TLSv1_3
+    own.num_tickets = tickets
+    server = serve(ssl_context=own)
+    tls = showing("meter-7")
+    first = server.client(tls=tls)
+    assert echoes(first)
+    own.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    sock = gevent.socket.create_connection((server.host, server.port))
+    with tls.wrap_socket(sock, server_hostname="localhost", session=first.sock.session) as again:
+        assert again.session_reused is (tickets > 0)
+        if tickets:
+            again.sendall(RawClient.request())
+            assert again.recv(1 << 16).startswith(b"HTTP/1.1 101 ")
+        else:
+            with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+                again.recv(1 << 16)
+
+
 @pytest.mark.parametrize("mode", [ssl.CERT_NONE, ssl.CERT_OPTIONAL])
 def test_a_client_without_a_certificate_is_nobody_where_none_is_required(serve, asking, showing, mode):
     server = serve(Conns(), ssl_context=asking(mode))
