@@ -29,7 +29,7 @@ from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.opening.http import WebSocketHandler
 from gowsev.options import Options
 from gowsev.redial import Redial
-from gowsev.request import Accept, Headers, Reject, Request
+from gowsev.request import Accept, Headers, PeerCertificate, Reject, Request
 from gowsev.stats import Stats
 from gowsev.timer import Timer
 from gowsev.version import __version__
@@ -51,6 +51,7 @@ __all__ = [
     "MakeContext",
     "Options",
     "OutboxFull",
+    "PeerCertificate",
     "ProtocolError",
     "Redial",
     "Reject",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from websockets.datastructures import Headers
 
     from gowsev.connection.connection import Connection
+    from gowsev.request import PeerCertificate
 
 __all__ = ["Conn"]
 
@@ -74,6 +75,11 @@ class Conn:
     def tls(self) -> bool:
         """Whether the connection is encrypted here."""
         return self._connection.tls
+
+    @property
+    def peer_certificate(self) -> PeerCertificate | None:
+        """The peer's certificate, as `ssl.SSLSocket.getpeercert` has it; `None` if none was verified here."""
+        return self._connection.request.peer_certificate
 
     @property
     def close_code(self) -> int | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import NotRequired, TypedDict, cast
 
 from websockets.datastructures import Headers
 
 from gowsev.arguments import TOKEN
 
-__all__ = ["FRAMING", "Accept", "Headers", "Reject", "Request", "header_pairs"]
+__all__ = ["FRAMING", "Accept", "Headers", "PeerCertificate", "Reject", "Request", "header_pairs"]
 
 #: The headers of a message's framing and of its connection, which are not the program's business.
 FRAMING = frozenset({"connection", "content-length", "transfer-encoding", "upgrade"})
@@ -18,14 +18,41 @@ FRAMING = frozenset({"connection", "content-length", "transfer-encoding", "upgra
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
+class PeerCertificate(TypedDict):
+    """A verified certificate: the dict that `ssl.SSLSocket.getpeercert` returns."""
+
+    subject: tuple[tuple[tuple[str, str], ...], ...]
+    """Whose it is, such as `((("commonName", "meter-7"),),)`."""
+    issuer: tuple[tuple[tuple[str, str], ...], ...]
+    """The authority that has signed it, in the same form."""
+    version: int
+    serialNumber: str
+    """In hexadecimal digits; with the issuer, it names one certificate."""
+    notBefore: str
+    """Since when it is valid; `ssl.cert_time_to_seconds` understands it."""
+    notAfter: str
+    subjectAltName: NotRequired[tuple[tuple[str, str], ...]]
+    """More names, such as `(("DNS", "meter-7.example"), ("URI", "spiffe://example/meter-7"))`."""
+    OCSP: NotRequired[tuple[str, ...]]
+    caIssuers: NotRequired[tuple[str, ...]]
+    crlDistributionPoints: NotRequired[tuple[str, ...]]
+
+
 class Request:
     """What a client asked for when it opened its connection; for `ConnRequested`, and behind `Conn`. Read-only."""
 
     # The headers are kept as the bytes that they were: as objects, they would be half of what an idle connection holds.
-    __slots__ = ("_headers", "_local", "_path", "_peer", "_query", "_tls")
+    __slots__ = ("_headers", "_local", "_path", "_peer", "_peer_certificate", "_query", "_tls")
 
     def __init__(
-        self, path: str, query: str, headers: Headers, peer: tuple[str, int], local: tuple[str, int], tls: bool
+        self,
+        path: str,
+        query: str,
+        headers: Headers,
+        peer: tuple[str, int],
+        local: tuple[str, int],
+        tls: bool,
+        peer_certificate: PeerCertificate | None = None,
     ) -> None:
         self._path = path
         self._query = query
@@ -33,6 +60,7 @@ class Request:
         self._peer = peer
         self._local = local
         self._tls = tls
+        self._peer_certificate = peer_certificate
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path!r} peer={self.peer}>"
@@ -78,6 +106,11 @@ class Request:
     def tls(self) -> bool:
         """Whether the connection is encrypted here."""
         return self._tls
+
+    @property
+    def peer_certificate(self) -> PeerCertificate | None:
+        """The peer's certificate, as `ssl.SSLSocket.getpeercert` has it; `None` if none was verified here."""
+        return self._peer_certificate
 
 
 class Accept:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from gowsev.opening.address import listen, parse_port
-from gowsev.opening.certificate import Certificate
+from gowsev.opening.certificate import Certificate, check_server_context
 from gowsev.opening.listener import Listener
 from gowsev.opening.serve_http import serve
 from gowsev.request import Accept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import ssl
+    from collections.abc import Callable, Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from gowsev.loop.loop import Loop
@@ -46,24 +47,39 @@ class Serving:
         """
         return self._listen(port, None)
 
-    def ListenAndServeTLS(self, port: str | int, certFile: str, keyFile: str) -> tuple[str, int]:
-        """Listen as `ListenAndServe` does, with TLS 1.2 or newer.
+    @overload
+    def ListenAndServeTLS(self, port: str | int, certFile: str, keyFile: str) -> tuple[str, int]: ...
+    @overload
+    def ListenAndServeTLS(self, port: str | int, *, ssl_context: ssl.SSLContext) -> tuple[str, int]: ...
+    def ListenAndServeTLS(
+        self,
+        port: str | int,
+        certFile: str | None = None,
+        keyFile: str | None = None,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> tuple[str, int]:
+        """Listen as `ListenAndServe` does, with TLS: with the two files, TLS 1.2 or newer.
 
         Args:
             port: as for `ListenAndServe`.
             certFile: a PEM file with the certificate and those that lead to its authority.
             keyFile: a PEM file with its key. Both are read again when they change.
+            ssl_context: in place of the files, a context of the program's own, as for clients with certificates. It is
+                used as it is, for each new connection; what the program changes in it holds from the next one on.
 
         Raises:
             OSError: also when the files are no certificate and key (`ssl.SSLError`).
+            TypeError: also when neither the two files nor `ssl_context` are given, or that is no `ssl.SSLContext`.
+            ValueError: also when both are given, or `ssl_context` is a client's or has no certificate.
         """
         parse_port(port)
-        return self._listen(port, Certificate(certFile, keyFile))
+        return self._listen(port, _tls(certFile, keyFile, ssl_context))
 
-    def _listen(self, port: str | int, certificate: Certificate | None) -> tuple[str, int]:
+    def _listen(self, port: str | int, tls: Callable[[], ssl.SSLContext] | None) -> tuple[str, int]:
         address = parse_port(port)
         self._loop.check_may_begin()
-        return self._loop.serve(Listener(listen(address, self.options), address, self._admission, certificate))
+        return self._loop.serve(Listener(listen(address, self.options), address, self._admission, tls))
 
     def AddConn(self, conn: object) -> int:
         """Take an outside connection into the loop: its messages and its end come like those of any other.
@@ -117,3 +133,21 @@ class Serving:
         if not isinstance(accept, Accept):
             raise TypeError(f"accept must be a gowsev.Accept, not {accept!r}")
         return partial(serve, self._admission, decided=accept)
+
+
+def _tls(
+    cert_file: str | None, key_file: str | None, ssl_context: ssl.SSLContext | None
+) -> Callable[[], ssl.SSLContext]:
+    """Return what gives a listener the TLS context for its next client."""
+    if ssl_context is None:
+        if cert_file is None or key_file is None:
+            raise TypeError(
+                f"ListenAndServeTLS needs certFile and keyFile, not {cert_file!r} and {key_file!r}, or ssl_context"
+            )
+        return Certificate(cert_file, key_file).context
+    if cert_file is not None or key_file is not None:
+        raise ValueError(
+            f"ssl_context {ssl_context!r} cannot be given beside certFile and keyFile, {cert_file!r} and {key_file!r}"
+        )
+    checked = check_server_context(ssl_context)
+    return lambda: checked

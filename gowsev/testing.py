@@ -20,6 +20,7 @@ from gowsev.opening.dial import BinaryMessage, DialledConn, TextMessage, connect
 from gowsev.options import Options
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Generator
     from types import TracebackType
     from typing import Literal, Self, TypeVarTuple, Unpack
@@ -290,6 +291,7 @@ class Server:
         handler: as for `MakeContext`.
         port: as for `ListenAndServe`.
         certificate: the files of a certificate and its key, for TLS.
+        ssl_context: in their place, as for `ListenAndServeTLS`.
         options: the fields of `Options`.
     """
 
@@ -306,6 +308,7 @@ class Server:
         *,
         port: str | int = "127.0.0.1:0",
         certificate: tuple[str, str] | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         **options: Any,  # Options looks at them
     ) -> None:
         #: What it was made with.
@@ -313,13 +316,15 @@ class Server:
         #: The context, for what a test asks of it.
         self.context: Context = MakeContext(handler, Options(**options))
         self._wanted = port
-        self._certificate = certificate
+        self._tls: dict[str, Any] | None = None if ssl_context is None else {"ssl_context": ssl_context}
+        if certificate is not None:
+            self._tls = {"certFile": certificate[0], "keyFile": certificate[1]} | (self._tls or {})
         self._stack = ExitStack()
 
     @property
     def url(self) -> str:
         """Where it listens, with the path `/`."""
-        scheme = "ws" if self._certificate is None else "wss"
+        scheme = "ws" if self._tls is None else "wss"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{host}:{self.port}/"
 
@@ -339,10 +344,10 @@ class Server:
         return self._stack.enter_context(Client(self.url[:-1] + path, **arguments))
 
     def __enter__(self) -> Self:
-        if self._certificate is None:
+        if self._tls is None:
             self.host, self.port = self.context.ListenAndServe(self._wanted)
         else:
-            self.host, self.port = self.context.ListenAndServeTLS(self._wanted, *self._certificate)
+            self.host, self.port = self.context.ListenAndServeTLS(self._wanted, **self._tls)
         self.loop = self._stack.enter_context(drive(self.context))
         return self
 

@@ -49,7 +49,7 @@ def server(request, serve, certificate):
 
 @pytest.fixture
 def url(request, server):
-    secure = listeners_of(server)[0].certificate is not None
+    secure = listeners_of(server)[0].tls is not None
     return f"{'wss' if secure else 'ws'}://localhost:{server.port}/room?x=1"
 
 

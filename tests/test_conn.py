@@ -131,7 +131,7 @@ def test_inside_conn_closed_and_after_it_tells_how_things_ended(server, end, cod
     last = server.handler.last
     assert (last["close_code"], last["close_reason"]) == (code, reason)
     assert last["messages_received"] == last["messages_sent"] == 1
-    for name in ("id", "path", "query", "headers", "peer", "local", "subprotocol", "tls"):
+    for name in ("id", "path", "query", "headers", "peer", "local", "subprotocol", "tls", "peer_certificate"):
         assert last[name] == before[name]
     assert snapshot(conn) == last, "whoever kept it may read it after"
     assert server.context.Conn(conn.id) is None
@@ -156,6 +156,6 @@ def test_nothing_of_it_can_be_set_but_the_programs_own(server, name):
 
 
 def test_no_attribute_is_forgotten_here():
-    known = "id data path query headers peer local subprotocol tls close_code close_reason"
+    known = "id data path query headers peer local subprotocol tls peer_certificate close_code close_reason"
     counted = "messages_received messages_sent bytes_received bytes_sent outbox_bytes round_trip"
     assert sorted(ATTRIBUTES) == sorted(f"{known} {counted}".split())

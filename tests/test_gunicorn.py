@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import ssl
 import sys
 
 import gevent
@@ -170,6 +171,39 @@ def test_connections_under_gunicorn(gunicorn, certificate, client_tls, worker, t
     server.wait_for("closed with 1000")
     assert complaints(server) == []
     assert server.end(signal.SIGTERM) == 0
+
+
+CERTIFIED_APP = """
+import gevent, gowsev
+
+
+class Who(gowsev.Handler):
+    def ConnAccepted(self, context, id):
+        conn = context.MustConn(id)
+        context.WriteText(id, f"{conn.data == conn.peer_certificate} {conn.peer_certificate['subjectAltName']}")
+
+
+def app(environ, start_response):
+    known = gowsev.Accept(environ["gunicorn.socket"].getpeercert())
+    return context.Upgrade(known)(environ, start_response)
+
+
+context = gowsev.MakeContext(Who())
+gevent.spawn(context.EventLoop)
+"""
+
+
+def test_who_a_client_with_a_certificate_is(gunicorn, tmp_path, authority, certificate):
+    (tmp_path / "app.py").write_text(CERTIFIED_APP)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    secure = ["--certfile", certificate[0], "--keyfile", certificate[1], "--ca-certs", str(tmp_path / "authority.pem")]
+    server = gunicorn("gowsev.gunicorn.Worker", *secure, "--cert-reqs", "2")
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    authority.issue_cert("meter-7.example").configure_cert(tls)
+    with Client(f"wss://localhost:{server.port}/", ssl_context=tls) as client:
+        assert client.receive() == "True (('DNS', 'meter-7.example'),)"
+    assert complaints(server) == []
 
 
 def test_a_page_and_then_a_connection_on_the_same_socket(gunicorn):

@@ -19,7 +19,7 @@ import pytest
 from browser import needs_chromium
 from conftest import PATIENCE, answered, in_thread, wait_until
 from nginx_server import needs_nginx, running_nginx
-from programs import read, snippets
+from programs import read, snippets, websockets_client
 from redis_server import free_port
 from test_gunicorn import NO_CONTROL_SOCKET, RUN
 from test_readme import dial, fetch, receive
@@ -406,6 +406,9 @@ def test_the_client_is_the_first_from_the_right_that_is_no_proxy_of_ours(values,
 # -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+
+
 def serial(port, tls):
     """The number of the certificate that a server shows."""
 
@@ -417,10 +420,10 @@ def serial(port, tls):
     return in_thread(look)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+@needs_openssl
 @snippets("docs/tls.md", "secure.py", "client.py", "copy-certificate.sh")
 def test_tls_and_a_renewal(page):
-    page.shell("openssl req")
+    page.shell("openssl req -x509 -out cert.pem")
     port = page.serve("secure.py")
     program = page.start("client.py", replace=[("localhost:9000", f"localhost:{port}")])
     assert program.wait() == 0, program.output
@@ -438,6 +441,105 @@ def test_tls_and_a_renewal(page):
     subprocess.run(["sh", script], env=os.environ | {"RENEWED_LINEAGE": str(lineage)}, check=True)
     tls = ssl.create_default_context(cafile=page.folder / "cert.pem")
     assert serial(port, tls) != before
+
+
+@pytest.fixture
+def machines(page):
+    """A page about machines with certificates: with those of the server, of the authority and of a meter."""
+    for name in ("cert", "machines", "meter-7"):
+        page.shell(f"openssl req -x509 -out {name}.pem")
+    return page
+
+
+def signed(page, name):
+    """The files of another certificate that the page's authority signs."""
+    (command,) = re.findall(r"^(openssl req .*meter-7.*)$", read("docs/tls.md"), re.MULTILINE)
+    command = command.replace("meter-7", name)
+    subprocess.run(command, shell=True, cwd=page.folder, capture_output=True, check=True)
+    return page.folder / f"{name}.pem", page.folder / f"{name}.key"
+
+
+def showing(page, name):
+    """A client's TLS context with the certificate of a machine."""
+    tls = ssl.create_default_context(cafile=page.folder / "cert.pem")
+    tls.load_cert_chain(*signed(page, name))
+    return tls
+
+
+def dial_tls(port, tls, path="/", **arguments):
+    return websockets_client(f"wss://localhost:{port}{path}", ssl=tls, **arguments)
+
+
+@needs_openssl
+@snippets("docs/tls.md", "machines.py", "meter.py")
+def test_tls_with_certificates_of_clients(machines):
+    page = machines
+    program = page.start("machines.py", replace=[("3600", "0.05")])
+    port = program.port()
+    meter = page.start("meter.py", replace=[("localhost:9000", f"localhost:{port}")])
+    assert meter.wait() == 0, meter.output
+    assert meter.output == page.shown(".venv/bin/python meter.py")
+    with pytest.raises(InvalidStatus, match="403"):
+        dial_tls(port, showing(page, "toaster"))
+    tls = showing(page, "meter-8")
+    before = serial(port, tls)
+    (page.folder / "key.pem").unlink()
+    program.wait_for("going on with the last certificate: .*No such file")
+    assert serial(port, tls) == before
+    page.shell("openssl req -x509 -out cert.pem")
+    tls.load_verify_locations(page.folder / "cert.pem")
+    wait_until(lambda: serial(port, tls) != before)
+
+
+@needs_openssl
+@snippets("docs/tls.md", "pages.py")
+def test_tls_with_certificates_of_clients_under_another_server(machines):
+    port = machines.serve("pages.py")
+    machines.expect_traceback()  # of gevent's server, for each TLS handshake that fails, as at the end here
+    tls = showing(machines, "meter-7")
+    with urllib.request.urlopen(f"https://localhost:{port}/", timeout=PATIENCE, context=tls) as answer:
+        assert answer.read() == b"hello, meter-7\n"
+    with dial_tls(port, tls, "/live") as client:
+        client.send("21 kWh")
+        assert receive(client) == "meter-7: 21 kWh"
+
+
+@needs_openssl
+@needs_nginx
+@snippets("docs/tls.md", "machines.py", "behind_nginx.py", "machines.conf")
+def test_tls_with_certificates_of_clients_and_nginx_in_between(machines):
+    page = machines
+    function = page.write("behind_nginx.py").read_text()
+    asked = "name = name_of(request.peer_certificate)"
+    upstream = page.serve(
+        "machines.py",
+        replace=[(asked, "name = client_of(request)"), ("\n\nclass Meters", f"\n\n{function}\n\nclass Meters")],
+    )
+    certificate, key = signed(page, "nginx")
+    port = free_port()
+    snippet = page.write(
+        "machines.conf",
+        replace=[
+            ("listen 443", f"listen 127.0.0.1:{port}"),
+            ("/etc/ssl/meters.pem", page.folder / "cert.pem"),
+            ("/etc/ssl/meters.key", page.folder / "key.pem"),
+            ("/etc/ssl/machines.pem", page.folder / "machines.pem"),
+            ("/etc/ssl/nginx.pem", certificate),
+            ("/etc/ssl/nginx.key", key),
+            ("/etc/ssl/chat.pem", page.folder / "cert.pem"),
+            ("127.0.0.1:9000", f"127.0.0.1:{upstream}"),
+        ],
+    )
+    tls, forged = showing(page, "meter-7"), {"X-Client-Name": "CN=meter-8"}
+    with running_nginx(page.folder, snippet.read_text()):
+        for where in (port, upstream):
+            with dial_tls(where, tls, additional_headers=forged) as client:
+                client.send("21 kWh")
+                assert receive(client) == "meter-7: 21 kWh", "what a client says of itself is not believed"
+        with pytest.raises(InvalidStatus, match="400"):
+            dial_tls(port, ssl.create_default_context(cafile=page.folder / "cert.pem"))
+        with pytest.raises(InvalidStatus, match="403"):
+            dial_tls(port, showing(page, "toaster"), additional_headers=forged)
 
 
 # -- scripts -----------------------------------------------------------------------------------------------------------

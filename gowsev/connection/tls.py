@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 import ssl
 from typing import Any
+from weakref import ref
 
 __all__ = ["TLSSocket", "TakenTLS"]
 
@@ -79,6 +80,9 @@ class TLSSocket(_OnASocket):
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
         )
+        if context.sni_callback is not None:
+            # A context of gevent's calls back with what this refers to, which gevent sets for its own sockets only.
+            self._tls._sslsock = ref(self._tls)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
         self._encrypted = 0  # bytes of data whose ciphertext has not left completely: what a refused `send` was given
         self._unsent: bytes | memoryview = b""
         self._left = False  # OpenSSL may hold data for which there was no room
@@ -208,6 +212,10 @@ class TLSSocket(_OnASocket):
             pass  # the peer's is still to come
         finally:
             self._flush()
+
+    def getpeercert(self) -> Any:
+        """Return the peer's certificate as the standard library does; an empty one if it was not verified."""
+        return self._tls.getpeercert()
 
     def version(self) -> str | None:
         """Return the version of TLS that was negotiated, such as `TLSv1.3`."""

@@ -23,7 +23,7 @@ from gevent import monkey
 
 from gowsev.connection.sockets import is_tls, leave_dead_end, take_over
 from gowsev.opening.handshake import HTTPRequest
-from gowsev.opening.upgrade import HEADERS, Ends, describe, read_buffered
+from gowsev.opening.upgrade import HEADERS, Ends, certificate_of, describe, read_buffered
 from gowsev.request import Headers, Request
 from gowsev.wire import frames
 
@@ -157,7 +157,7 @@ def ends_of(sock: Any) -> Ends:
         peer = sock.getpeername()
     except OSError:  # reset; the next use of the socket finds out, and reports it
         peer = None
-    return Ends(peer, sock.getsockname(), is_tls(sock))
+    return Ends(peer, sock.getsockname(), is_tls(sock), certificate_of(sock, peer))
 
 
 # -- WSGI servers ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import gevent
 import gevent.socket
+from gevent import monkey
 from websockets.client import ClientProtocol
 
 from gowsev.arguments import as_seconds, as_tokens
@@ -28,7 +29,7 @@ from gowsev.opening.handshake import SILENT, HTTPRequest
 from gowsev.opening.proxy import choose_proxy
 from gowsev.opening.redirect import kept_headers, location_of, same_host
 from gowsev.opening.tunnel import check_socks, open_tunnel
-from gowsev.opening.upgrade import Ends, describe
+from gowsev.opening.upgrade import Ends, certificate_of, describe
 from gowsev.opening.url import parse_url
 from gowsev.options import Options
 from gowsev.request import FRAMING, Request, header_pairs
@@ -107,7 +108,7 @@ def check_wanted(
     pairs = _checked_headers(headers or ())
     if origin is not None:
         header_pairs([("Origin", origin)])
-    _checked("ssl_context", ssl_context, ssl.SSLContext)
+    _checked("ssl_context", ssl_context, monkey.get_original("ssl", "SSLContext"))  # gevent's is derived from it
     if isinstance(follow_redirects, bool) or not isinstance(follow_redirects, int):
         raise TypeError(f"follow_redirects must be an int, not {follow_redirects!r}")
     if not 0 <= follow_redirects <= _MOST_REDIRECTS:
@@ -236,6 +237,7 @@ class _Dialling:
             self.step = "in the TLS handshake"
             self.sock = TLSSocket(self.sock, wanted.ssl_context or ssl.create_default_context(), uri.host)
             self.sock.do_handshake()
+            ends = ends._replace(certificate=certificate_of(self.sock, ends.peer))
         self.step = "in the opening handshake"
         headers, leftover = shake_hands(self.sock, client, wanted.headers)
         return Opened(

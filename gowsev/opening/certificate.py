@@ -1,4 +1,4 @@
-"""`Certificate`: the certificate and key of a TLS listener, read again whenever their files change."""
+"""The TLS of a listener: a certificate and its key, read again when their files change, or a context of one's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import os
 import ssl
 
-__all__ = ["Certificate"]
+from gevent import monkey
+
+__all__ = ["Certificate", "check_server_context"]
 
 logger = logging.getLogger("gowsev")
 
@@ -64,6 +66,8 @@ class Certificate:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # RFC 9325 section 3.5: its uses have other means by now, and each renegotiation costs us a handshake.
         context.options |= ssl.OP_NO_RENEGOTIATION
+        # RFC 7301: else a client that could speak HTTP/2 too would have to guess.
+        context.set_alpn_protocols(["http/1.1"])
         context.load_cert_chain(*self._files, password=_no_password)
         return context
 
@@ -82,3 +86,47 @@ class Certificate:
 
 def _no_password() -> str:
     raise ssl.SSLError(0, "the key is encrypted; gowsev cannot ask for its password")
+
+
+def check_server_context(context: object) -> ssl.SSLContext:
+    """Check a TLS context that a program has made for a listener.
+
+    Raises:
+        TypeError: it is none, of the standard library or of gevent.
+        ValueError: it is a client's, or has no certificate.
+    """
+    # gevent's class is derived from this one, and takes its name where the process is monkey-patched.
+    kind: type[ssl.SSLContext] = monkey.get_original("ssl", "SSLContext")
+    if not isinstance(context, kind):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {context!r}")
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            "ssl_context must be a server's, as ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) makes it, "
+            f"not a client's: {context!r}"
+        )
+    if _lacks_certificate(context):
+        raise ValueError(f"ssl_context must have a certificate, by its load_cert_chain: {context!r}")
+    return context
+
+
+def _lacks_certificate(context: ssl.SSLContext) -> bool:
+    """Whether a context has no certificate to show, which only a handshake can tell: one with itself, in memory."""
+    if context.sni_callback is not None:
+        return False  # it is the program's, and may choose another context for each name
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    client.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")  # whatever its own are
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    for side in (client.wrap_bio(back, there), context.wrap_bio(there, back, server_side=True)):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            pass  # it has said the first that it has to say
+        except ssl.SSLError as error:
+            # Without a certificate OpenSSL has no TLS 1.3 to offer, and for TLS 1.2 no ciphers. What else may be wrong,
+            # such as a version that only very old clients speak, is the program's affair.
+            return error.reason == "NO_SHARED_CIPHER" or (
+                error.reason == "UNSUPPORTED_PROTOCOL" and context.minimum_version == ssl.TLSVersion.TLSv1_3
+            )
+    return False

@@ -22,8 +22,10 @@ from gowsev.opening.framing import absolute_form, check_target, judge_framing, t
 from gowsev.opening.handshake import MAX_HEAD_BYTES, MAX_HEAD_LINES, Handshake, HTTPRequest, Response, refusal
 from gowsev.opening.upgrade import (
     HEADERS,
+    PEER_CERTIFICATE,
     Ends,
     asks_for_websocket,
+    certificate_of,
     format_address,
     judge,
     note_loss,
@@ -134,6 +136,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent has no type
         """Describe the request to the application; called by pywsgi."""
         environ: dict[str, Any] = super().get_environ()
         environ[HEADERS] = [(name.strip(), value.strip()) for name, value in self.headers.items()]
+        environ[PEER_CERTIFICATE] = certificate_of(self.socket, self.client_address)
         # For an upgrade pywsgi gives the connection itself, and an application that reads its request's body would wait
         # for frames, and consume them. RFC 6455 section 4.1 has no body.
         environ["wsgi.input"] = self.wsgi_input
@@ -201,7 +204,8 @@ class Upgrader(WebSocketHandler, GeventWebSocketHandler):  # type: ignore[misc] 
         if not asks_for_websocket(self.environ):
             note_lost_upgrade(self.environ)
             return
-        ends = Ends(self.client_address, self.socket.getsockname(), self.server.certificate is not None)
+        tls = self.server.tls is not None
+        ends = Ends(self.client_address, self.socket.getsockname(), tls, self.environ[PEER_CERTIFICATE])
         request, handshake = judge(self.server.receiver, ends, self._read)
         if request is not None:
             self.websocket = request, handshake

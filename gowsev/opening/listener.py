@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.pool import Pool
@@ -21,7 +21,6 @@ from gowsev.connection.fork import close_descriptor
 from gowsev.connection.sockets import ServedSocket, accept, close_socket
 from gowsev.connection.tls import TLSSocket
 from gowsev.opening.address import Address
-from gowsev.opening.certificate import Certificate
 from gowsev.opening.handshake import parse_request, refusal
 from gowsev.opening.http import FairFile, Upgrader
 from gowsev.opening.proxy_protocol import Malformed, ProxyHeader, Trusted
@@ -30,10 +29,14 @@ from gowsev.opening.upgrade import (
     Receiver,
     format_address,
     judge,
+    note_uncertified,
     note_unproxied,
     switch_protocols,
     upgrade_required,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Listener"]
 
@@ -45,6 +48,9 @@ _ACCEPT_AGAIN = 0.25
 #: The longest head of a request that is answered at once; a longer one is no ordinary one.
 _MOST_PEEKED = 1 << 13
 
+#: What OpenSSL says of a client without a certificate, or with one that it does not accept.
+_UNCERTIFIED = frozenset({"PEER_DID_NOT_RETURN_A_CERTIFICATE", "CERTIFICATE_VERIFY_FAILED"})
+
 _TOO_LATE = "no request from %s within %s s"
 
 
@@ -55,17 +61,19 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         sock: what `listen` returned.
         address: what it listens on.
         receiver: what gets its connections.
-        certificate: for TLS; `None` for plain.
+        tls: returns the TLS context for the next client; `None` for plain.
     """
 
-    def __init__(self, sock: Any, address: Address, receiver: Receiver, certificate: Certificate | None = None) -> None:
+    def __init__(
+        self, sock: Any, address: Address, receiver: Receiver, tls: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
         self.receiver = receiver
-        self.certificate = certificate
+        self.tls = tls
         self._path = address.host if address.family == socket.AF_UNIX else None
         environ = {
             # Given here, since pywsgi would look the name up in the DNS.
             "SERVER_NAME": "localhost" if self._path else address.host or socket.gethostname(),
-            "wsgi.url_scheme": "https" if certificate else "http",
+            "wsgi.url_scheme": "https" if tls else "http",
         }
         application = receiver.options.http_app or upgrade_required
         # A pool, so that `stop` knows the greenlets that are still at a request.
@@ -102,7 +110,7 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
                 gevent.spawn(logger.info, "accepting connections again")
             if self._proxies is not None:
                 self._expect_header(*accepted, self._proxies)
-            elif self.certificate is None:
+            elif self.tls is None:
                 _Arrival(self, *accepted).look()
             else:
                 self.serve(*accepted, time.monotonic())
@@ -169,16 +177,15 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         limit = self.receiver.options.handshake_timeout
         # Bounds each wait of an application's own reading and writing too.
         served.settimeout(limit)
-        tls = None if self.certificate is None else TLSSocket(served, self.certificate.context())
+        tls = None if self.tls is None else TLSSocket(served, self.tls())
         sock = tls or served
         handler = Upgrader(sock, address, self)
         handler.served = served
         handler.rfile = FairFile(handler.rfile)
         handler.timeout = gevent.Timeout.start_new(limit and max(0, limit - time.monotonic() + accepted))
         try:
-            if tls is not None:
-                self._begin_tls(tls)
-            handler.handle()
+            if tls is None or self._begin_tls(tls, address):
+                handler.handle()
         except gevent.Timeout as expired:
             if expired is not handler.timeout:
                 raise
@@ -189,12 +196,17 @@ class Listener(WSGIServer):  # type: ignore[misc]  # gevent has no types
         finally:
             handler.timeout.close()
 
-    def _begin_tls(self, sock: TLSSocket) -> None:
+    def _begin_tls(self, sock: TLSSocket, address: Any) -> bool:
+        """Shake hands; return whether the client shows a certificate that is accepted, where one is wanted."""
         try:
             sock.do_handshake()
-        except ssl.SSLError:
+        except ssl.SSLError as error:
+            if getattr(error, "reason", None) in _UNCERTIFIED:
+                note_uncertified(self.receiver, address, error)
+                return False
             self.receiver.refused("tls", asked=False)
             raise
+        return True
 
     def note_late(self, address: Any) -> None:
         """Count and log a client that has asked for nothing in time."""
@@ -265,7 +277,7 @@ class _Arrival:
         try:
             if self._header is not None and not self._read_header(self._header):
                 return
-            done = listener.certificate is None and listener.upgrade_at_once(self._sock, self._address)
+            done = listener.tls is None and listener.upgrade_at_once(self._sock, self._address)
         except BlockingIOError:
             if self._watcher is None:
                 self._wait()
@@ -307,7 +319,7 @@ class _Arrival:
 
     def _refuse(self, why: str) -> None:
         listener = self._listener
-        if listener.certificate is None:
+        if listener.tls is None:
             text = "This port takes connections of a proxy that speaks the PROXY protocol.\n"
             try:
                 self._sock.send(refusal(400, text).serialize())

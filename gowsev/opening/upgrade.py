@@ -18,7 +18,7 @@ from websockets.exceptions import WebSocketException
 
 from gowsev.opening.framing import tokens
 from gowsev.opening.handshake import Handshake, HTTPRequest, Refusal, Response, negotiate, refusal
-from gowsev.request import Accept, Request
+from gowsev.request import Accept, PeerCertificate, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,15 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADERS",
+    "PEER_CERTIFICATE",
     "Ends",
     "Receiver",
     "asks_for_websocket",
+    "certificate_of",
     "describe",
     "format_address",
     "judge",
     "note_loss",
     "note_lost_upgrade",
     "note_refusal",
+    "note_uncertified",
     "note_unproxied",
     "note_unsent",
     "read_buffered",
@@ -50,8 +53,10 @@ logger = logging.getLogger("gowsev")
 
 #: Where `WebSocketHandler` puts a request's headers as they were sent; WSGI's own form joins those that are repeated.
 HEADERS = "gowsev.headers"
+#: Where it puts the client's certificate.
+PEER_CERTIFICATE = "gowsev.peer_certificate"
 
-#: For each receiver, the options whose first refusal has been logged as a warning.
+#: For each receiver, the options (or what else the program has set) whose first refusal has been logged as a warning.
 _warned: WeakKeyDictionary[Receiver, set[str]] = WeakKeyDictionary()
 
 
@@ -92,11 +97,12 @@ class Receiver(Protocol):
 
 
 class Ends(NamedTuple):
-    """The two ends of a connection: the addresses of its socket, and whether TLS ends here."""
+    """The two ends of a connection: the addresses of its socket, whether TLS ends here, and with whom."""
 
     peer: Any
     local: Any
     tls: bool
+    certificate: PeerCertificate | None = None
 
 
 def asks_for_websocket(environ: WSGIEnvironment) -> bool:
@@ -192,6 +198,14 @@ def note_unproxied(receiver: Receiver, peer: Any, why: str) -> None:
     logger.log(_level(receiver, "proxy_protocol"), text, format_address(peer), why)
 
 
+def note_uncertified(receiver: Receiver, peer: Any, error: OSError) -> None:
+    """Count and log a client whose certificate is not accepted, or that has none where one is wanted."""
+    receiver.refused("client_certificate", asked=False)
+    logger.log(
+        _level(receiver, "client_certificate"), "refused %s, by its certificate: %s", format_address(peer), error
+    )
+
+
 def note_unsent(accept: Accept, spoken: str | None) -> None:
     """Log it if what a program adds to the answer of a handshake comes too late, another library having answered."""
     if accept.headers or accept.subprotocol not in (None, spoken):
@@ -248,7 +262,25 @@ def describe(asked: HTTPRequest, ends: Ends) -> Request:
         peer=_host_and_port(ends.peer) if isinstance(ends.peer, tuple) else ("", 0),
         local=_host_and_port(ends.local),
         tls=ends.tls,
+        peer_certificate=ends.certificate,
     )
+
+
+def certificate_of(sock: Any, peer: Any) -> PeerCertificate | None:
+    """Return the peer's certificate that TLS has verified on a socket; `None` where there is none.
+
+    Args:
+        sock: any socket, with TLS or without.
+        peer: its address, for the log.
+    """
+    look = getattr(sock, "getpeercert", None)
+    try:
+        certificate: PeerCertificate | None = look and look()
+    except (OSError, ValueError) as error:
+        # Its authority has signed what Python cannot read. Who shows it is nobody in particular, but may be let in.
+        logger.info("cannot read the certificate of %s, taking it for none: %r", format_address(peer), error)
+        return None
+    return certificate or None
 
 
 def read_buffered(rfile: Any, sock: Any) -> bytes:

@@ -5,9 +5,11 @@ import ssl
 
 import gevent
 import gevent.socket
+import gevent.ssl
 import pytest
 from conftest import Recorder, echo, wait_until
 from forward_proxies import free_port
+from gevent import monkey
 from nginx_server import needs_nginx, running_nginx
 from scripted_server import accepting, answer_close, reset, until_the_end
 
@@ -87,6 +89,14 @@ server {{
 
 
 @needs_nginx
+@pytest.mark.parametrize("kind", [ssl.SSLContext, gevent.ssl.SSLContext, monkey.get_original("ssl", "SSLContext")])
+def test_a_tls_context_of_each_kind_is_taken(serve, certificate, authority, kind):
+    # The last is another than the first where gevent's has taken its name, as in a context that was made before.
+    context = kind(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority.cert_pem.bytes().decode())
+    assert converse(f"wss://localhost:{serve(certificate=certificate).port}/", ssl_context=context).tls
+
+
 def test_a_certificate_of_the_clients(serve, tmp_path, authority, certificate):
     class Door(Recorder):
         def ConnRequested(self, context, request):

@@ -1,18 +1,24 @@
-"""`certificate`: TLS on live servers, with files that are wrong, renewed, half-written or gone."""
+"""`certificate`: TLS on live servers, with files that are wrong, renewed, half-written or gone, and with own contexts.
+
+Clients that show certificates are in `test_client_certificates`.
+"""
 
 import logging
+import shutil
 import ssl
+import subprocess
 import warnings
 
 import gevent
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import Conns, Recorder, echoes, wait_until
+from conftest import PATIENCE, Conns, Recorder, echoes, in_thread, listeners_of, wait_until
 from cryptography.hazmat.primitives import serialization
+from gevent import monkey
 
 import gowsev
-from gowsev.opening.certificate import Certificate
+from gowsev.opening.certificate import Certificate, check_server_context
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -254,3 +260,181 @@ def test_a_certificate_reads_its_files_only_when_they_change(files):
     assert certificate.context() is context
     files()
     assert certificate.context() is not context
+
+
+# -- ALPN --------------------------------------------------------------------------------------------------------
+
+
+def offering(client_tls, *protocols):
+    """A context that trusts what `client_tls` does, and offers these protocols."""
+    tls = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.load_verify_locations(cadata=b"".join(client_tls.get_ca_certs(True)))
+    tls.set_alpn_protocols(protocols)
+    return tls
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(["http/1.1"], "http/1.1"), (["h2", "http/1.1"], "http/1.1"), (["h2"], None), ([], None)],
+)
+def test_http_1_1_is_chosen_where_a_client_offers_it(serve, certificate, client_tls, offered, chosen):
+    client = serve(certificate=certificate).client(tls=offering(client_tls, *offered))
+    assert client.sock.selected_alpn_protocol() == chosen
+    assert echoes(client)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_openssl_and_a_listener_agree_on_http_1_1(serve, certificate):
+    server = serve(certificate=certificate)
+    command = ["openssl", "s_client", "-alpn", "h2,http/1.1", "-connect", f"127.0.0.1:{server.port}"]
+    run = {"input": b"", "capture_output": True, "timeout": PATIENCE}
+    shown = in_thread(lambda: subprocess.run(command, check=True, **run).stdout)
+    assert b"ALPN protocol: http/1.1\n" in shown
+
+
+# -- a context of one's own --------------------------------------------------------------------------------------
+
+#: The standard library's class, gevent's, and the first one in a process in which gevent's took its name.
+KINDS = {"ssl": ssl.SSLContext, "gevent": gevent.ssl.SSLContext, "original": monkey.get_original("ssl", "SSLContext")}
+
+
+def server_context(*files, kind=ssl.SSLContext):
+    context = kind(ssl.PROTOCOL_TLS_SERVER)
+    if files:
+        context.load_cert_chain(*files)
+    return context
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_context_of_ones_own_is_used_as_it_is(serve, certificate, client_tls, kind):
+    own = server_context(*certificate, kind=KINDS[kind])
+    server = serve(Conns(), ssl_context=own)
+    client = server.client(tls=offering(client_tls, "http/1.1"))
+    assert echoes(client, b"x" * 100_000)
+    assert server.handler.conns[0].tls
+    assert client.sock.selected_alpn_protocol() is None
+    own.set_alpn_protocols(["http/1.1"])
+    client = server.client(tls=offering(client_tls, "http/1.1"))
+    assert client.sock.selected_alpn_protocol() == "http/1.1"
+
+
+def test_a_context_of_ones_own_is_renewed_by_loading_into_it(serve, files, client_tls):
+    old = files()
+    own = server_context(files.cert, files.key)
+    server = serve(ssl_context=own)
+    before = server.client(tls=client_tls)
+    assert serial(server, client_tls) == old
+    new = files()
+    assert serial(server, client_tls) == old, "its files are the program's affair"
+    own.load_cert_chain(files.cert, files.key)
+    assert serial(server, client_tls) == new != old
+    assert echoes(before)
+
+
+def test_listeners_of_one_context_may_have_different_ones(serve, authority, certificate, client_tls):
+    server = serve(Conns(), certificate=certificate)
+    strict = server_context(*certificate)
+    authority.configure_trust(strict)
+    strict.verify_mode = ssl.CERT_REQUIRED
+    port = server.context.ListenAndServeTLS("127.0.0.1:0", ssl_context=strict)[1]
+    assert echoes(server.client(tls=client_tls))
+    with pytest.raises(gowsev.DialError, match=r"certificate required|handshake failure"):
+        gowsev.Dial(f"wss://localhost:{port}/", ssl_context=client_tls)
+    assert len(server.handler.conns) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_context_may_choose_another_by_the_name_that_is_asked_for(serve, authority, certificate, client_tls, kind):
+    other = server_context()
+    authority.issue_cert("other.example").configure_cert(other)
+    own = server_context(*certificate, kind=KINDS[kind])
+    names = []
+
+    def choose(tls, name, context):
+        names.append(name)
+        assert context is own
+        if name == "other.example":
+            tls.context = other
+
+    own.sni_callback = choose
+    server = serve(ssl_context=own)
+    assert echoes(server.client(tls=client_tls))
+    sock = gevent.socket.create_connection((server.host, server.port))
+    with client_tls.wrap_socket(sock, server_hostname="other.example") as client:
+        assert client.getpeercert()["subjectAltName"] == (("DNS", "other.example"),)
+    assert names == ["localhost", "other.example"]
+
+
+def of_a_client(files):
+    return {"ssl_context": ssl.create_default_context()}
+
+
+def without_a_certificate(files):
+    return {"ssl_context": server_context()}
+
+
+def without_a_certificate_for_1_3(files):
+    context = server_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return {"ssl_context": context}
+
+
+def beside_the_files(files):
+    return {"certFile": files[0], "keyFile": files[1], "ssl_context": server_context(*files)}
+
+
+def beside_a_key(files):
+    return {"keyFile": files[1], "ssl_context": server_context(*files)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (lambda files: {}, TypeError, "needs certFile and keyFile, not None and None, or ssl_context"),
+        (lambda files: {"certFile": files[0]}, TypeError, "needs certFile and keyFile, not '.*cert.pem' and None, or"),
+        (lambda files: {"keyFile": files[1]}, TypeError, "needs certFile and keyFile, not None and '.*key.pem', or"),
+        (lambda files: {"ssl_context": True}, TypeError, "ssl_context must be an ssl.SSLContext, not True"),
+        (of_a_client, ValueError, "must be a server's, .* not a client's: <.*SSLContext object"),
+        (without_a_certificate, ValueError, "must have a certificate, by its load_cert_chain: <.*SSLContext object"),
+        (without_a_certificate_for_1_3, ValueError, "must have a certificate"),
+        (beside_the_files, ValueError, "ssl_context <.*> cannot be given beside certFile and keyFile, '.*' and '.*'"),
+        (beside_a_key, ValueError, "cannot be given beside certFile and keyFile, None and '.*key.pem'"),
+    ],
+)
+def test_what_no_client_could_use_is_refused_at_the_call(serve, certificate, arguments, error, text):
+    server = serve()
+    with pytest.raises(error, match=text):
+        server.context.ListenAndServeTLS("127.0.0.1:0", **arguments(certificate))
+    assert len(listeners_of(server)) == 1
+
+
+def restricted(context, ciphers):
+    context.set_ciphers(ciphers)
+
+
+def versions(context, least, most):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version, context.maximum_version = least, most
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda context: setattr(context, "verify_mode", ssl.CERT_REQUIRED),
+        lambda context: restricted(context, "ECDHE-ECDSA-AES256-SHA:AES256-SHA:@SECLEVEL=0"),
+        lambda context: versions(context, ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3),
+        lambda context: versions(context, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2),
+        lambda context: versions(context, ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1),
+    ],
+)
+def test_an_unusual_context_with_a_certificate_is_taken(certificate, change):
+    context = server_context(*certificate)
+    change(context)
+    assert check_server_context(context) is context
+
+
+def test_a_context_that_chooses_by_name_needs_no_certificate_itself():
+    context = server_context()
+    context.sni_callback = lambda *_: None
+    assert check_server_context(context) is context

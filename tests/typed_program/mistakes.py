@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 context = gowsev.MakeContext(gowsev.Handler())
 
+# -- listening ---------------------------------------------------------------------------------------------------------
+
+context.ListenAndServeTLS(9001)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+context.ListenAndServeTLS(9001, "cert.pem")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
 # -- handlers ----------------------------------------------------------------------------------------------------------
 
 

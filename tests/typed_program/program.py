@@ -242,6 +242,13 @@ def failed(context: gowsev.Context, error: gowsev.DialError, pause: float) -> No
 link = gowsev.Redial(context, "ws://localhost/", opened=opened, failed=failed, first_pause=2, headers={"Cookie": "a=1"})
 assert_type(link, gowsev.Redial)
 assert_type(link.id, int)
+assert_type(context.ListenAndServeTLS(9001, "cert.pem", "key.pem"), tuple[str, int])
+assert_type(context.ListenAndServeTLS(9001, ssl_context=ssl.create_default_context()), tuple[str, int])
+certificate = context.MustConn(1).peer_certificate
+assert_type(certificate, gowsev.PeerCertificate | None)
+if certificate is not None:
+    assert_type([value for names in certificate["subject"] for _, value in names], list[str])
+    assert_type(certificate.get("subjectAltName"), tuple[tuple[str, str], ...] | None)
 assert_type(context.AddConn(gowsev.Dial("ws://localhost:9000/", headers=[("Cookie", "a=1")])), int)
 
 # -- tests -------------------------------------------------------------------------------------------------------------
