@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from access import GONE, Access
 from allowance import Allowances, Rates
@@ -199,31 +199,64 @@ class Node(Service):
 
     def _begin(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
         """Carry a command out, or ask channels for it; `turn.answer` is there when it is done."""
-        error = self.objection(id, turn.command, turn.name, turn.body)
-        if error:
-            self._refuse(turn, error)
-        elif turn.command == "subscribe":
-            self._hold(id, turns, turn)
-            self.channels.Subscribe(id, turn.name, done=partial(self._subscribed, id, turn))
-        elif turn.command == "publish" and turn.name:
-            if turn.channel in self.channels_of.get(id, ()):
+        if turn.name and turn.command in ("subscribe", "publish"):
+            error = self.ask(id, turn.command, turn.name, turn.body, partial(self._answered, id, turn))
+            if error is None and (turn.command == "subscribe" or turn.channel in self.channels_of.get(id, ())):
                 self._hold(id, turns, turn)
-            done = partial(self._published, id, turn)
-            refused = self.channels.Publish(turn.name, turn.body, done, id=id)
-            if refused is not None:
-                self._refuse(turn, refused)
         else:
-            self._carry_out(id, turn)
+            error = self.objection(id, turn.command, turn.name, turn.body)
+            if error is None:
+                self._carry_out(id, turn)
+        if error is not None:
+            self._refuse(turn, error)
+
+    def ask(
+        self, id: int, command: str, name: str, body: str | bytes, told: Callable[..., None], after: str | None = None
+    ) -> Refusal | Exception | None:
+        """Subscribe a client, or publish for it; return why not, or `None`, and then it is told.
+
+        Args:
+            id: the client's.
+            command: "subscribe" or "publish".
+            name: of the channel.
+            body: what is published.
+            told: called as `told(context, error, position=...)`, for a subscription with `recovered` too, when channels
+                have answered, unless the client has gone meanwhile.
+            after: the position from which a subscription goes on.
+        """
+        error: Refusal | Exception | None = self.objection(id, command, name, body)
+        if error is None and command == "subscribe":
+            self.channels.Subscribe(id, name, after, done=partial(self._subscribed, id, told))
+        elif error is None:
+            error = self.channels.Publish(name, body, partial(self._published, id, told), id=id)
+        return error
+
+    def _subscribed(
+        self, id: int, told: Callable[..., None], context: gowsev.Context, subscription: Subscription
+    ) -> None:
+        if id not in self._since:  # the connection has ended
+            return
+        if subscription.error is None:
+            self.subscribe(id, subscription.channel.encode("utf-8", "surrogateescape"))
+        told(context, subscription.error, position=subscription.position, recovered=subscription.recovered)
+        self.stop_if_quiet(context)
+
+    def _published(
+        self, id: int, told: Callable[..., None], context: gowsev.Context, position: str | None, error: Exception | None
+    ) -> None:
+        self.counters.publishes += error is None
+        if id in self._since:  # else the connection has ended
+            told(context, error, position=position)
+        self.stop_if_quiet(context)
 
     def objection(self, id: int, command: str, name: str, body: str | bytes) -> Refusal | None:
         """Why a valid command is not asked for; `None` if it is."""
-        limit = self.limits.name_bytes
-        if command in ("subscribe", "publish") and len(name.encode("utf-8", "surrogateescape")) > limit:
+        limit, channel = self.limits.name_bytes, name.encode("utf-8", "surrogateescape")
+        if command in ("subscribe", "publish") and len(channel) > limit:
             return Refusal("name", f"a channel's name has at most {limit} bytes")
         if text := self.access.objection(id, command, name):
             return Refusal("token", text)
-        has = name.encode("utf-8", "surrogateescape") in self.channels_of.get(id, ())
-        if command == "subscribe" and not has and self._is_away():
+        if command == "subscribe" and channel not in self.channels_of.get(id, ()) and self._is_away():
             return Refusal("away", AWAY)
         if command != "publish":
             return None
@@ -258,26 +291,13 @@ class Node(Service):
     def _refuse(self, turn: Turn, error: Refusal | Exception) -> None:
         turn.answer = f"Error: {self.refused(turn.command, error)[0]}".encode()
 
-    def _subscribed(self, id: int, turn: Turn, context: gowsev.Context, subscription: Subscription) -> None:
-        if subscription.error is not None:
-            self._refuse(turn, subscription.error)
-        else:
-            turn.answer = b"OK"
-            self.subscribe(id, turn.channel)
-        if (turns := self._turns.get(id)) is not None:  # else the connection has ended
-            self._go_on(context, id, turns)
-
-    def _published(
-        self, id: int, turn: Turn, context: gowsev.Context, position: str | None, error: Exception | None
-    ) -> None:
+    def _answered(self, id: int, turn: Turn, context: gowsev.Context, error: Exception | None, **place: Any) -> None:
         if error is not None:
             self._refuse(turn, error)
         else:
             turn.answer = b"OK"
-            turn.position = position
-            self.counters.publishes += 1
-        if (turns := self._turns.get(id)) is not None:  # else the connection has ended
-            self._go_on(context, id, turns)
+            turn.position = place["position"] if turn.command == "publish" else None
+        self._go_on(context, id, self._turns[id])
 
     def _answer(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
         """Send an answer, and what was held because it had not been sent."""
