@@ -46,6 +46,7 @@ ROOMS = {
         "opening.client_handshake",
         "opening.connecting",
         "opening.dial",
+        "opening.forwarded",
         "opening.framing",
         "opening.handshake",
         "opening.http",
@@ -126,6 +127,7 @@ PURE = (
     | ROOMS["wire"]
     | {
         "connection.liveness",
+        "opening.forwarded",
         "opening.framing",
         "opening.handshake",
         "opening.proxy",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from access import GONE, Access
 from allowance import Allowances, Rates
 from metrics import Counters, Refusal
-from proxies import Proxies
 from relay import Service, parse
 from turns import Turn, Turns
 from v2 import SUBPROTOCOL, V2, frame_of
@@ -60,7 +59,6 @@ TOO_MUCH = "too many commands wait for the backplane"
 #: What one client may ask for, and what a channel keeps. Names are as long as ever.
 LIMITS = Limits(name_bytes=1000, total_in_flight=1_000_000, total_in_flight_bytes=256 << 20)
 NO_RATES = Rates()
-NO_PROXIES = Proxies()
 
 
 class Node(Service):
@@ -78,7 +76,7 @@ class Node(Service):
         limits: Limits = LIMITS,
         tokens: tuple[Token, ...] = (),
         rates: Rates = NO_RATES,
-        proxies: Proxies = NO_PROXIES,
+        proxies: gowsev.TrustedProxies | None = None,
     ) -> None:
         super().__init__()
         self.limits = limits
@@ -141,7 +139,8 @@ class Node(Service):
         conn = context.Conn(id)
         assert conn is not None, "it has just been accepted"
         self._since[id] = time.monotonic()
-        about = {"connection": id, "peer": self._proxies.client(conn.peer, conn.headers)}
+        host, port = self._proxies.client(conn) if self._proxies else conn.peer
+        about = {"connection": id, "peer": f"{host}:{port}" if port else host or "unknown"}
         if conn.subprotocol == SUBPROTOCOL:
             self.v2.began(id)
         token = self.access.began(id, conn.headers)

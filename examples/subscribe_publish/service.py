@@ -29,7 +29,6 @@ from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certi
 from metrics import health, metrics_of
 from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
-from proxies import Proxies
 from tokens import INTERVAL, TokenFile, read_tokens
 from workers import READY, Workers, command, has_terminal, reserve
 
@@ -188,9 +187,11 @@ def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
-    by_protocol = args.proxy_header == "proxy-protocol"  # the library reads it then, and the peer is the client
+    by_protocol = args.proxy_header == "proxy-protocol"  # the peer is the client then
+    proxies = None
     try:
-        proxies = Proxies(() if by_protocol else args.trusted_proxy, args.proxy_header)
+        if args.trusted_proxy and not by_protocol:
+            proxies = gowsev.TrustedProxies(args.trusted_proxy, args.proxy_header)
     except ValueError as error:
         raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
     node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies)
