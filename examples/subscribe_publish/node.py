@@ -102,13 +102,15 @@ class Node(Service):
         # Of a cluster, one member may be away, and most channels be there.
         self._waits_briefly = url is not None and not url.startswith(("redis+cluster:", "rediss+cluster:"))
         if self.joined:
-            self.when_there(partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
+            self.when_there(context, partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
-    def when_there(self, callback: Callable[[], object]) -> None:
+    def when_there(self, context: gowsev.Context, callback: Callable[[], object]) -> None:
         """Call something once the backplane takes messages."""
 
-        def probe(_context: gowsev.Context) -> None:
-            self.channels.Publish(PROBE, b"", probed)
+        def probe(context: gowsev.Context) -> None:
+            error = self.channels.Publish(PROBE, b"", probed)
+            if error is not None:
+                probed(context, None, error)
 
         def probed(context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
             if error is None:
@@ -116,7 +118,7 @@ class Node(Service):
             else:  # what it is, channels tell
                 context.AfterFunc(1.0, probe)
 
-        self.channels.Publish(PROBE, b"", probed)
+        probe(context)
 
     # -- who may connect -----------------------------------------------------------------------------------------
 

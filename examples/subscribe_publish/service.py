@@ -218,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
         follow(context, node, tokens)
     if args.worker:
         gevent.spawn(stop_after_parent, node, context)
-        node.when_there(lambda: os.kill(os.getppid(), READY))
+        node.when_there(context, lambda: os.kill(os.getppid(), READY))
     for url in urls:
         logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
     context.EventLoop()
