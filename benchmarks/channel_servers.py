@@ -70,9 +70,10 @@ class Redis:
     Args:
         folder: for its files.
         durable: whether it keeps what it has acknowledged, as docs/scaling-out.md asks of it, or nothing.
+        core: where it runs; `None` for any.
     """
 
-    def __init__(self, folder, durable):
+    def __init__(self, folder, durable, core=launch.CORES[0]):
         program = shutil.which("redis-server")
         if program is None:
             raise Unavailable("there is no redis-server here")
@@ -81,11 +82,12 @@ class Redis:
         self.command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
         if durable:
             self.command += ["--appendonly", "yes", "--appendfsync", "always"]
+        self.core = core
         self.start()
         self.wait()
 
     def start(self):
-        self.process = launch.start(self.command)
+        self.process = launch.start(self.command, core=self.core)
 
     def wait(self):
         """Wait until it has loaded what it had, and answers."""

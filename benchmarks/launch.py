@@ -144,7 +144,8 @@ def _child(core):
     parent = os.getpid()
 
     def prepare():
-        os.sched_setaffinity(0, {core})
+        if core is not None:
+            os.sched_setaffinity(0, {core})
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -181,7 +182,7 @@ def serving(peer, mode="echo", arguments=(), tree=ROOT):
 
 
 def start(command, core=CORES[0], **options):
-    """Start a process on a core, which does not outlive this one."""
+    """Start a process on a core (`None` for any), which does not outlive this one."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
     # Ctrl-C is for us; we end it.
     return subprocess.Popen(command, start_new_session=True, preexec_fn=_child(core), **options)

@@ -3,11 +3,12 @@
 usage: run.py [--scenario NAME ...] [--peer NAME ...] [--rounds 5] [--seconds 1.0] [--quick] [--update]
        run.py --against REV [...]
        run.py --channels [...]
+       run.py --relay [...]
 
 Each server runs in its own process, the driver in another, in alternating rounds. A peer that cannot run here is left
 out, and the reason printed. With --update the figures in README.md and docs/ are replaced, else all goes to --output.
-With --against, this tree is compared with another commit instead (see compare.py), and with --channels, its channels
-with others' (see run_channels.py).
+With --against, this tree is compared with another commit instead (see compare.py), with --channels, its channels with
+others' (see run_channels.py), and with --relay the example relay is loaded (see run_relay.py).
 """
 
 import argparse
@@ -23,6 +24,7 @@ import launch
 import medians
 import report
 import run_channels
+import run_relay
 from launch import PEERS, Unavailable
 from picture import draw
 from scenarios import SCENARIOS
@@ -99,6 +101,8 @@ def main(words=None):
     words = sys.argv[1:] if words is None else words
     if "--channels" in words:
         return run_channels.main([word for word in words if word != "--channels"])
+    if "--relay" in words:
+        return run_relay.main([word for word in words if word != "--relay"])
     arguments = parse(words)
     if arguments.against:
         return compare.against(arguments)

@@ -26,6 +26,7 @@ from gowsev.errors import (
 )
 from gowsev.handler import Handler
 from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
+from gowsev.opening.forwarded import TrustedProxies
 from gowsev.opening.http import WebSocketHandler
 from gowsev.options import Options
 from gowsev.redial import Redial
@@ -59,6 +60,7 @@ __all__ = [
     "Stats",
     "TextMessage",
     "Timer",
+    "TrustedProxies",
     "WebSocketHandler",
     "__version__",
 ]

@@ -322,6 +322,17 @@ def test_a_subscription_waits_for_redis_to_come_back(joined, redis_server):
     assert [client.read_frame()[1] for _ in range(4)] == [OK, b"Invalid message", OK, b"x"]
 
 
+def test_that_redis_is_there_is_found_out_though_it_came_late(joined, redis_server):
+    server, node = joined()
+    redis_server.kill()
+    wait_until(lambda: node.channels.Publish("a", b"") is not None)  # it is refused at once
+    told = []
+    node.when_there(server.context, lambda: told.append("there"))
+    assert not told
+    redis_server.start()
+    wait_until(lambda: told == ["there"])
+
+
 def test_a_client_with_too_many_commands_under_way_is_closed(joined, redis_server, monkeypatch):
     monkeypatch.setattr("node.MAX_TURNS", 50)
     server, node = joined()

@@ -25,6 +25,7 @@ import raw_client
 import report
 import run as command
 import run_channels
+import run_relay
 import wire
 from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
 from import_graph import circles, imports
@@ -655,3 +656,22 @@ def test_figures_of_channels_are_put_into_the_document(tmp_path):
     assert "| publishes a second, 4 processes, all on one core with Redis | 1,234 |" in lines
     text = (ROOT / "docs" / "scaling-out.md").read_text("utf-8")
     assert "| 1,234 |" in report.replace(text, "channels", "\n".join(lines))
+
+
+# -- the relay ---------------------------------------------------------------------------------------------------------
+
+
+@needs_redis
+def test_the_relay_is_loaded_in_memory_and_in_several_processes(capsys):
+    words = ["--processes", "1", "2", "--subscribers", "20", "--deliveries", "200"]
+    assert command.main(["--relay", *words]) == 0
+    heads, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert [row[:4] for row in rows] == [["20", "1", "no", "10"], ["20", "1", "yes", "10"], ["20", "2", "yes", "10"]]
+    assert all(len(row) == len(heads) for row in rows)
+    assert all(float(row[heads.index("CPU of the relays a delivery (µs)")]) > 0 for row in rows)
+
+
+def test_a_run_of_the_relay_that_comes_to_nothing_is_said_in_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # so that there is no Redis
+    assert run_relay.main(["--processes", "2", "--subscribers", "20"]) == 1
+    assert "| 20 | 2 | yes | there is no redis-server here |" in capsys.readouterr().out

@@ -47,6 +47,7 @@ ROOMS = {
         "opening.client_handshake",
         "opening.connecting",
         "opening.dial",
+        "opening.forwarded",
         "opening.framing",
         "opening.handshake",
         "opening.http",
@@ -129,6 +130,7 @@ PURE = (
     | {
         "connection.liveness",
         "connection.round_trips",
+        "opening.forwarded",
         "opening.framing",
         "opening.handshake",
         "opening.proxy",

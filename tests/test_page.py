@@ -208,6 +208,13 @@ def test_channels_have_colours_of_their_own_and_leave_the_messages_in_sight(page
     assert tab.look("document.getElementById('messages-title').getBoundingClientRect().top < innerHeight")
     colours = "[...document.querySelectorAll('.swatch')].map((item) => getComputedStyle(item).backgroundColor)"
     assert len(set(tab.look(colours))) == 40
+    # Where there is room beside the messages, the list scrolls, and the form above it stays.
+    wide = browser.open(url + "#" + ",".join(map(str, range(40))))
+    subscribed(wide, 40)
+    wide.look("document.getElementById('channels').lastChild.scrollIntoView()")
+    assert wide.look("document.getElementById('channels').scrollTop > 0")
+    assert wide.look("document.getElementById('subscribe-form').getBoundingClientRect().top > 0")
+    assert wide.look("document.querySelector('.channels').getBoundingClientRect().bottom <= innerHeight")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import PATIENCE, RELAY, answered, wait_until
 from haproxy_server import needs_haproxy, running_haproxy
-from nginx_server import needs_nginx, running_nginx
+from nginx_server import needs_nginx, needs_stream, running_nginx
 from programs import fences, snippets, websockets_client
 from redis_server import CLI, SERVER, free_port, needs_redis
 from websockets.exceptions import InvalidStatus
@@ -28,9 +28,9 @@ DOCUMENT = "examples/subscribe_publish/README.md"
 ANALYZE = shutil.which("systemd-analyze")
 
 
-def block(language):
-    """The README's fenced block of one language."""
-    (found,) = (fence.text for fence in fences(DOCUMENT) if fence.language == language)
+def block(language, name=""):
+    """The README's fenced block of one language, or the one of these that begins with this name."""
+    (found,) = (one.text for one in fences(DOCUMENT) if one.language == language and one.text.startswith(f"# {name}"))
     return found
 
 
@@ -67,7 +67,7 @@ def configured(port, certificate, relays, more=""):
     """The configuration of nginx, for this port, these files and the ports of these relays."""
     cert, key = certificate
     return replaced(
-        block("nginx"),
+        block("nginx", "relay.conf"),
         port=("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl; {more}"),
         name=("relay.example.com", "localhost"),
         cert=("/etc/ssl/relay.pem", cert),
@@ -104,6 +104,45 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
         with pytest.raises(InvalidStatus) as refused:
             websockets_client(address, ssl=tls, origin="https://elsewhere.example").__enter__()
         assert refused.value.response.status_code == 403
+
+
+@needs_stream
+@snippets(DOCUMENT, "stream.conf")
+def test_nginx_that_passes_tcp_on_tells_whose_connection_it_is_and_passes_a_relay_over(
+    run, certificate, client_tls, tmp_path
+):
+    options = ["--tls-port", "none", "--trusted-proxy", "127.0.0.1", "--proxy-header", "proxy-protocol"]
+    relays = [run(RELAY / "relay.py", "--host", "127.0.0.1", "--port", 0, *options) for _ in range(2)]
+    one, two = (re.search(r":(\d+)/", program.wait_for("Listening on .*")[0])[1] for program in relays)
+    port, (cert, key) = free_port(), certificate
+    stream = replaced(
+        block("nginx", "stream.conf"),
+        port=("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
+        cert=("/etc/ssl/relay.pem", cert),
+        key=("/etc/ssl/relay.key", key),
+        one=("127.0.0.1:9000", f"127.0.0.1:{one}"),
+        two=("127.0.0.1:9002", f"127.0.0.1:{two}"),
+    )
+    tls = ssl.create_default_context()
+    tls.load_verify_locations(cadata="".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
+    url = f"https://localhost:{port}"
+
+    def connects():
+        """A client is answered; return its own port."""
+        with websockets_client(f"wss://localhost:{port}/", ssl=tls, origin=url) as client:
+            client.send("subscribe:a")
+            assert client.recv(timeout=PATIENCE) == b"OK"
+            return client.socket.getsockname()[1]
+
+    with running_nginx(tmp_path, stream=stream):
+        with urllib.request.urlopen(url, timeout=PATIENCE, context=tls) as response:
+            assert "<title>Relay</title>" in response.read().decode()
+        for number in [connects() for _ in range(4)]:
+            line = f"Connection accepted [0-9]+ from 127.0.0.1:{number}$"
+            wait_until(lambda line=line: any(re.search(line, program.output, re.MULTILINE) for program in relays))
+        assert all("Connection accepted" in program.output for program in relays)
+        assert relays[0].end() == 0
+        assert all(connects() for _ in range(4))
 
 
 @pytest.fixture
@@ -317,7 +356,7 @@ def test_the_redis_of_the_compose_file_starts_and_its_health_check_tells(service
 
 def test_nginx_of_the_compose_file_is_configured_as_the_one_that_was_tried(services):
     tried = replaced(
-        block("nginx"),
+        block("nginx", "relay.conf"),
         one=("127.0.0.1:9000", "relay-1:9000"),
         two=("127.0.0.1:9002", "relay-2:9000"),
         name=("relay.example.com", "_"),

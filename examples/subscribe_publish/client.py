@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tokens import read_tokens
+from tokens import authorization
 from v2 import SUBPROTOCOL
 
 import gowsev
@@ -51,19 +51,12 @@ def dial(args: argparse.Namespace) -> gowsev.DialledConn:
         Failed: an option is wrong, or the relay refuses, and would again.
         DialError: the relay is away.
     """
-    headers = {}
-    if args.token_file is not None:
-        try:
-            headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].secret.decode()}"
-        except ValueError as error:
-            raise Failed(str(error)) from error
-    context = None
-    if args.cafile is not None:
-        try:
-            context = ssl.create_default_context(cafile=args.cafile)
-        except OSError as error:
-            raise Failed(f"cannot read the certificates in {args.cafile!r}: {error}") from error
     try:
+        context = ssl.create_default_context(cafile=args.cafile) if args.cafile is not None else None
+    except OSError as error:
+        raise Failed(f"cannot read the certificates in {args.cafile!r}: {error}") from error
+    try:
+        headers = authorization(args.token_file)
         conn = gowsev.Dial(args.url, headers=headers, ssl_context=context, subprotocols=[SUBPROTOCOL])
     except gowsev.DialError as error:
         if error.status is not None and error.status < 500:
@@ -166,33 +159,23 @@ def channel(text: str) -> str:
     return text
 
 
-def add_connecting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--url", default=argparse.SUPPRESS, help="of the relay, ws:// or wss:// (default: ws://localhost:9000/)"
-    )
-    parser.add_argument(
-        "--token-file", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="present the token in this file"
-    )
-    parser.add_argument(
-        "--cafile",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="trust the certificates in this file, such as a self-signed one",
-    )
-
-
 def main() -> None:
     description, *_ = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(description=description)
-    add_connecting(parser)
-    # They are understood behind the command too, where most people look for them.
-    behind = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    add_connecting(behind)
+    # Understood before the command and behind it, where most people look for them; what is not given is set below.
+    connecting = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    connecting.add_argument("--url", help="of the relay, ws:// or wss:// (default: ws://localhost:9000/)")
+    connecting.add_argument("--token-file", type=Path, metavar="FILE", help="present the token in this file")
+    connecting.add_argument(
+        "--cafile", metavar="FILE", help="trust the certificates in this file, such as a self-signed one"
+    )
+    parser = argparse.ArgumentParser(description=description, parents=[connecting])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    subscribing = commands.add_parser("subscribe", parents=[behind], help="print what arrives on channels, a line each")
+    subscribing = commands.add_parser(
+        "subscribe", parents=[connecting], help="print what arrives on channels, a line each"
+    )
     subscribing.add_argument("channel", nargs="+", type=channel, metavar="CHANNEL")
     subscribing.set_defaults(run=subscribe)
-    publishing = commands.add_parser("publish", parents=[behind], help="publish to a channel")
+    publishing = commands.add_parser("publish", parents=[connecting], help="publish to a channel")
     publishing.add_argument("channel", type=channel, metavar="CHANNEL")
     publishing.add_argument("body", nargs="?", metavar="BODY", help="without it, each line of standard input is one")
     publishing.set_defaults(run=publish)

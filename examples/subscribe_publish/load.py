@@ -17,10 +17,11 @@ import struct
 import sys
 import time
 from array import array
+from functools import partial
 from pathlib import Path
 
 import gevent.pool
-from tokens import read_tokens
+from tokens import authorization
 from tqdm import tqdm
 
 import gowsev
@@ -93,14 +94,13 @@ def channel(number: int) -> bytes:
 
 def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> None:
     """Open all connections, and subscribe."""
-    headers = {}
-    if args.token_file is not None:
-        headers["Authorization"] = f"Bearer {read_tokens(args.token_file)[0].secret.decode()}"
+    headers = authorization(args.token_file)
     # The driver is not what is measured: it answers pings, and sends none.
     options = gowsev.Options(ping_interval=None)
+    open_to = partial(gowsev.Dial, timeout=60.0, headers=headers, options=options, proxy=None)
 
     def dial(number: int) -> tuple[int, gowsev.DialledConn]:
-        conn = gowsev.Dial(args.url[number % len(args.url)], timeout=60.0, headers=headers, options=options, proxy=None)
+        conn = open_to(args.url[number % len(args.url)])
         conn.WriteMessage(gowsev.BinaryMessage, b"subscribe:" + channel(number % args.channels))
         _, answer = conn.ReadMessage()
         if answer != b"OK":
@@ -111,9 +111,7 @@ def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> No
         for number, conn in gevent.pool.Pool(DIALLING).imap_unordered(dial, range(args.subscribers)):
             load.next_of[context.AddConn(conn)] = number % args.channels
             bar.update()
-    load.publisher = context.AddConn(
-        gowsev.Dial(args.url[0], timeout=60.0, headers=headers, options=options, proxy=None)
-    )
+    load.publisher = context.AddConn(open_to(args.url[0]))
 
 
 def percentile(ordered: list[float], share: float) -> float:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from access import GONE, Access
 from allowance import Allowances, Rates
 from metrics import Counters, Refusal
-from proxies import Proxies
 from relay import Service, parse
 from turns import Turn, Turns
 from v2 import SUBPROTOCOL, V2, frame_of
@@ -60,7 +59,6 @@ TOO_MUCH = "too many commands wait for the backplane"
 #: What one client may ask for, and what a channel keeps. Names are as long as ever.
 LIMITS = Limits(name_bytes=1000, total_in_flight=1_000_000, total_in_flight_bytes=256 << 20)
 NO_RATES = Rates()
-NO_PROXIES = Proxies()
 
 
 class Node(Service):
@@ -78,7 +76,7 @@ class Node(Service):
         limits: Limits = LIMITS,
         tokens: tuple[Token, ...] = (),
         rates: Rates = NO_RATES,
-        proxies: Proxies = NO_PROXIES,
+        proxies: gowsev.TrustedProxies | None = None,
     ) -> None:
         super().__init__()
         self.limits = limits
@@ -104,13 +102,15 @@ class Node(Service):
         # Of a cluster, one member may be away, and most channels be there.
         self._waits_briefly = url is not None and not url.startswith(("redis+cluster:", "rediss+cluster:"))
         if self.joined:
-            self.when_there(partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
+            self.when_there(context, partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
-    def when_there(self, callback: Callable[[], object]) -> None:
+    def when_there(self, context: gowsev.Context, callback: Callable[[], object]) -> None:
         """Call something once the backplane takes messages."""
 
-        def probe(_context: gowsev.Context) -> None:
-            self.channels.Publish(PROBE, b"", probed)
+        def probe(context: gowsev.Context) -> None:
+            error = self.channels.Publish(PROBE, b"", probed)
+            if error is not None:
+                probed(context, None, error)
 
         def probed(context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
             if error is None:
@@ -118,7 +118,7 @@ class Node(Service):
             else:  # what it is, channels tell
                 context.AfterFunc(1.0, probe)
 
-        self.channels.Publish(PROBE, b"", probed)
+        probe(context)
 
     # -- who may connect -----------------------------------------------------------------------------------------
 
@@ -141,7 +141,8 @@ class Node(Service):
         conn = context.Conn(id)
         assert conn is not None, "it has just been accepted"
         self._since[id] = time.monotonic()
-        about = {"connection": id, "peer": self._proxies.client(conn.peer, conn.headers)}
+        host, port = self._proxies.client(conn) if self._proxies else conn.peer
+        about = {"connection": id, "peer": f"{host}:{port}" if port else host or "unknown"}
         if conn.subprotocol == SUBPROTOCOL:
             self.v2.began(id)
         token = self.access.began(id, conn.headers)
@@ -199,31 +200,64 @@ class Node(Service):
 
     def _begin(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
         """Carry a command out, or ask channels for it; `turn.answer` is there when it is done."""
-        error = self.objection(id, turn.command, turn.name, turn.body)
-        if error:
-            self._refuse(turn, error)
-        elif turn.command == "subscribe":
-            self._hold(id, turns, turn)
-            self.channels.Subscribe(id, turn.name, done=partial(self._subscribed, id, turn))
-        elif turn.command == "publish" and turn.name:
-            if turn.channel in self.channels_of.get(id, ()):
+        if turn.name and turn.command in ("subscribe", "publish"):
+            error = self.ask(id, turn.command, turn.name, turn.body, partial(self._answered, id, turn))
+            if error is None and (turn.command == "subscribe" or turn.channel in self.channels_of.get(id, ())):
                 self._hold(id, turns, turn)
-            done = partial(self._published, id, turn)
-            refused = self.channels.Publish(turn.name, turn.body, done, id=id)
-            if refused is not None:
-                self._refuse(turn, refused)
         else:
-            self._carry_out(id, turn)
+            error = self.objection(id, turn.command, turn.name, turn.body)
+            if error is None:
+                self._carry_out(id, turn)
+        if error is not None:
+            self._refuse(turn, error)
+
+    def ask(
+        self, id: int, command: str, name: str, body: str | bytes, told: Callable[..., None], after: str | None = None
+    ) -> Refusal | Exception | None:
+        """Subscribe a client, or publish for it; return why not, or `None`, and then it is told.
+
+        Args:
+            id: the client's.
+            command: "subscribe" or "publish".
+            name: of the channel.
+            body: what is published.
+            told: called as `told(context, error, position=...)`, for a subscription with `recovered` too, when channels
+                have answered, unless the client has gone meanwhile.
+            after: the position from which a subscription goes on.
+        """
+        error: Refusal | Exception | None = self.objection(id, command, name, body)
+        if error is None and command == "subscribe":
+            self.channels.Subscribe(id, name, after, done=partial(self._subscribed, id, told))
+        elif error is None:
+            error = self.channels.Publish(name, body, partial(self._published, id, told), id=id)
+        return error
+
+    def _subscribed(
+        self, id: int, told: Callable[..., None], context: gowsev.Context, subscription: Subscription
+    ) -> None:
+        if id not in self._since:  # the connection has ended
+            return
+        if subscription.error is None:
+            self.subscribe(id, subscription.channel.encode("utf-8", "surrogateescape"))
+        told(context, subscription.error, position=subscription.position, recovered=subscription.recovered)
+        self.stop_if_quiet(context)
+
+    def _published(
+        self, id: int, told: Callable[..., None], context: gowsev.Context, position: str | None, error: Exception | None
+    ) -> None:
+        self.counters.publishes += error is None
+        if id in self._since:  # else the connection has ended
+            told(context, error, position=position)
+        self.stop_if_quiet(context)
 
     def objection(self, id: int, command: str, name: str, body: str | bytes) -> Refusal | None:
         """Why a valid command is not asked for; `None` if it is."""
-        limit = self.limits.name_bytes
-        if command in ("subscribe", "publish") and len(name.encode("utf-8", "surrogateescape")) > limit:
+        limit, channel = self.limits.name_bytes, name.encode("utf-8", "surrogateescape")
+        if command in ("subscribe", "publish") and len(channel) > limit:
             return Refusal("name", f"a channel's name has at most {limit} bytes")
         if text := self.access.objection(id, command, name):
             return Refusal("token", text)
-        has = name.encode("utf-8", "surrogateescape") in self.channels_of.get(id, ())
-        if command == "subscribe" and not has and self._is_away():
+        if command == "subscribe" and channel not in self.channels_of.get(id, ()) and self._is_away():
             return Refusal("away", AWAY)
         if command != "publish":
             return None
@@ -258,26 +292,13 @@ class Node(Service):
     def _refuse(self, turn: Turn, error: Refusal | Exception) -> None:
         turn.answer = f"Error: {self.refused(turn.command, error)[0]}".encode()
 
-    def _subscribed(self, id: int, turn: Turn, context: gowsev.Context, subscription: Subscription) -> None:
-        if subscription.error is not None:
-            self._refuse(turn, subscription.error)
-        else:
-            turn.answer = b"OK"
-            self.subscribe(id, turn.channel)
-        if (turns := self._turns.get(id)) is not None:  # else the connection has ended
-            self._go_on(context, id, turns)
-
-    def _published(
-        self, id: int, turn: Turn, context: gowsev.Context, position: str | None, error: Exception | None
-    ) -> None:
+    def _answered(self, id: int, turn: Turn, context: gowsev.Context, error: Exception | None, **place: Any) -> None:
         if error is not None:
             self._refuse(turn, error)
         else:
             turn.answer = b"OK"
-            turn.position = position
-            self.counters.publishes += 1
-        if (turns := self._turns.get(id)) is not None:  # else the connection has ended
-            self._go_on(context, id, turns)
+            turn.position = place["position"] if turn.command == "publish" else None
+        self._go_on(context, id, self._turns[id])
 
     def _answer(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
         """Send an answer, and what was held because it had not been sent."""

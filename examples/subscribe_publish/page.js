@@ -191,7 +191,7 @@ class Channel {
     // The golden angle: however many there are, no two have the same colour, and neighbours differ most.
     const taken = new Set([...channels.values()].map((channel) => channel.number));
     for (this.number = 0; taken.has(this.number); this.number += 1);
-    this.hue = String((244 + this.number * 137.508) % 360);
+    this.hue = String((277 + this.number * 137.508) % 360);
     this.received = 0;
     this.position = null; // up to here it has everything
     this.subscribed = false;

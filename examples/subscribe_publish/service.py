@@ -29,7 +29,6 @@ from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certi
 from metrics import health, metrics_of
 from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
-from proxies import Proxies
 from tokens import INTERVAL, TokenFile, read_tokens
 from workers import READY, Workers, command, has_terminal, reserve
 
@@ -66,111 +65,69 @@ def arguments() -> argparse.ArgumentParser:
         epilog="Without --cert and --key, TLS uses a self-signed certificate for localhost, made on the first start. "
         "Browsers get a page to try the relay with at /; monitors look at /healthz and /metrics.",
     )
-    listening = parser.add_argument_group("listening")
-    listening.add_argument("--host", default="", help="address to listen on (default: all interfaces)")
-    listening.add_argument(
-        "--port", type=port, default=9000, metavar="N", help="port for ws:// (default: %(default)s; 0: any free one)"
-    )
-    listening.add_argument(
-        "--tls-port",
-        type=port_or_none,
-        default=9001,
-        metavar="N",
-        help='port for wss:// (default: %(default)s; 0: any free one; "none": no TLS)',
-    )
-    listening.add_argument("--cert", type=Path, metavar="FILE", help="certificate for TLS, PEM")
-    listening.add_argument("--key", type=Path, metavar="FILE", help="its private key, PEM")
-    add_limits(parser.add_argument_group("who may connect, and what clients may do"))
-    scaling = parser.add_argument_group("more than one process")
-    scaling.add_argument(
-        "--backplane",
-        metavar="URL",
-        help="join all relays that name the same Redis (7.0 or newer), such as redis://localhost:6379/0",
-    )
-    scaling.add_argument(
-        "--backplane-prefix",
-        default="relay",
-        metavar="WORD",
-        help="and the same prefix of its keys (default: %(default)s)",
-    )
-    scaling.add_argument(
-        "--workers",
-        type=count,
-        default=1,
-        metavar="N",
-        help="processes that share the ports (default: %(default)s; more than one takes a backplane)",
-    )
-    scaling.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)  # set by workers.py
-    scaling.add_argument("--worker-folder", type=Path, help=argparse.SUPPRESS)
-    logs = parser.add_argument_group("the log")
-    logs.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="of the lines on standard error (default: text)"
-    )
-    logs.add_argument("-v", "--verbose", action="store_true", help="log every message too")
+    add = parser.add_argument_group("listening").add_argument
+    add("--host", default="", help="address to listen on (default: all interfaces)")
+    text = "port for ws:// (default: %(default)s; 0: any free one)"
+    add("--port", type=port, default=9000, metavar="N", help=text)
+    text = 'port for wss:// (default: %(default)s; 0: any free one; "none": no TLS)'
+    add("--tls-port", type=port_or_none, default=9001, metavar="N", help=text)
+    add("--cert", type=Path, metavar="FILE", help="certificate for TLS, PEM")
+    add("--key", type=Path, metavar="FILE", help="its private key, PEM")
+    group = parser.add_argument_group("who may connect, and what clients may do")
+    add_access(group)
+    for option, field, text in LIMIT_OPTIONS:
+        default = LIMIT_DEFAULTS.get(field)
+        text += " (default: no limit)" if default is None else f" (default: {default:.0f})"
+        group.add_argument(option, dest=field, type=count, default=default, metavar="N", help=text)
+    add = parser.add_argument_group("more than one process").add_argument
+    text = "join all relays that name the same Redis (7.0 or newer), such as redis://localhost:6379/0"
+    add("--backplane", metavar="URL", help=text)
+    text = "and the same prefix of its keys (default: %(default)s)"
+    add("--backplane-prefix", default="relay", metavar="WORD", help=text)
+    text = "processes that share the ports (default: %(default)s; more than one takes a backplane)"
+    add("--workers", type=count, default=1, metavar="N", help=text)
+    add("--worker", type=int, default=0, help=argparse.SUPPRESS)  # set by workers.py
+    add("--worker-folder", type=Path, help=argparse.SUPPRESS)
+    add = parser.add_argument_group("the log").add_argument
+    text = "of the lines on standard error (default: %(default)s)"
+    add("--log-format", choices=("text", "json"), default="text", help=text)
+    add("-v", "--verbose", action="store_true", help="log every message too")
     return parser
 
 
-def add_limits(group: argparse._ArgumentGroup) -> None:
-    """One of those groups, as long."""
-    group.add_argument(
-        "--allowed-origin",
-        type=origin,
-        action="append",
-        metavar="ORIGIN",
-        help='let pages of this origin connect, such as https://example.com, "null" (a local file) or "*" (any); may '
-        "be repeated, and then replaces the default (the relay's own page; programs other than browsers may always "
-        "connect)",
-    )
-    group.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="let only clients in that present a token of this file, one a line, and do what its line allows; it is "
-        "read again when it changes (default: anyone)",
-    )
-    group.add_argument(
-        "--trusted-proxy",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help='believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose '
-        "connections they pass on; may be repeated",
-    )
-    group.add_argument(
-        "--proxy-header",
-        choices=("x-forwarded-for", "forwarded", "proxy-protocol"),
-        default="x-forwarded-for",
-        help="in which header they say so (default: %(default)s); where that is the PROXY protocol's, version 1 or 2, "
-        "nobody else may connect",
-    )
-    group.add_argument(
-        "--max-connections", type=count, metavar="N", help="connections that each process takes (default: no limit)"
-    )
-    group.add_argument(
-        "--max-message-bytes",
-        type=count,
-        default=1 << 20,
-        metavar="N",
-        help="the longest message (default: %(default)s)",
-    )
-    for option, text in (
-        ("--max-publishes", "publishes a second of each client"),
-        ("--max-publish-bytes", "bytes a second that these may have"),
-    ):
-        group.add_argument(option, type=count, metavar="N", help=f"{text} (default: no limit)")
-    for option, field, text in (
-        ("--max-in-flight", "in_flight", "publishes of a client that may wait for the backplane"),
-        ("--max-in-flight-bytes", "in_flight_bytes", "bytes that these may have together"),
-        ("--max-channels", "channels", "channels that a client may subscribe to"),
-        ("--max-channel-bytes", "name_bytes", "the longest name of a channel"),
-        ("--history-messages", "history_messages", "messages that a channel keeps for a process that comes back"),
-        ("--history-bytes", "history_bytes", "bytes that these may have together"),
-        ("--history-seconds", "history_seconds", "seconds after its last message at which a channel forgets them"),
-    ):
-        default = int(getattr(LIMITS, field))
-        group.add_argument(
-            option, dest=field, type=count, default=default, metavar="N", help=f"{text} (default: %(default)s)"
-        )
+def add_access(group: argparse._ArgumentGroup) -> None:
+    text = """let pages of this origin connect, such as https://example.com, "null" (a local file) or "*" (any); may be
+        repeated, and then replaces the default (the relay's own page; programs other than browsers may always
+        connect)"""
+    group.add_argument("--allowed-origin", type=origin, action="append", metavar="ORIGIN", help=text)
+    text = """let only clients in that present a token of this file, one a line, and do what its line allows; it is
+        read again when it changes (default: anyone)"""
+    group.add_argument("--token-file", type=Path, metavar="FILE", help=text)
+    text = """believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose
+        connections they pass on; may be repeated"""
+    group.add_argument("--trusted-proxy", action="append", default=[], metavar="ADDRESS", help=text)
+    text = """in which header they say so (default: %(default)s); where that is the PROXY protocol's, version 1 or 2,
+        nobody else may connect"""
+    headers = "x-forwarded-for", "forwarded", "proxy-protocol"
+    group.add_argument("--proxy-header", choices=headers, default=headers[0], help=text)
+
+
+#: Options that are whole numbers: each with its name in the program, and its help.
+LIMIT_OPTIONS = (
+    ("--max-connections", "max_connections", "connections that each process takes"),
+    ("--max-message-bytes", "max_message_bytes", "the longest message"),
+    ("--max-publishes", "max_publishes", "publishes a second of each client"),
+    ("--max-publish-bytes", "max_publish_bytes", "bytes a second that these may have"),
+    ("--max-in-flight", "in_flight", "publishes of a client that may wait for the backplane"),
+    ("--max-in-flight-bytes", "in_flight_bytes", "bytes that these may have together"),
+    ("--max-channels", "channels", "channels that a client may subscribe to"),
+    ("--max-channel-bytes", "name_bytes", "the longest name of a channel"),
+    ("--history-messages", "history_messages", "messages that a channel keeps for a process that comes back"),
+    ("--history-bytes", "history_bytes", "bytes that these may have together"),
+    ("--history-seconds", "history_seconds", "seconds after its last message at which a channel forgets them"),
+)
+#: Of those that have a limit by default.
+LIMIT_DEFAULTS = {"max_message_bytes": 1 << 20} | dataclasses.asdict(LIMITS)
 
 
 def port(text: str) -> int:
@@ -230,9 +187,11 @@ def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
-    by_protocol = args.proxy_header == "proxy-protocol"  # the library reads it then, and the peer is the client
+    by_protocol = args.proxy_header == "proxy-protocol"  # the peer is the client then
+    proxies = None
     try:
-        proxies = Proxies(() if by_protocol else args.trusted_proxy, args.proxy_header)
+        if args.trusted_proxy and not by_protocol:
+            proxies = gowsev.TrustedProxies(args.trusted_proxy, args.proxy_header)
     except ValueError as error:
         raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
     node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies)
@@ -259,7 +218,7 @@ def run(args: argparse.Namespace) -> None:
         follow(context, node, tokens)
     if args.worker:
         gevent.spawn(stop_after_parent, node, context)
-        node.when_there(lambda: os.kill(os.getppid(), READY))
+        node.when_there(context, lambda: os.kill(os.getppid(), READY))
     for url in urls:
         logger.info("Listening on %s%s", "" if args.host else "all interfaces, ", url)
     context.EventLoop()

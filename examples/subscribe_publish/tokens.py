@@ -85,10 +85,18 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     """
     try:
         return parse_tokens(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"cannot read the tokens in {str(path)!r}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"cannot read the tokens in {str(path)!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read the tokens in {str(path)!r}: {why}") from error
+
+
+def authorization(path: Path | None) -> dict[str, str]:
+    """Return the headers with which a client presents the first token of a file; none without a file.
+
+    Raises:
+        ValueError: as for `read_tokens`.
+    """
+    return {} if path is None else {"Authorization": f"Bearer {read_tokens(path)[0].secret.decode()}"}
 
 
 class TokenFile:

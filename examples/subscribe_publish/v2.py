@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from node import Node
 
     import gowsev
-    from gowsev.channels import Subscription
 
 __all__ = ["V2", "Command", "Invalid", "frame_of", "read"]
 
@@ -67,14 +66,7 @@ def read(message: str | bytes) -> Command:
     Raises:
         Invalid: it is none.
     """
-    if isinstance(message, str):
-        head, _, body = message.partition("\n")
-        return _command(head, body)
-    first, _, rest = message.partition(b"\n")
-    return _command(first, rest)
-
-
-def _command(head: str | bytes, body: str | bytes) -> Command:
+    head, _, body = message.partition("\n") if isinstance(message, str) else message.partition(b"\n")
     if len(head) > MOST_HEAD:
         raise Invalid(f"the first line has at most {MOST_HEAD} bytes")
     try:
@@ -83,7 +75,7 @@ def _command(head: str | bytes, body: str | bytes) -> Command:
         raise Invalid("the first line is no JSON") from None
     if not isinstance(fields, dict):
         raise Invalid("the first line is no object")
-    do, id, channel, after = (fields.get(name) for name in ("do", "id", "channel", "after"))
+    do, id, channel, after = map(fields.get, ("do", "id", "channel", "after"))
     if do not in ("subscribe", "unsubscribe", "publish"):
         raise Invalid("do is one of subscribe, unsubscribe, publish")
     if not isinstance(id, int | str | None) or not isinstance(after, str | None):
@@ -143,48 +135,21 @@ class V2:
             self._node.counters.refuse("invalid")
             context.WriteText(id, json.dumps({"re": None, "error": f"invalid: {invalid}", "certain": True}))
             return
-        error: Exception | Refusal | None
-        error = self._node.objection(id, command.do, command.channel, command.body)
-        if error:
-            self._answer(context, id, command, error)
-        elif command.do == "unsubscribe":
+        if command.do == "unsubscribe":
             self._node.unsubscribe(id, command.channel.encode("utf-8", "surrogateescape"))
-            for waiting in [
-                one for one in self._under_way[id] if (one.do, one.channel) == ("subscribe", command.channel)
-            ]:
-                self._answer(context, id, waiting, Refusal("unsubscribed", "unsubscribed meanwhile"))
-            self._answer(context, id, command)
-        elif command.do == "subscribe":
-            self._under_way[id].add(command)
-            self._node.channels.Subscribe(
-                id, command.channel, command.after, done=partial(self._subscribed, id, command)
-            )
-        else:
-            self._under_way[id].add(command)
-            told = partial(self._published, id, command)
-            error = self._node.channels.Publish(command.channel, command.body, told, id=id)
-            if error is not None:
-                self._answer(context, id, command, error)
-
-    def _subscribed(self, id: int, command: Command, context: gowsev.Context, subscription: Subscription) -> None:
-        if id not in self._under_way:  # the connection has ended
+            for other in tuple(self._under_way[id]):
+                if other.do == "subscribe" and other.channel == command.channel:
+                    self._answer(id, other, context, Refusal("unsubscribed", "unsubscribed meanwhile"))
+            self._answer(id, command, context)
             return
-        if subscription.error is None:
-            self._node.subscribe(id, command.channel.encode("utf-8", "surrogateescape"))
-        place = {"position": subscription.position, "recovered": subscription.recovered}
-        self._answer(context, id, command, subscription.error, **place)
-        self._node.stop_if_quiet(context)
-
-    def _published(
-        self, id: int, command: Command, context: gowsev.Context, position: str | None, error: Exception | None
-    ) -> None:
-        self._node.counters.publishes += error is None
-        if id in self._under_way:  # else the connection has ended
-            self._answer(context, id, command, error, position=position)
-        self._node.stop_if_quiet(context)
+        self._under_way[id].add(command)
+        told = partial(self._answer, id, command)
+        error = self._node.ask(id, command.do, command.channel, command.body, told, command.after)
+        if error is not None:
+            self._answer(id, command, context, error)
 
     def _answer(
-        self, context: gowsev.Context, id: int, command: Command, error: Exception | Refusal | None = None, **more: Any
+        self, id: int, command: Command, context: gowsev.Context, error: Exception | Refusal | None = None, **more: Any
     ) -> None:
         self._under_way[id].discard(command)
         if error is not None:

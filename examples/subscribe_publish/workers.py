@@ -29,7 +29,8 @@ FIRST_DELAY, LAST_DELAY = 0.5, 30.0
 DRAINING = 15.0
 #: What a worker sends its parent when it serves.
 READY = signal.SIGUSR1
-WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, READY}
+ENDS = {signal.SIGTERM, signal.SIGINT}
+WATCHED = ENDS | {signal.SIGCHLD, signal.SIGHUP, READY}
 
 #: The exit code of a configuration error.
 MISCONFIGURED = 2
@@ -41,16 +42,17 @@ def reserve(host: str, port: int) -> socket.socket:
     Raises:
         OSError: it is taken; the text names it.
     """
-    family, where = _address(host, port)
+    everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # as the library has it  # noqa: S104
     try:
-        if port:
-            # Without SO_REUSEPORT: two relays must not share a port by mistake.
-            with socket.socket(family) as probe:
-                _bind(probe, where)
+        family, _, _, _, where = socket.getaddrinfo(host or everywhere, port, type=socket.SOCK_STREAM)[0]
         holder = socket.socket(family)
         try:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
+            holder.bind(where)
+            # Only now: another relay that shares its port with its own workers does not share it with this one.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            _bind(holder, where)
         except BaseException:
             holder.close()
             raise
@@ -58,21 +60,6 @@ def reserve(host: str, port: int) -> socket.socket:
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise OSError(error.errno, f"cannot listen on {shown}: {error.strerror or error}") from error
     return holder
-
-
-def _address(host: str, port: int) -> tuple[int, tuple[str, int]]:
-    """As the library binds: no host is all interfaces, IPv6 and IPv4."""
-    if not host:
-        return (socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET), ("", port)
-    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return family, (str(where[0]), int(where[1]))
-
-
-def _bind(sock: socket.socket, where: tuple[str, int]) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if where[0] else 0)
-    sock.bind(where)
 
 
 class Worker:
@@ -121,20 +108,16 @@ class Workers:
         try:
             while True:
                 self._start_due()
-                number = signal.sigtimedwait(WATCHED, self._until_next())
-                ends = {signal.SIGTERM, signal.SIGINT}
-                if terminal and not has_terminal():
-                    ends.add(signal.SIGHUP)
-                if number is not None and number.si_signo in ends:
+                received = signal.sigtimedwait(WATCHED, self._until_next())
+                number = received.si_signo if received else 0
+                if number in ENDS or (number == signal.SIGHUP and terminal and not has_terminal()):
                     logger.info("Stopping %d workers", len(self._workers))
                     return self._end(0)
-                if number is not None and number.si_signo == signal.SIGHUP:
+                if number == signal.SIGHUP:
                     logger.info("SIGHUP: replacing %d workers", len(self._workers))
-                    self._replaced = [
-                        *self._replaced[:1],
-                        *(one for one in self._workers if one not in self._replaced[:1]),
-                    ]
-                self._replace(number.si_pid if number is not None and number.si_signo == READY else None)
+                    begun = self._replaced[:1]
+                    self._replaced = begun + [worker for worker in self._workers if worker not in begun]
+                self._replace(received.si_pid if received and number == READY else None)
                 if self._reap() == MISCONFIGURED and not self._settled:
                     return self._end(MISCONFIGURED)  # it has said why
         except BaseException:
