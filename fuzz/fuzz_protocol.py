@@ -72,7 +72,10 @@ def send_back(messages, client, takeover, bits, min_bytes):
     """Encode messages for the peer, and check what it reads."""
     deflate = Deflate(takeover=takeover, window_bits=bits, min_bytes=min_bytes)
     encoder = MaskingEncoder(deflate) if client else Encoder(deflate)
-    wires = [encoder.encode(opcode, payload) for opcode, payload in messages]
+    wires = [
+        encoder.encode(opcode, payload) or b"".join(encoder.encode_large(opcode, payload))
+        for opcode, payload in messages
+    ]
     longest = max(len(payload) for _, payload in messages)
     deflate = Deflate(inflate_takeover=takeover, inflate_bits=bits)
     peer = Protocol(client=not client, max_message_bytes=longest, deflate=deflate)

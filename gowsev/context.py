@@ -120,11 +120,15 @@ class Context(Serving):
             TypeError: `message` is not bytes, a bytearray or a memoryview.
             RuntimeError: this is not the thread that made the context.
         """
-        payload = message if type(message) is bytes else as_bytes(message)
+        if type(message) is not bytes:
+            message = as_bytes(message)
         if not self._batch.held:
             self._loop.check_thread()
-        connection = self._by_id.get(id)
-        return IdNotFound(id) if connection is None else connection.write(BINARY, payload)
+        try:
+            connection = self._by_id[id]
+        except KeyError:
+            return IdNotFound(id)
+        return connection.outbox.write(BINARY, message)
 
     def WriteText(self, id: int, text: str) -> Exception | None:
         """Send a text message; otherwise like `Write`.
@@ -140,7 +144,7 @@ class Context(Serving):
         if not self._batch.held:
             self._loop.check_thread()
         connection = self._by_id.get(id)
-        return IdNotFound(id) if connection is None else connection.write(TEXT, payload)
+        return IdNotFound(id) if connection is None else connection.outbox.write(TEXT, payload)
 
     def Broadcast(self, ids: Iterable[int], message: bytes | bytearray | memoryview | str) -> list[int]:
         """Send a message to many connections: a str as text, bytes as binary. Encoded once; never blocks.

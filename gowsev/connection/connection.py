@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.connection.events import Event
-    from gowsev.connection.gathering import Batch, Shared
+    from gowsev.connection.gathering import Batch
     from gowsev.connection.keepalive import Keepalive
     from gowsev.options import Options
     from gowsev.request import Request
@@ -64,9 +64,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_options", "_outbox", "_protocol",
-        "_put", "_reported", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data", "encoder",
-        "end", "id", "liveness", "messages_received", "refused_writes", "request", "subprotocol", "tls",
+        "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_options", "_protocol", "_put", "_reported",
+        "_shut", "_sock", "_watcher", "bytes_received", "credit", "data", "end", "id", "liveness", "messages_received",
+        "outbox", "refused_writes", "request", "subprotocol", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -89,17 +89,15 @@ class Connection:
         self.subprotocol = subprotocol
         self.tls = tls = request.tls
         self._protocol = protocol
-        self.encoder = encoder
         self._put = put
         self._keepalive = keepalive
         self._clock = keepalive.clock
-        self._outbox = Outbox(sock, tls, batch, self._lost, options.outbox_bytes)
+        self.outbox = Outbox(self, encoder, sock, tls, batch, options.outbox_bytes)
+        """The way out: `write` sends a message."""
         self.credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
         """Who gives a message to the program refunds it here."""
         self.messages_received = self.bytes_received = self.refused_writes = 0
         self._control_chunks = 0  # of the outbox's frames: those that are no message
-        self.closing = False
-        """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
         self.end = ""
         """What ended the connection, where that was not an ordinary close; for the log."""
         self.liveness = Liveness(keepalive.clock.now)
@@ -121,7 +119,7 @@ class Connection:
     def move(self, put: Callable[[Event], object], batch: Batch, keepalive: Keepalive) -> None:
         """Put what will be read into another queue, and let another clock watch over it."""
         self._put = put
-        self._outbox.move(batch)
+        self.outbox.move(batch)
         if self in self._keepalive.connections:
             keepalive.add(self)
             self._keepalive.remove(self)
@@ -136,6 +134,11 @@ class Connection:
         return self._watcher is None
 
     @property
+    def closing(self) -> bool:
+        """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
+        return self.outbox.stopped
+
+    @property
     def close_code(self) -> int | None:
         """`None` while open; then the code of the peer's close frame: 1005 if it had none, 1006 if none came."""
         return self._protocol.close_code if self.closing else None
@@ -148,55 +151,43 @@ class Connection:
     @property
     def messages_sent(self) -> int:
         """The messages that writes have taken."""
-        return self._outbox.frames - self._control_chunks
+        return self.outbox.frames - self._control_chunks
 
     @property
     def bytes_sent(self) -> int:
         """The bytes that the kernel has taken."""
-        return self._outbox.bytes_sent
+        return self.outbox.bytes_sent
 
     @property
     def outbox_bytes(self) -> int:
         """The bytes that wait here, not yet taken by the kernel."""
-        return self._outbox.size
+        return self.outbox.size
 
     # -- writing -------------------------------------------------------------------------------------------------
-
-    def write(self, opcode: int, payload: bytes) -> GowsevError | None:
-        """Send one message; never blocks. Returns why it was refused, or `None`."""
-        if self.closing:
-            return ConnClosing(self.id)
-        return None if self._outbox.write(self.encoder, opcode, payload) else self._refuse()
 
     def ping(self) -> GowsevError | None:
         """Send a ping at once, behind what waits; never blocks. Returns why it was refused, or `None`."""
         if self.closing:
             return ConnClosing(self.id)
-        if not self._outbox.has_room():
-            return OutboxFull(self.id, self._outbox.size, self._options.outbox_bytes or 0)
+        if not self.outbox.has_room():
+            return OutboxFull(self.id, self.outbox.size, self._options.outbox_bytes or 0)
         # While we do not read, its pong will wait for us, and the round trip would not be the peer's.
         payload = b"" if self.credit.exhausted else self.liveness.ping(time.monotonic())
         self._control_chunks += 1
-        self._outbox.append(self._protocol.ping(payload))
-        self._outbox.flush()
+        self.outbox.append(self._protocol.ping(payload))
+        self.outbox.flush()
         return None
 
     def wait_sent(self) -> bool:
         """Block the calling greenlet until nothing waits any more; return whether all of it was sent."""
-        self._outbox.wait()
-        return not self._outbox.discarded
+        self.outbox.wait()
+        return not self.outbox.discarded
 
-    def share(self, shared: Shared, encoder: Encoder) -> tuple[Outbox, Callable[[bytes], int]] | None:
-        """Gather with others from now on, if that can be: see `Outbox.share`."""
-        send = None if self.closing or self.encoder is not encoder else self._outbox.share(shared)
-        return None if send is None else (self._outbox, send)
-
-    def stop_sharing(self) -> None:
-        """Gather alone again."""
-        self._outbox.leave()
-
-    def _refuse(self) -> GowsevError:
-        error = OutboxFull(self.id, self._outbox.size, self._options.outbox_bytes or 0)
+    def refuse(self) -> GowsevError:
+        """Do what is to be done where the outbox has refused a message; return why it has."""
+        if self.closing:
+            return ConnClosing(self.id)
+        error = OutboxFull(self.id, self.outbox.size, self._options.outbox_bytes or 0)
         self.refused_writes += 1
         if self._options.slow_consumer == "close":
             self.end = str(error)
@@ -228,13 +219,13 @@ class Connection:
             output.clear()
             if self._watcher is None:
                 return
-            if protocol.state == OPEN and self._outbox.congested:
+            if protocol.state == OPEN and self.outbox.congested:
                 # 5.5.3: only the newest ping must be answered, so that a peer that pings and never reads cannot
                 # make us hold more.
-                self._outbox.late = protocol.pong
+                self.outbox.late = protocol.pong
             else:
                 self._control_chunks += 1
-                self._outbox.append(chunk)
+                self.outbox.append(chunk)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -245,7 +236,7 @@ class Connection:
         except WOULD_BLOCK:
             return
         except OSError as error:
-            self._lost(error)
+            self.lost(error)
             return
         if not data:
             self.abort("" if self.closing else "ended without a close frame")
@@ -322,13 +313,13 @@ class Connection:
 
     def _begin_closing(self) -> None:
         if not self.closing:
-            self.closing = True
+            self.outbox.stop_writes()
             if self._options.close_timeout is not None:
                 self._closing_deadline = time.monotonic() + self._options.close_timeout
-            self._outbox.late = b""
-            self._outbox.drained = self._half_close
-            self._outbox.flush()  # nothing that is worth waiting for comes behind it
-        if not self._outbox.size:
+            self.outbox.late = b""
+            self.outbox.drained = self._half_close
+            self.outbox.flush()  # nothing that is worth waiting for comes behind it
+        if not self.outbox.size:
             self._half_close()
 
     def _half_close(self) -> None:
@@ -350,7 +341,8 @@ class Connection:
                 self.credit.exhausted = False
                 self._resume()
 
-    def _lost(self, error: OSError) -> None:
+    def lost(self, error: OSError) -> None:
+        """Close the socket at once, which turned out to be broken."""
         self.abort(f"{type(error).__name__}: {error}")
 
     def abort(self, why: str) -> None:
@@ -360,14 +352,14 @@ class Connection:
         self._watcher.stop()
         self._watcher.close()
         self._watcher = None
-        self.closing = True
+        self.outbox.stop_writes()
         if not self._reported:
             self.end = self.end or why
         if self._protocol.more and not self.credit.exhausted:
             gevent.get_hub().loop.run_callback(self._resume)  # which reports, when the rest has been taken
         self._report()
-        self._outbox.flush()
-        self._outbox.close()
+        self.outbox.flush()
+        self.outbox.close()
         close_socket(self._sock)
         self._keepalive.remove(self)
 
@@ -376,10 +368,11 @@ class Connection:
         self._watcher.stop()
         self._watcher.close()
         self._watcher = None
-        self.closing = self._reported = True
+        self.outbox.stop_writes()
+        self._reported = True
         self.end = "it belongs to the process that this one was forked from"
         self.credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
-        self._outbox.close()
+        self.outbox.close()
         self._sock.close()  # a plain close, which the peer does not see while the parent has the socket
 
     def check(self, now: float) -> None:
@@ -390,7 +383,7 @@ class Connection:
             return
         if self.credit.exhausted:
             return
-        due = self.liveness.due(now, self._options, self._outbox)
+        due = self.liveness.due(now, self._options, self.outbox)
         if due == PING:
             self.ping()
         elif due == SILENT:

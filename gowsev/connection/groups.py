@@ -68,7 +68,7 @@ class Groups:
         connections = self._connections
         for id in alone:
             connection = connections.get(id)
-            if connection is None or connection.write(opcode, payload) is not None:
+            if connection is None or connection.outbox.write(opcode, payload) is not None:
                 refused.append(id)
         return refused
 
@@ -103,8 +103,8 @@ class Groups:
             self._note(ids, -_PAUSE)
             return None
         for connection in connections:
-            connection.stop_sharing()  # with ids that may never be broadcast to again
-        [(encoder, _count)] = Counter(connection.encoder for connection in connections).most_common(1)
+            connection.outbox.leave()  # with ids that may never be broadcast to again
+        [(encoder, _count)] = Counter(connection.outbox.encoder for connection in connections).most_common(1)
         self._known[ids] = group = Group(ids, encoder, self._batch, partial(self._dissolved, ids))
         group.admit(self._connections)
         if group.worth_it:
@@ -158,18 +158,18 @@ class Group:
         others = []
         for id in self.others:
             connection = connections.get(id)
-            shared = None if connection is None else connection.share(self._shared, self._encoder)
-            if shared is None:
+            send = None if connection is None else connection.outbox.share(self._shared, self._encoder)
+            if connection is None or send is None:
                 others.append(id)
             else:
-                outbox, send = shared
-                self._sends[outbox] = send
-                self._ids[outbox] = id
+                self._sends[connection.outbox] = send
+                self._ids[connection.outbox] = id
         self.others = others
 
     def write(self, opcode: int, payload: bytes) -> None:
         """Send a short message to every member; in a callback only."""
         frame = self._encoder.encode(opcode, payload)
+        assert frame is not None
         frames = self._shared.frames
         if len(frames) == MOST_GATHERED or self._bytes + len(frame) > MOST_JOINED:
             self.flush()

@@ -4,7 +4,8 @@ Frames are gathered and leave together: while `Batch.held`, which the loop sets 
 outbox, and one flush for everything follows; else it is flushed at once. What the kernel does not take waits, and is
 sent by a *writer*, a greenlet that exists only for as long as its peer is that far behind.
 
-An outbox may share what it gathers with others (`Shared`), until it is given anything of its own.
+Messages are given to `write`, which refuses them where too much waits, or once `stop_writes` was called; control frames
+to `append`. An outbox may share what it gathers with others (`Shared`), until it is given anything of its own.
 
     gathering   `_gathered` holds what leaves with the next flush, and nothing waits
     sharing     `_gathered` is that of the others; the first frame of its own ends this
@@ -20,7 +21,7 @@ import ssl
 import struct
 import sys
 import termios
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
 
@@ -30,9 +31,10 @@ from gowsev.wire.encoder import LARGE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gowsev.errors import GowsevError
     from gowsev.wire.encoder import Encoder
 
-__all__ = ["WOULD_BLOCK", "Outbox", "interrupted"]
+__all__ = ["WOULD_BLOCK", "Outbox", "Owner", "interrupted"]
 
 #: Flush after this many bytes of long frames.
 _EAGER = 1 << 18
@@ -52,15 +54,28 @@ def interrupted(error: BaseException) -> OSError:
     return OSError(f"interrupted by {type(error).__name__} while sending")
 
 
+class Owner(Protocol):
+    """Whom an outbox belongs to: its connection."""
+
+    def lost(self, error: OSError) -> None:
+        """The socket has turned out to be broken."""
+        ...
+
+    def refuse(self) -> GowsevError:
+        """A message was refused; return why, for the program."""
+        ...
+
+
 class Outbox:
-    """The outgoing bytes of one connection.
+    """The outgoing messages and bytes of one connection.
 
     Args:
+        owner: told of a broken socket, and of messages that are refused.
+        encoder: what makes frames of messages.
         sock: a non-blocking socket.
         tls: it is a TLS socket, ours or gevent's, which has no `sendmsg`, and is to be offered refused bytes again;
             gevent's `send` returns 0 where others raise `BlockingIOError`.
-        lost: called with the error when the socket turns out to be broken.
-        limit: the bytes up to which it is not `full`; `None` for any number.
+        limit: a message is refused while more bytes than this wait; `None` for any number.
     """
 
     __slots__ = (
@@ -70,7 +85,7 @@ class Outbox:
         "_gathered",
         "_limit",
         "_long",
-        "_lost",
+        "_owner",
         "_room",
         "_shared",
         "_sock",
@@ -80,15 +95,18 @@ class Outbox:
         "_writer",
         "discarded",
         "drained",
+        "encoder",
         "late",
+        "stopped",
     )
 
     def __init__(
-        self, sock: Any, tls: bool, batch: Batch, lost: Callable[[OSError], None], limit: int | None = None
+        self, owner: Owner, encoder: Encoder, sock: Any, tls: bool, batch: Batch, limit: int | None = None
     ) -> None:
+        self._owner = owner
+        self.encoder = encoder
         self._sock = sock
         self._tls = tls
-        self._lost = lost
         self._limit = sys.maxsize if limit is None else limit
         self._batch = batch
         self._shared: Shared | None = None
@@ -97,8 +115,10 @@ class Outbox:
         self._waiting: list[bytes | memoryview] = []  # what the kernel did not take, and what came after it
         self._waiting_bytes = 0
         self._frames = 0  # that have left `_gathered`, or never were there
+        self.stopped = False
+        """Whether every message is refused."""
         self._writer: Any
-        self._room: int  # short frames that `_gathered` may hold, as far as this outbox alone decides
+        self._room: int  # short messages that `_gathered` may hold without a further look at anything
         self._give_to(None)
         self._bytes_sent = 0
         self.drained: Callable[[], None] | None = None
@@ -129,30 +149,40 @@ class Outbox:
         """Whether the kernel has refused bytes that still wait."""
         return self._writer is not None
 
-    def write(self, encoder: Encoder, opcode: int, payload: bytes) -> bool:
-        """Add a message, encoded, if at most `limit` waits for the peer; return whether it was added.
+    def write(self, opcode: int, payload: bytes) -> GowsevError | None:
+        """Send one message, if at most `limit` waits for the peer; never blocks. Returns why it was refused, or `None`.
 
-        The encoder is asked only then: one that compresses remembers what it was given.
+        The encoder is asked only where it is not: one that compresses remembers what it was given.
         """
         gathered = self._gathered
-        if len(gathered) < self._room and len(payload) < LARGE:  # the way of almost every message
-            gathered.append(encoder.encode(opcode, payload))
-            if len(gathered) == 1:
-                self._batch.add(self)
-            return True
-        if not self.has_room():
-            return False
-        if len(payload) < LARGE:
-            self.append(encoder.encode(opcode, payload))
+        if len(gathered) < self._room:  # the way of almost every message
+            frame = self.encoder.encode(opcode, payload)
+            if frame is not None:
+                if gathered:
+                    gathered.append(frame)
+                else:
+                    gathered.append(frame)
+                    self._batch.add(self)
+                return None
+        if self.stopped or not self.has_room():
+            return self._owner.refuse()
+        frame = self.encoder.encode(opcode, payload)
+        if frame is not None:
+            self.append(frame)
         else:
-            self.append_long(encoder.encode_large(opcode, payload))
-        return True
+            self.append_long(self.encoder.encode_large(opcode, payload))
+        return None
 
     def has_room(self) -> bool:
         """Return whether at most `limit` waits for the peer, after a flush if need be."""
         if self.size > self._limit:
             self.flush()
         return self.size <= self._limit
+
+    def stop_writes(self) -> None:
+        """Refuse every message from now on; what was added before is sent."""
+        self.stopped = True
+        self._room = 0
 
     def append(self, frame: bytes) -> None:
         """Add a short frame, however much waits; it leaves when the running callback ends, or at once where none is."""
@@ -193,7 +223,8 @@ class Outbox:
 
     def flush(self) -> None:
         """Offer what has been gathered to the kernel."""
-        self.leave()
+        if self._shared is not None:
+            self.leave()
         gathered = self._gathered
         if not gathered:
             return
@@ -238,18 +269,19 @@ class Outbox:
 
     def _give_to(self, writer: Any) -> None:
         self._writer = writer
-        self._room = 0 if writer else min(MOST_GATHERED, self._limit // LARGE)
+        self._room = 0 if writer or self.stopped else min(MOST_GATHERED, self._limit // LARGE)
 
     # -- sharing -------------------------------------------------------------------------------------------------
 
-    def share(self, shared: Shared) -> Callable[[bytes], int] | None:
+    def share(self, shared: Shared, encoder: Encoder) -> Callable[[bytes], int] | None:
         """Gather with others from now on; `shared` holds nothing yet.
 
         Returns:
-            The function that sends; `None` if something of its own gathers or waits here, if it shares already, or if
-            its limit is less than what others may gather.
+            The function that sends; `None` if its frames come from another encoder than theirs, if something of its own
+            gathers or waits here, if messages are refused, if it shares already, or if its limit is less than what
+            others may gather.
         """
-        if not self._room or self._gathered or self._limit < MOST_JOINED:
+        if self.encoder is not encoder or not self._room or self._gathered or self._limit < MOST_JOINED:
             return None
         self._shared = shared
         self._gathered = shared.frames
@@ -323,7 +355,7 @@ class Outbox:
 
     def _break(self, error: OSError) -> None:
         self.close()
-        self._lost(error)
+        self._owner.lost(error)
 
     def _offer(self) -> bool:
         """Send until nothing waits or the kernel takes no more; return whether something still waits."""

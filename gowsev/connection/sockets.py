@@ -29,6 +29,9 @@ __all__ = [
     "take_over",
 ]
 
+#: Not gevent's, patched or not.
+_Socket: Any = monkey.get_original("socket", "socket")
+
 #: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
 _NO_TIME = 1e-9
 
@@ -85,8 +88,8 @@ def accept(listening: Any) -> tuple[Any, Any] | None:
         descriptor, address = listening._accept()
     except BlockingIOError:
         return None
-    # Not gevent's, patched or not.
-    sock = monkey.get_original("socket", "socket")(listening.family, listening.type, listening.proto, descriptor)
+    inner = listening._sock  # has plain numbers where gevent's and Python's make an enumeration's member each time
+    sock = _Socket(inner.family, inner.type, inner.proto, descriptor)
     sock.setblocking(False)
     return sock, address
 
@@ -109,7 +112,7 @@ def take_over(sock: Any) -> Any:
         sock.setblocking(False)
         return sock
     family, kind, proto = sock.family, sock.type, sock.proto
-    plain = monkey.get_original("socket", "socket")(family, kind, proto, sock.detach())
+    plain = _Socket(family, kind, proto, sock.detach())
     plain.setblocking(False)
     return plain
 

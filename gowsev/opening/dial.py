@@ -133,7 +133,7 @@ class DialledConn(Conn):
             raise TypeError(_WRONG_DATA[type].format(data.__class__.__name__))
         connection = self._connection
         connection.wait_sent()  # another greenlet's message comes first
-        error = connection.write(type, payload)
+        error = connection.outbox.write(type, payload)
         if not connection.wait_sent() or error is not None:
             raise self._closed() from error
 

@@ -30,36 +30,43 @@ class Encoder:
     Where it compresses, equal bytes will do: to compare them costs next to nothing beside compressing them again.
     """
 
-    __slots__ = ("_deflate", "_frame", "_opcode", "_payload")
+    __slots__ = ("_compressed", "_deflate", "_frame", "_opcode", "_payload")
 
     def __init__(self, deflate: Deflate | None = None) -> None:
         self._deflate = deflate
+        # What `encode` has made without compressing, and of what: short ones only, so that to find it there is enough.
         self._opcode = 0
         self._payload = b""
         self._frame = b""
+        self._compressed = (0, b"", b"")  # the opcode, payload and frame that were compressed last
 
-    def encode(self, opcode: int, payload: bytes) -> bytes:
-        """Return the frame of a message."""
+    def encode(self, opcode: int, payload: bytes) -> bytes | None:
+        """Return the frame of a message of less than `LARGE` bytes; `None` for a longer one, which is not looked at."""
         if payload is self._payload and opcode == self._opcode:
             return self._frame
-        deflate = self._deflate
-        if deflate is None:
-            size = len(payload)
-            frame = (_SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)) + payload
-        elif deflate.takeover:
-            return _compressed(deflate, opcode, payload, masked=False)
-        elif payload == self._payload and opcode == self._opcode:
-            return self._frame
-        else:
-            frame = _compressed(deflate, opcode, payload, masked=False)
+        size = len(payload)
+        if size >= LARGE:
+            return None
+        if self._deflate is not None:
+            return self._compress(self._deflate, opcode, payload)
+        frame = (_SHORT_HEADERS[opcode][size] if size < 126 else frames.encode_header(FIN | opcode, size)) + payload
         self._opcode, self._payload, self._frame = opcode, payload, frame
         return frame
 
     def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
         """Return the frame of a long message as the chunks to send in turn; `payload` is not copied."""
-        if self._deflate is None:
-            return frames.encode_header(FIN | opcode, len(payload)), payload
-        return (self.encode(opcode, payload),)
+        if self._deflate is not None:
+            return (self._compress(self._deflate, opcode, payload),)
+        return frames.encode_header(FIN | opcode, len(payload)), payload
+
+    def _compress(self, deflate: Deflate, opcode: int, payload: bytes) -> bytes:
+        if deflate.takeover:
+            return _compressed(deflate, opcode, payload, masked=False)
+        known_opcode, known, frame = self._compressed
+        if payload != known or opcode != known_opcode:
+            frame = _compressed(deflate, opcode, payload, masked=False)
+            self._compressed = (opcode, payload, frame)
+        return frame
 
 
 class MaskingEncoder(Encoder):
@@ -67,13 +74,16 @@ class MaskingEncoder(Encoder):
 
     __slots__ = ()
 
-    def encode(self, opcode: int, payload: bytes) -> bytes:
+    def encode(self, opcode: int, payload: bytes) -> bytes | None:
+        return None if len(payload) >= LARGE else self._mask(opcode, payload)
+
+    def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
+        return (self._mask(opcode, payload),)
+
+    def _mask(self, opcode: int, payload: bytes) -> bytes:
         if self._deflate is None:
             return frames.encode_frame(FIN | opcode, payload, masked=True)
         return _compressed(self._deflate, opcode, payload, masked=True)
-
-    def encode_large(self, opcode: int, payload: bytes) -> tuple[bytes, ...]:
-        return (self.encode(opcode, payload),)
 
 
 def _compressed(deflate: Deflate, opcode: int, payload: bytes, masked: bool) -> bytes:

@@ -1056,7 +1056,7 @@ def test_what_a_callback_had_gathered_is_sent_before_the_socket_is_closed(bench)
     rig = bench()
     rig.connection.start()
     rig.batch.held = True
-    assert rig.connection.write(BINARY, b"gathered") is None
+    assert rig.connection.outbox.write(BINARY, b"gathered") is None
     rig.connection.abort("it is over")
     assert rig.peer.recv(100) == b"\x82\x08gathered"
     assert rig.peer.recv(100) == b""

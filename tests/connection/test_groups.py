@@ -123,7 +123,7 @@ class Room:
         self.groups._seen.clear()
 
     def outbox(self, id):
-        return self.connections[id]._outbox
+        return self.connections[id].outbox
 
     def shares(self, id):
         return id in self.connections and self.outbox(id)._shared is not None
@@ -132,7 +132,7 @@ class Room:
         return self.sockets[id].sends
 
     def write(self, id, payload):
-        assert self.connections[id].write(BINARY, payload) is None
+        assert self.connections[id].outbox.write(BINARY, payload) is None
 
     def broadcast(self, payload, ids=None):
         """Send to all of `ids`; return how many of them were spared a write of their own."""
@@ -273,7 +273,7 @@ def test_only_so_many_are_remembered_that_may_become_one(room, monkeypatch):
 
 def test_who_is_gone_closing_or_encoded_otherwise_cannot_belong_to_one(room):
     ids = (*room.ids, 99)
-    room.connections[2].closing = True
+    room.connections[2].outbox.stop_writes()
     room.reconnect(3, Encoder(Deflate()))
     assert room.gather_a_group(ids) == 4
     assert room.broadcast(b"one", ids) == 4

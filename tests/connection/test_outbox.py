@@ -15,13 +15,24 @@ from gowsev.connection.gathering import Batch
 from gowsev.connection.outbox import Outbox
 from gowsev.connection.sockets import poll_sockets
 from gowsev.connection.tls import TLSSocket
+from gowsev.errors import OutboxFull
 from gowsev.wire.deflate import Deflate
 from gowsev.wire.encoder import LARGE, Encoder
 from gowsev.wire.frames import BINARY, FIN, encode_frame
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 
-ENCODER = Encoder()
+REFUSED = OutboxFull(1, 1000, 1000)
+
+
+class Owner:
+    """What an outbox calls when its socket is broken, and where it refuses a message."""
+
+    def __init__(self, lost):
+        self.lost = lost
+
+    def refuse(self):
+        return REFUSED
 
 
 class Rig:
@@ -34,7 +45,7 @@ class Rig:
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
         self.ours.setblocking(False)
         self.theirs.setblocking(False)
-        self.outbox = Outbox(self.ours, False, self.batch, self.errors.append, limit)
+        self.outbox = Outbox(Owner(self.errors.append), Encoder(), self.ours, False, self.batch, limit)
 
     def read(self):
         """Read all that has arrived."""
@@ -122,7 +133,7 @@ def test_an_interrupted_flush_forgets_none_of_the_outboxes_behind(capfd):
     batch, lost = Batch(), []
     batch.held = True
     sockets = [Interrupted() for _ in range(3)]
-    outboxes = [Outbox(sock, False, batch, lost.append) for sock in sockets]
+    outboxes = [Outbox(Owner(lost.append), Encoder(), sock, False, batch) for sock in sockets]
     sockets[1].interrupt = sockets[2].interrupt = False
     for outbox in outboxes:
         outbox.append(b"frame")
@@ -137,7 +148,7 @@ def test_an_interrupted_flush_forgets_none_of_the_outboxes_behind(capfd):
 def test_an_interrupted_send_of_a_long_frame_ends_its_connection():
     batch, lost = Batch(), []
     batch.held = True
-    outbox = Outbox(Interrupted(), False, batch, lost.append)
+    outbox = Outbox(Owner(lost.append), Encoder(), Interrupted(), False, batch)
     outbox.append_long((bytes(LARGE),))
     with pytest.raises(KeyboardInterrupt):
         batch.flush()
@@ -149,7 +160,7 @@ def test_an_interrupted_flush_of_the_hub_is_made_up_for(capfd):
     batch, lost = Batch(), []
     batch.held = True
     sockets = [Interrupted() for _ in range(2)]
-    outboxes = [Outbox(sock, False, batch, lost.append) for sock in sockets]
+    outboxes = [Outbox(Owner(lost.append), Encoder(), sock, False, batch) for sock in sockets]
     last = sockets[1]
     last.interrupt = False
     for outbox in outboxes:
@@ -263,9 +274,9 @@ def test_no_more_short_frames_are_gathered_than_the_limit_has_room_for(limit, mo
     rig = Rig(socket.SOCK_SEQPACKET, limit=limit)
     rig.batch.held = True
     for _ in range(most):
-        assert rig.outbox.write(ENCODER, BINARY, b"x")
+        assert rig.outbox.write(BINARY, b"x") is None
     assert rig.read() == b""
-    assert rig.outbox.write(ENCODER, BINARY, b"x")
+    assert rig.outbox.write(BINARY, b"x") is None
     assert rig.theirs.recv(1000) == encode_frame(FIN | BINARY, b"x") * (most + 1)
     rig.close()
 
@@ -301,16 +312,16 @@ def test_it_is_full_when_more_than_the_limit_waits_that_the_kernel_does_not_take
     rig = Rig(limit=1000)
     rig.batch.held = True
     rig.outbox.append_long((bytes(2000),))
-    assert rig.outbox.write(ENCODER, BINARY, b"short"), "the kernel takes it"
+    assert rig.outbox.write(BINARY, b"short") is None, "the kernel takes it"
     rig.batch.flush()
     assert rig.read() == bytes(2000) + encode_frame(FIN | BINARY, b"short")
     rig.batch.held = False
     rig.congest()
     while rig.outbox.size <= 1000:
-        assert rig.outbox.write(ENCODER, BINARY, bytes(100))
+        assert rig.outbox.write(BINARY, bytes(100)) is None
     size = rig.outbox.size
     for length in (0, 1, LARGE):
-        assert not rig.outbox.write(ENCODER, BINARY, bytes(length))
+        assert rig.outbox.write(BINARY, bytes(length)) is REFUSED
     rig.outbox.append(b"control frames are sent all the same")
     assert rig.outbox.size == size + 36
     rig.close()
@@ -318,21 +329,21 @@ def test_it_is_full_when_more_than_the_limit_waits_that_the_kernel_does_not_take
 
 def test_a_message_is_taken_while_no_more_than_the_limit_waits(rig):
     rig.congest()
-    full = Outbox(rig.ours, False, rig.batch, rig.errors.append, 1000)
+    full = Outbox(Owner(rig.errors.append), Encoder(), rig.ours, False, rig.batch, 1000)
     full.append_long((bytes(1000),))
     assert full.size == 1000
-    assert full.write(ENCODER, BINARY, b"one more")
-    assert not full.write(ENCODER, BINARY, b"too many")
+    assert full.write(BINARY, b"one more") is None
+    assert full.write(BINARY, b"too many") is REFUSED
     full.close()
 
 
 def test_message_that_is_refused_leaves_the_encoder_as_it_was(rig):
     """One that compresses with its context would else refer to bytes that the peer never gets."""
     rig.congest()
-    full = Outbox(rig.ours, False, rig.batch, rig.errors.append, 0)
-    full.append_long((bytes(1000),))
     encoder = Encoder(Deflate(takeover=True))
-    assert not full.write(encoder, BINARY, b"something long enough to be compressed" * 9)
+    full = Outbox(Owner(rig.errors.append), encoder, rig.ours, False, rig.batch, 0)
+    full.append_long((bytes(1000),))
+    assert full.write(BINARY, b"something long enough to be compressed" * 9) is REFUSED
     frame = encoder.encode(BINARY, b"something long enough to be compressed" * 9)
     assert frame == Encoder(Deflate(takeover=True)).encode(BINARY, b"something long enough to be compressed" * 9)
     full.close()
@@ -467,7 +478,7 @@ class NotingSocket:
 def test_a_writer_is_not_woken_by_what_its_peer_sends(rig):
     """Else it would keep the processor busy for as long as nobody reads that."""
     noting = NotingSocket(rig.ours)
-    rig.outbox = Outbox(noting, False, rig.batch, rig.errors.append)
+    rig.outbox = Outbox(Owner(rig.errors.append), Encoder(), noting, False, rig.batch)
     rig.congest()
     gevent.sleep(0)  # the writer has begun to wait
     before = len(noting.offers)
@@ -479,7 +490,7 @@ def test_a_writer_is_not_woken_by_what_its_peer_sends(rig):
 
 def test_a_long_payload_is_not_copied_however_often_it_is_offered(rig):
     noting = NotingSocket(rig.ours)
-    rig.outbox = Outbox(noting, False, rig.batch, rig.errors.append)
+    rig.outbox = Outbox(Owner(rig.errors.append), Encoder(), noting, False, rig.batch)
     data = random.randbytes(300_000)
     rig.outbox.append_long((b"header", data))
     assert rig.read_until(6 + len(data)) == b"header" + data
@@ -632,7 +643,7 @@ def test_whoever_is_told_of_the_loss_may_close_the_outbox_and_the_socket(rig):
         rig.outbox.close()
         rig.ours.close()
 
-    rig.outbox = Outbox(rig.ours, False, rig.batch, lost)
+    rig.outbox = Outbox(Owner(lost), Encoder(), rig.ours, False, rig.batch)
     before = greenlets()
     rig.congest()
     rig.theirs.close()
@@ -660,7 +671,7 @@ class TLSRig(Rig):
         self.theirs.settimeout(0.0)
         self.batch = Batch()
         self.errors = []
-        self.outbox = Outbox(self.ours, True, self.batch, self.errors.append)
+        self.outbox = Outbox(Owner(self.errors.append), Encoder(), self.ours, True, self.batch)
 
     def read(self):
         data = b""
@@ -739,7 +750,7 @@ def test_over_tls_a_refused_send_is_repeated_as_openssl_wants_it(tls_rig):
 @pytest.mark.parametrize("sizes", [(200_000,), (60_000, 10_000), (65_536, 1), (1, 30_000, 30_000, 30_000)])
 def test_over_tls_no_more_is_offered_at_once_than_one_buffer_s_worth_and_no_less(tls_rig, sizes):
     noting = NotingSocket(tls_rig.ours)
-    tls_rig.outbox = Outbox(noting, True, tls_rig.batch, tls_rig.errors.append)
+    tls_rig.outbox = Outbox(Owner(tls_rig.errors.append), Encoder(), noting, True, tls_rig.batch)
     chunks = tuple(random.randbytes(size) for size in sizes)
     tls_rig.outbox.append_long(chunks)
     assert tls_rig.read_until(sum(sizes)) == b"".join(chunks)
@@ -770,4 +781,4 @@ def test_progress_is_seen_before_the_kernel_takes_more():
 
 def test_without_a_kernel_that_tells_progress_is_what_was_sent(tmp_path):
     with (tmp_path / "no socket").open("wb") as file:
-        assert Outbox(file, False, Batch(), [].append).progress() == 0
+        assert Outbox(Owner([].append), Encoder(), file, False, Batch()).progress() == 0

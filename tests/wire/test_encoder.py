@@ -16,12 +16,23 @@ TEXT, BINARY = 1, 2
 FIN, RSV1 = 0x80, 0x40
 
 
-@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 65537])
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, LARGE - 1, LARGE, 65535, 65536, 65537])
 def test_encoder(size):
     payload = bytes(i & 0xFF for i in range(size))
-    assert Encoder().encode(BINARY, payload) == frame(FIN | BINARY, payload, None)
-    assert Encoder().encode(TEXT, payload) == frame(FIN | TEXT, payload, None)
-    assert unframe(MaskingEncoder().encode(TEXT, payload)) == [(FIN | TEXT, True, payload)]
+    for opcode in (BINARY, TEXT):
+        assert b"".join(Encoder().encode_large(opcode, payload)) == frame(FIN | opcode, payload, None)
+        assert unframe(MaskingEncoder().encode_large(opcode, payload)[0]) == [(FIN | opcode, True, payload)]
+        if size < LARGE:
+            assert Encoder().encode(opcode, payload) == frame(FIN | opcode, payload, None)
+            assert unframe(MaskingEncoder().encode(opcode, payload)) == [(FIN | opcode, True, payload)]
+
+
+@pytest.mark.parametrize("kind", [Encoder, MaskingEncoder])
+@pytest.mark.parametrize("deflate", [None, Deflate(), Deflate(takeover=True)], ids=["plain", "deflate", "takeover"])
+def test_encode_leaves_a_large_message_to_encode_large(kind, deflate):
+    encoder, payload = kind(deflate), bytes(LARGE)
+    encoder.encode_large(BINARY, payload)
+    assert encoder.encode(BINARY, payload) is None
 
 
 def test_encoder_keeps_the_last_frame_and_what_it_was_made_of():
@@ -61,8 +72,10 @@ INCOMPRESSIBLE = random.Random(2).randbytes(20000)
 @pytest.mark.parametrize("kind", [Encoder, MaskingEncoder])
 def test_encoders_compress_what_that_makes_shorter(kind, payload, compressed):
     encoder = kind(Deflate(min_bytes=100))
-    for encode in (encoder.encode, lambda opcode, payload: b"".join(encoder.encode_large(opcode, payload))):
-        wire = encode(BINARY, payload)
+    for wire in (encoder.encode(BINARY, payload), b"".join(encoder.encode_large(BINARY, payload))):
+        if wire is None:
+            assert payload is INCOMPRESSIBLE
+            continue
         assert (wire[0] == FIN | RSV1 | BINARY) is compressed
         assert feed(Protocol(client=kind is Encoder, deflate=Deflate()), [wire]) == [(BINARY, payload)]
 
@@ -71,7 +84,7 @@ def test_what_does_not_shrink_is_compressed_once_too(monkeypatch):
     tried = []
     monkeypatch.setattr(Deflate, "compress", lambda self, payload: tried.append(payload) or payload)
     encoder = Encoder(Deflate())
-    assert encoder.encode(BINARY, INCOMPRESSIBLE) is encoder.encode(BINARY, INCOMPRESSIBLE)
+    assert encoder.encode_large(BINARY, INCOMPRESSIBLE)[0] is encoder.encode_large(BINARY, INCOMPRESSIBLE)[0]
     assert tried == [INCOMPRESSIBLE]
 
 
