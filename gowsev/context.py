@@ -313,9 +313,9 @@ class Context(Serving):
         """
         shut_down_on_signal(servers, self._loop, as_seconds("timeout", timeout))
 
-    def attach(self, part: Part) -> None:
-        """Tell a part of this package what becomes of the context and of its connections; see `Part`."""
-        self._loop.parts.append(part)
+    def attach(self, part: Part) -> Callable[..., None]:
+        """Tell a part of this package what becomes of the context; return its `Post`, for this thread; see `Part`."""
+        return self._loop.attach(part)
 
     def disown(self) -> None:
         """Leave to the parent what is its own; called in a forked child.

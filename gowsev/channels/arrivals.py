@@ -62,13 +62,14 @@ class Arrivals:
     def __init__(
         self, context: Context, program: Deliver, limits: Limits, subscribers: Subscribers, in_flight: InFlight
     ) -> None:
-        self._context = context
         self._program = program
         self._limits = limits
         self._subscribers = subscribers
         self._in_flight = in_flight
         self._undelivered_bytes = 0
         self.undelivered = self.refused = self.gaps = self.missed = 0
+        self.call: Callable[..., None] = context.Post
+        """How the loop is made to call something; what `Context.attach` returns does it sooner."""
 
     # -- what a backend reports (Receiver) -----------------------------------------------------------------------
 
@@ -102,8 +103,7 @@ class Arrivals:
 
     def answer(self, callback: Callable[..., object], *args: object) -> None:
         try:
-            post: Any = self._context.Post  # its type needs a fixed number of arguments
-            post(callback, *args)
+            self.call(callback, *args)
         except RuntimeError:
             # The loop has ended, so there is no program to tell; `loop_ended` has been called, or will be.
             logger.debug("nobody is left to be told by %s", callback)

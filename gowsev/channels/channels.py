@@ -119,7 +119,7 @@ class Channels(Part):
 
             self._backend = Redis(url, prefix, self._arrivals, limits)
         self._arrivals.backend = self._backend
-        context.attach(self)
+        self._arrivals.call = context.attach(self)
 
     # -- for the program -----------------------------------------------------------------------------------------
 

@@ -25,11 +25,11 @@ class Limits:
     """
 
     history_messages: int = 1000
-    """Messages that a channel keeps for those who come back."""
+    """Messages that a channel keeps for those who come back; in Redis up to a sixteenth more."""
     history_bytes: int = 1 << 20
     """Bytes that these may have together. The newest message is kept even if it alone is longer."""
     history_seconds: float = 3600.0
-    """Seconds after its last message at which a channel's history is forgotten."""
+    """Seconds after its last message at which a channel's history is forgotten; in Redis up to an eighth later."""
     in_flight: int = 1000
     """Publishes of one connection (and, together, of all that name none) that may wait to be stored."""
     in_flight_bytes: int = 4 << 20

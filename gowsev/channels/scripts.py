@@ -34,6 +34,10 @@ def member_keys(prefix: bytes, channel: bytes) -> tuple[bytes, bytes]:
 #: The numbers hold for each session the last number that was stored: a publish that comes again after a lost
 #: connection is found by that, and in the stream. Of more than 256 sessions those that were silent for longest are
 #: forgotten; what they send again is looked for in the stream alone.
+#:
+#: What need not be done each time is not: keys are made to live an eighth longer, or a day, and are only seen to again
+#: when that is over; a history is trimmed when it has a sixteenth more messages than it may have, or more bytes, and in
+#: bytes by a sixteenth more than it must.
 PUBLISH: Final = """#!lua
 local meta, stream, notify = KEYS[1], KEYS[2], KEYS[3]
 local session, number = ARGV[1], tonumber(ARGV[2])
@@ -63,22 +67,33 @@ if stored or (ARGV[11] == '1' and not now[7]) then
   until #entries == 0
   if stored then return redis.error_reply('UNKNOWN whether ' .. id .. ' was stored') end
 end
-local left = redis.call('XLEN', stream)
+local left = redis.call('PTTL', stream)
 local fresh = not epoch
-if fresh then epoch, offset, before = ARGV[5], 0, ARGV[5] end
-if fresh or left == 0 then
-  if fresh then redis.call('DEL', stream) end
-  bytes, count = 0, 0
+if fresh then
+  redis.call('XLEN', stream)
+  redis.call('DEL', stream)
+  epoch, offset, before = ARGV[5], 0, ARGV[5]
 end
+if fresh or left == -2 then bytes, count = 0, 0 end
 offset = offset + 1
 local place = string.format('%.0f', offset)
 redis.call('XADD', stream, place .. '-0', 'i', id, 'p', before, 'k', ARGV[3], 'm', ARGV[4])
 bytes, count = bytes + #ARGV[4], count + 1
-while count > 1 and (count > tonumber(ARGV[6]) or bytes > tonumber(ARGV[7])) do
-  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-  bytes, count = bytes - #first[2][8], count - 1
-  redis.call('XDEL', stream, first[1])
+local most, size = tonumber(ARGV[6]), tonumber(ARGV[7])
+if count > most + math.floor(most / 16) or (bytes > size and count > 1) then
+  if bytes > size then size = size - math.floor(size / 16) end
+  count = redis.call('XLEN', stream)
+  while count > 1 and (count > most or bytes > size) do
+    local gone = {}
+    for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+', 'COUNT', math.min(math.floor(count / 16) + 1, 64))) do
+      if count == 1 or (count <= most and bytes <= size) then break end
+      bytes, count, gone[#gone + 1] = bytes - #(entry[2][8] or ''), count - 1, entry[1]
+    end
+    redis.call('XDEL', stream, unpack(gone))
+  end
+  if count == 1 then bytes = #ARGV[4] end
 end
+if fresh then redis.call('HSET', meta, 'v', '1', 'epoch', epoch) end
 if not now[7] then
   sessions = sessions + 1
   if sessions > 256 then
@@ -92,11 +107,15 @@ if not now[7] then
     for i = 1, #last - 128 do redis.call('HDEL', meta, last[i][1]) end
     sessions = math.min(#last, 128) + 1
   end
+  redis.call('HSET', meta, 'sessions', sessions)
 end
-redis.call('HSET', meta, 'v', '1', 'epoch', epoch, 'offset', place, 'id', id, 'bytes', bytes, 'count', count,
-  'sessions', sessions, mine, ARGV[2] .. ' ' .. place)
-redis.call('EXPIRE', stream, ARGV[8])
-redis.call('EXPIRE', meta, ARGV[9])
+redis.call('HSET', meta, 'offset', place, 'id', id, 'bytes', bytes, 'count', count, mine, ARGV[2] .. ' ' .. place)
+local seconds = tonumber(ARGV[8])
+local longer = math.min(math.floor(seconds / 8), 86400)
+if left < seconds * 1000 or left > (seconds + longer) * 1000 then
+  redis.call('EXPIRE', stream, seconds + longer)
+  redis.call('EXPIRE', meta, ARGV[9] + longer)
+end
 if given ~= '' then redis.call('SET', given, epoch .. ' ' .. place .. ' ' .. id, 'EX', 86400) end
 local told = redis.pcall('SPUBLISH', notify,
   table.concat({'1', epoch, place, id, before, ARGV[3]}, ' ') .. '\\n' .. ARGV[4])
@@ -115,7 +134,7 @@ if not now[1] then
   redis.call('DEL', stream)
   now = {ARGV[1], '0', ARGV[1]}
 end
-redis.call('EXPIRE', meta, ARGV[2])
+redis.call('EXPIRE', meta, ARGV[2] + 86400)
 local from = ARGV[3]
 for i = 4, #ARGV, 2 do
   if ARGV[i] == now[1] then from = ARGV[i + 1] end

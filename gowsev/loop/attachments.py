@@ -1,4 +1,7 @@
-"""What another room may attach to a context: it is told when a connection or the loop ends, and of forks."""
+"""What another room may attach to a context: it is told when a connection or the loop ends, and of forks.
+
+`Context.attach` returns how it lets the loop call a function: as by `Post`, but from the thread of the loop alone.
+"""
 
 from __future__ import annotations
 

@@ -256,6 +256,25 @@ class Loop:
             for part in self.parts:
                 part.loop_ended()
 
+    def attach(self, part: Part) -> Callable[..., None]:
+        """Tell a part what happens; return how it lets the loop call something."""
+        self.parts.append(part)
+        return self._call
+
+    def _call(self, callback: Callable[..., object], *args: object) -> None:
+        """Let the loop call `callback(context, *args)`, behind what is there and what was posted. Of its thread alone.
+
+        The hub need not look at its sockets before that happens, as it must for what other threads post: greenlets that
+        keep each other busy could put that off for long.
+
+        Raises:
+            RuntimeError: the loop has finished.
+        """
+        if self.finished:
+            self.check_not_stopped()
+        self.queue.collect()
+        self.queue.put((CALL, callback, args))
+
     def disown(self) -> list[Event]:
         """In a forked child: leave to the parent what is its own.
 

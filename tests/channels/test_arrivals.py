@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gevent
 import pytest
+from conftest import wait_until
 
 from gowsev.channels import Channels, Limits
 from gowsev.channels.arrivals import Arrivals
@@ -108,3 +110,28 @@ def test_what_one_lacked_is_not_delivered_when_it_has_left(server, drive, delive
     drive()
     assert [publication.message for _, publication in delivered] == ["1"]
     client.close()
+
+
+def test_what_arrives_is_delivered_though_greenlets_keep_each_other_busy(serve):
+    """As the two of a connection to Redis can, for as long as Redis is quick: the hub then looks at no socket."""
+    channels = Channels(serve().context)
+    stored = []
+
+    def publish():
+        channels.Publish("news", "x", lambda context, *answer: stored.append(answer))
+
+    publish()
+    wait_until(lambda: stored)  # now the loop waits for more
+    publish()
+    for _ in range(5):
+        gevent.sleep(0)  # lets the others have their turn, and is another that keeps the hub busy
+    assert len(stored) == 2
+
+
+def test_what_was_posted_before_comes_before(server, drive):
+    channels = Channels(server.context)
+    order = []
+    server.context.Post(lambda context: order.append("posted"))
+    channels.Publish("news", "x", lambda context, *answer: order.append("stored"))
+    drive()
+    assert order == ["posted", "stored"]

@@ -1,4 +1,4 @@
-"""Bounds: what may wait, who takes turns, what is kept."""
+"""Bounds: what may wait, and what is kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from gowsev.channels.in_flight import InFlight
 from gowsev.channels.memory import Memory
 from gowsev.channels.publication import Position
 from gowsev.channels.redis import Redis
-from gowsev.channels.turns import Turns
 
 
 @pytest.mark.parametrize(
@@ -37,48 +36,6 @@ from gowsev.channels.turns import Turns
 def test_limits_that_are_none(name, value, error):
     with pytest.raises(error, match=f"{name} must be .*{value!r}"):
         Limits(**{name: value})
-
-
-def test_turns():
-    turns = Turns()
-    assert not turns
-    for account, item in (("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)):
-        turns.put(account, item)
-    assert [turns.take() for _ in range(4)] == [1, 4, 5, 2]
-    assert turns
-    turns.put("c", 7)
-    assert turns.remove(lambda item: item > 100) == []
-    assert turns.remove(lambda item: item in (6, 7)) == [6, 7]
-    turns.put("a", 8)
-    assert turns.remove(lambda item: item == 3) == [3]
-    assert turns.take() == 8
-    assert not turns
-
-
-def test_turns_of_accounts_that_have_their_share():
-    turns = Turns(2)
-    for account, item in (("a", 1), ("a", 2), ("a", 3), ("b", 4)):
-        turns.put(account, item)
-    assert [turns.take() for _ in range(3)] == [1, 4, 2]
-    assert not turns  # two of `a` are out
-    turns.put("a", 5)
-    assert not turns
-    assert turns.remove(lambda item: item == 5) == [5]
-    turns.done("b")
-    turns.done("a")
-    assert turns.take() == 3
-    turns.put("a", 6)
-    assert turns.remove(lambda item: item == 6) == [6]
-    for _ in range(2):
-        turns.done("a")
-    turns.put("a", 7)
-    for _ in range(3):  # they were taken elsewhere
-        turns.out("a")
-    assert not turns
-    turns.done("a")
-    assert not turns
-    turns.done("a")
-    assert turns.take() == 7
 
 
 def test_in_flight_of_one_account():
@@ -174,22 +131,6 @@ def test_in_flight_over_redis(redis_nodes, redis_server):
 
 
 @needs_redis
-def test_who_has_much_to_publish_waits_for_itself(redis_nodes, redis_server):
-    node = redis_nodes(limits=Limits(in_flight=3000))
-    node.publish("connected")
-    order = []
-    redis_server.freeze()
-    for i in range(2000):
-        node.channels.Publish("news", "x", lambda context, *_, i=i: order.append(("flood", i)), id=1)
-    for i in range(3):
-        node.channels.Publish("news", "y", lambda context, *_, i=i: order.append(("polite", i)), id=2)
-    redis_server.thaw()
-    wait_until(lambda: len(order) == 2003)
-    assert order.index(("polite", 2)) < 40  # they take turns, and SHARE of one account are under way
-    assert [i for who, i in order if who == "flood"] == list(range(2000))
-
-
-@needs_redis
 def test_names_that_nobody_hears_leave_nothing_in_the_process_and_expire_in_redis(redis_nodes, redis_server):
     redis_server.cli("config", "set", "appendonly", "no")  # else each is written to the disk
     node = redis_nodes(limits=Limits(history_seconds=1))
@@ -212,56 +153,6 @@ def test_names_that_nobody_hears_leave_nothing_in_the_process_and_expire_in_redi
         space = client.info("keyspace")["db0"]
         assert space["expires"] == space["keys"] <= 2010  # each channel's numbers, for a week
         assert client.info("memory")["used_memory_dataset"] < 5_000_000
-
-
-@needs_redis
-def test_a_publisher_beside_a_flooder_waits_for_a_few_of_its_messages(redis_nodes):
-    """So it keeps most of what it has alone; in numbers, since the machine may be busy."""
-    node = redis_nodes()
-    flooder, polite = node.connect(), node.connect()
-    node.publish("connected")
-    counts = {"waiting": 0, "stored": 0}
-    before, ended = [], []
-
-    def stored(context, position, error):
-        counts["waiting"] -= 1
-        counts["stored"] += 1
-
-    def flood():
-        while not ended:
-            while counts["waiting"] < 1000 and node.channels.Publish("flood", "x", stored, id=flooder) is None:
-                counts["waiting"] += 1
-            gevent.sleep(0.001)
-
-    flooding = gevent.spawn(flood)
-    wait_until(lambda: counts["stored"] > 500)
-    for number in range(1, 31):
-        then = counts["stored"]
-
-        def done(context, position, error, then=then):
-            before.append(counts["stored"] - then)
-
-        assert node.channels.Publish("news", "y", done, id=polite) is None
-        wait_until(lambda number=number: len(before) == number)
-    ended.append(True)
-    flooding.get()
-    wait_until(lambda: not counts["waiting"])
-    assert sorted(before)[15] < 100
-
-
-@needs_redis
-def test_who_subscribes_to_thousands_of_channels_waits_for_itself(redis_nodes, redis_server):
-    node = redis_nodes(limits=Limits(channels=10_000))
-    greedy, polite = node.join("first"), node.connect()
-    order = []
-    redis_server.freeze()
-    for number in range(5000):
-        node.channels.Subscribe(greedy, f"c{number}", done=lambda context, answer: order.append("greedy"))
-    node.channels.Subscribe(polite, "news", done=lambda context, answer: order.append("polite"))
-    redis_server.thaw()
-    wait_until(lambda: len(order) == 5001)
-    assert order.index("polite") < 4900  # all are confirmed in their order first, and looked up meanwhile
-    assert node.channels.Status().channels == 5002
 
 
 @needs_redis
