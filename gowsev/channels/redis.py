@@ -168,11 +168,10 @@ class Redis:
             if isinstance(answer, Exception):
                 raise answer
             timeline = timeline_of(answer)
-        except (ChannelsAway, Refused) as error:  # pragma: no cover - after PATIENCE, which no test waits for
-            self._look_failed(followed, error)
         except Exception as error:
-            # This channel's keys are not what they should be, or may not be read. The others go on.
-            self._look_failed(followed, Refused(self._address.hide(describe(error))))
+            # Redis is away; or this channel's keys are not what they should be, or may not be read. The others go on.
+            is_away = isinstance(error, ChannelsAway)
+            self._look_failed(followed, error if is_away else Refused(self._address.hide(describe(error))))
         else:
             self._failed.discard(followed.channel)
             followed.looked(timeline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import tracemalloc
+from pathlib import Path
 
 import gevent
 import pytest
@@ -18,6 +19,7 @@ from gowsev.channels.in_flight import InFlight
 from gowsev.channels.memory import Memory
 from gowsev.channels.publication import Position
 from gowsev.channels.redis import Redis
+from gowsev.channels.scripts import PUBLISH
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,18 @@ class Joined(Receiver):
         pass
 
 
+def resident():
+    """Return the bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * 4096
+
+
 def test_histories_of_channels_that_nobody_hears_are_bounded():
     memory = Memory(Receiver(), Limits(), most_bytes=1_000_000)
+    before = resident()
     for number in range(100_000):
         memory.publish(Publishing(f"channel {number}", False, bytes(100), None, None))
         assert memory.kept_bytes <= 1_001_500
+    assert resident() - before < 10_000_000  # of some 70 MB
 
 
 def test_a_channel_that_is_followed_loses_its_history_only():
@@ -153,6 +162,33 @@ def test_names_that_nobody_hears_leave_nothing_in_the_process_and_expire_in_redi
         space = client.info("keyspace")["db0"]
         assert space["expires"] == space["keys"] <= 2010  # each channel's numbers, for a week
         assert client.info("memory")["used_memory_dataset"] < 5_000_000
+
+
+#: Publishes to many channels, one message each, by the very script, with less ado than one command for each.
+TO_MANY = f"""
+local function publish(KEYS, ARGV) {PUBLISH.removeprefix("#!lua")} end
+for i = ARGV[1], ARGV[2] do
+  local number = string.format('%.0f', i)
+  local tag = '{{gowsev:name ' .. number .. '}}'
+  local arguments = {{'0123456789ab', number, 't', 'a message', '0123456789', '1000', '1048576', '1', '604800', '', ''}}
+  publish({{tag .. ':meta', tag .. ':stream', tag}}, arguments)
+end
+"""
+
+
+@needs_redis
+def test_a_hundred_thousand_names_that_nobody_hears_cost_redis_what_is_stated(redis_server):
+    """About 300 bytes each, for a week: the page on bounds."""
+    redis_server.cli("config", "set", "appendonly", "no")
+    with redis_server.client() as client:
+        before = client.info("memory")["used_memory"]
+        for first in range(0, 100_000, 5000):
+            client.eval(TO_MANY, 0, first + 1, first + 5000)
+        assert client.info("keyspace")["db0"]["expires"] >= 100_000
+        wait_until(lambda: not list(client.scan_iter("*:stream", 10_000)))  # the histories have expired
+        space, memory = client.info("keyspace")["db0"], client.info("memory")
+        assert space["keys"] == space["expires"]
+        assert memory["used_memory"] - before < 100_000 * 350
 
 
 @needs_redis
