@@ -62,6 +62,21 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Let the garbage collector pass over what is made here: modules and thousands of tests, which stay to the end.
+
+    Each process of the tests makes all of it, and each `gc.collect()` of a test would look at it again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
+
+
 def in_thread(function, *args):
     """Run blocking code, such as another library's client, in a real thread; return its result.
 

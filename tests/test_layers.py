@@ -1,5 +1,6 @@
 """Who may import whom, read from the source; and what importing the package does, which is nothing."""
 
+import functools
 import importlib
 import json
 import re
@@ -178,14 +179,19 @@ def name_of(path):
 
 
 SOURCES = {name_of(path): path.read_text() for path in PACKAGE.rglob("*.py")}
-MODULES = {name: imports(source) for name, source in SOURCES.items()}
+
+
+@functools.cache
+def modules():
+    """What each module of the package imports. Read when a test asks: each process of the tests imports this file."""
+    return {name: imports(source) for name, source in SOURCES.items()}
 
 
 def importers(*names):
     """Which modules of the package import one of these, or something in them."""
     return {
         module
-        for module, imported in MODULES.items()
+        for module, imported in modules().items()
         if any(name == wanted or name.startswith(wanted + ".") for name in imported for wanted in names)
     }
 
@@ -195,7 +201,7 @@ def inside(module, for_types=True):
     names = imports(SOURCES[module], for_types)
     assert module == "__init__" or "gowsev" not in names or module == "testing", f"{module} imports the package itself"
     parts = {name.removeprefix("gowsev.") for name in names if name.startswith("gowsev.")}
-    return {part for part in parts if part in MODULES and (f"gowsev.{part}" in names)} - set(FOLDERS) - {module}
+    return {part for part in parts if part in SOURCES and (f"gowsev.{part}" in names)} - set(FOLDERS) - {module}
 
 
 FOLDERS = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
@@ -227,7 +233,7 @@ def test_circles_are_found():
 
 
 def test_every_module_has_its_room():
-    assert set(MODULES) == set(ROOM)
+    assert set(SOURCES) == set(ROOM)
     assert sum(map(len, ROOMS.values())) == len(ROOM), "one is in two rooms"
 
 
@@ -237,7 +243,7 @@ def test_imports_go_to_the_own_room_and_to_lower_ones(module):
 
 
 def test_no_circles():
-    assert circles({module: inside(module) for module in MODULES}) == set()
+    assert circles({module: inside(module) for module in SOURCES}) == set()
 
 
 def test_the_reader_of_imports_sees_the_package():
@@ -250,10 +256,10 @@ def test_the_reader_of_imports_sees_the_package():
 def test_what_is_imported_of_a_module_is_what_it_offers():
     wanted = {
         (module, name.removeprefix(f"gowsev.{module}."))
-        for names in MODULES.values()
+        for names in modules().values()
         for name in names
-        for module in MODULES
-        if name.startswith(f"gowsev.{module}.") and name.removeprefix("gowsev.") not in MODULES
+        for module in SOURCES
+        if name.startswith(f"gowsev.{module}.") and name.removeprefix("gowsev.") not in SOURCES
     }
     wanted = {(module, name) for module, name in wanted if name != "__version__" and module not in FOLDERS}
     assert ("connection.gathering", "Batch") in wanted, "seen at all"
@@ -263,11 +269,11 @@ def test_what_is_imported_of_a_module_is_what_it_offers():
 def test_the_wire_knows_no_sockets_no_greenlets_and_no_clocks():
     assert importers(*OUTSIDE) & PURE == set()
     # Lengths of time are no clocks.
-    assert {name for module in PURE for name in MODULES[module] if name.startswith("datetime")} <= {
+    assert {name for module in PURE for name in modules()[module] if name.startswith("datetime")} <= {
         "datetime",
         "datetime.timedelta",
     }
-    assert all("datetime.timedelta" in MODULES[module] for module in PURE & importers("datetime"))
+    assert all("datetime.timedelta" in modules()[module] for module in PURE & importers("datetime"))
 
 
 def test_only_the_server_knows_pywsgi_and_gevent_websocket():

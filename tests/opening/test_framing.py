@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import flask
 import gevent
 import pytest
 from conftest import Conns, Recorder, wait_until
@@ -341,6 +340,8 @@ def test_a_view_that_reads_the_body_of_an_upgrade_finds_none_and_frames_are_kept
     recorder = Conns()
     context = gowsev.MakeContext(recorder)
     loop = gevent.spawn(context.EventLoop)
+    import flask
+
     app = flask.Flask(__name__)
     bodies = []
     app.before_request(lambda: bodies.append(flask.request.get_data()))

@@ -4,17 +4,12 @@ gunicorn, which has processes of its own, is in `test_gunicorn`.
 """
 
 import contextlib
+import functools
 import gc
 import io
 import ssl
 import wsgiref.simple_server
 
-import bottle
-import django.conf
-import django.core.wsgi
-import django.http
-import django.urls
-import flask
 import gevent
 import gevent.ssl
 import pytest
@@ -35,12 +30,25 @@ HANDLERS = {"pywsgi": WSGIHandler, "gowsev": gowsev.WebSocketHandler, "gevent-we
 OURS = ["pywsgi", "gowsev"]
 EARLY = binary(b"early")
 
-django.conf.settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x", LOGGING_CONFIG=None)
-django.setup()
-urlpatterns = [django.urls.path("", lambda request: django.http.HttpResponse("a page"))]
+# The frameworks are imported by the tests that use them: each process of the tests imports this file.
+urlpatterns = []
+
+
+@functools.cache
+def django_application():
+    import django.conf
+    import django.core.wsgi
+    import django.http
+    import django.urls
+
+    django.conf.settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="x", LOGGING_CONFIG=None)
+    urlpatterns.append(django.urls.path("", lambda request: django.http.HttpResponse("a page")))
+    return django.core.wsgi.get_wsgi_application()
 
 
 def in_flask(context):
+    import flask
+
     app = flask.Flask("pages")
     app.add_url_rule("/", view_func=lambda: "a page", endpoint="page")
 
@@ -52,6 +60,8 @@ def in_flask(context):
 
 
 def in_bottle(context):
+    import bottle
+
     app = bottle.Bottle()
     app.get("/")(lambda: "a page")
     app.mount("/live", context.ServeHTTP)
@@ -59,7 +69,7 @@ def in_bottle(context):
 
 
 def in_django(context):
-    app = django.core.wsgi.get_wsgi_application()
+    app = django_application()
 
     def by_path(environ, start_response):
         chosen = context.ServeHTTP if environ["PATH_INFO"] == "/live" else app
@@ -610,6 +620,8 @@ def test_another_thread_is_refused(beside):
 
 def test_pages_write_broadcast_and_post(beside):
     def app(context):
+        import flask
+
         app = flask.Flask("pages")
 
         @app.route("/live", websocket=True)

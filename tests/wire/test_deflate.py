@@ -264,8 +264,9 @@ def test_a_codec_holds_nothing_before_its_first_message_and_without_takeover_not
 
 
 #: Repeats at every distance up to 40,000, and what does not repeat.
+_LETTERS = base64.b64encode(random.Random(5).randbytes(30000))
 JUMBLE = b"".join(
-    base64.b64encode(random.Random(5).randbytes(30000))[start : start + size]
+    _LETTERS[start : start + size]
     for start, size in zip(range(0, 39000, 13), random.Random(6).choices(range(3, 60), k=3000), strict=True)
 )
 
