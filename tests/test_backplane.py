@@ -13,7 +13,8 @@ import urllib.request
 
 import pytest
 from conftest import PATIENCE, RELAY, wait_until
-from node import AWAY, REFUSED, Node
+from metrics import AWAY, REFUSED
+from node import Node
 from programs import websockets_client
 from redis_server import RedisServer, needs_redis
 from websockets.exceptions import ConnectionClosed

@@ -137,7 +137,7 @@ def check_python(document, arguments):
         assert rest[0] == "tox" or importlib.util.find_spec(rest[0]) is not None
         if rest[1:2] == ["-e"]:
             assert rest[0] == "tox"
-            assert rest[3:] in ([], ["--", "--tests"], ["--", "--channels"])
+            assert rest[3:] in ([], ["--", "--tests"], ["--", "--channels"], ["--", "--relay"])
             assert any(names_environment(section, rest[2]) for section in TOX_INI.sections())
         elif rest[0] == "pytest":
             assert set(rest[1:]) <= names | {"-W", "error::DeprecationWarning", "-n", "6"}

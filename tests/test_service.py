@@ -24,7 +24,7 @@ import gevent
 import pytest
 import workers
 from access import Access
-from allowance import Allowance, Rates
+from allowance import Rates
 from conftest import PATIENCE, RELAY, wait_until
 from haproxy_server import needs_haproxy, passing_on, running_haproxy
 from node import LIMITS, Node
@@ -429,14 +429,19 @@ def test_who_publishes_too_fast_gets_an_error_and_nobody_else_does(serve):
 
 
 def test_an_allowance():
-    allowance = Allowance(10, 100.0)
-    assert [allowance.take(1, 100.0) for _ in range(11)] == [True] * 10 + [False]
-    assert not allowance.take(1, 100.05)
-    assert [allowance.take(1, 100.15) for _ in range(2)] == [True, False]
-    assert [allowance.take(1, 200.0) for _ in range(11)] == [True] * 10 + [False]  # not more for having been silent
-    assert allowance.take(35, 201.0)  # more than a second's, and made up for
-    assert not allowance.take(1, 203.0)
-    assert allowance.take(1, 203.7)
+    rates = Rates(bytes=10)
+
+    def may(size, now, id=1):
+        return not rates.objection(id, b"x" * size, now)
+
+    assert [may(1, 100.0) for _ in range(11)] == [True] * 10 + [False]
+    assert may(1, 100.0, id=2)
+    assert not may(1, 100.05)
+    assert [may(1, 100.15) for _ in range(2)] == [True, False]
+    assert [may(1, 200.0) for _ in range(11)] == [True] * 10 + [False]  # not more for having been silent
+    assert may(35, 201.0)  # more than a second's, and made up for
+    assert not may(1, 203.0)
+    assert may(1, 203.7)
 
 
 @needs_redis
@@ -584,7 +589,10 @@ MISTAKES = [
     ),
     (["--backplane", "rediss://localhost?ssl_cert_reqs=perhaps"], "--backplane is like .*perhaps"),
     (["--backplane", "redis://localhost", "--backplane-prefix", "{a}"], "--backplane-prefix: prefix must be a word .*"),
-    (["--trusted-proxy", "example.com"], "--trusted-proxy is an address, a network or unix: .*'example.com'"),
+    (
+        ["--trusted-proxy", "example.com"],
+        "argument --trusted-proxy: .* addresses, networks or 'unix', not 'example.com'",
+    ),
     (["--token-file", "missing"], "cannot read the tokens in 'missing': No such file or directory"),
     (["--token-file", os.devnull], "cannot read the tokens in '/dev/null': there is no token in it"),
     (["--workers", "2", "--backplane", "nonsense"], "--backplane is like redis://host:6379/0: .*"),

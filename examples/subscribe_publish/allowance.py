@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-__all__ = ["Allowance", "Allowances", "Rates"]
+__all__ = ["Rates"]
 
 
-@dataclass(frozen=True)
 class Rates:
-    """What one client may publish in a second; `None` for no limit."""
+    """What each client may publish in a second, and what it has used of that.
 
-    publishes: int | None = None
-    bytes: int | None = None
+    As much as for one second may be used at once, and comes back with time.
 
+    Args:
+        publishes: how many; `None` for no limit.
+        bytes: how many these may have; `None` for no limit.
+    """
 
-class Allowance:
-    """What is used of a rate: as much as for one second may be used at once, and it comes back with time."""
-
-    __slots__ = ("_at", "_left", "_rate")
-
-    def __init__(self, rate: int, now: float) -> None:
-        self._rate = rate
-        self._left = float(rate)
-        self._at = now
-
-    def take(self, amount: int, now: float) -> bool:
-        """Use some; return whether that may be. It may be more than a second's: the next must then come later."""
-        self._left = min(self._rate, self._left + (now - self._at) * self._rate)
-        self._at = now
-        if self._left < min(amount, self._rate):
-            return False
-        self._left -= amount
-        return True
-
-
-class Allowances:
-    """Those of all clients."""
-
-    def __init__(self, rates: Rates) -> None:
-        self._rates = [(name, rate) for name, rate in vars(rates).items() if rate is not None]
-        self._of: dict[int, list[Allowance]] = {}
+    def __init__(self, publishes: int | None = None, bytes: int | None = None) -> None:
+        limits = {"publishes": publishes, "bytes": bytes}
+        self._rates = {name: rate for name, rate in limits.items() if rate is not None}
+        self._left: dict[int, dict[str, tuple[float, float]]] = {}
+        """By client: how much of each was left, and when."""
 
     def objection(self, id: int, body: str | bytes, now: float) -> str:
-        """Use some of a client's; return why a publish would be too much, or nothing."""
-        if not self._rates:
-            return ""
-        mine = self._of.setdefault(id, [Allowance(rate, now) for _, rate in self._rates])
-        size = len(body.encode() if isinstance(body, str) else body)
-        for (name, rate), allowance in zip(self._rates, mine, strict=True):
-            if not allowance.take(size if name == "bytes" else 1, now):
+        """Use some of a client's; return why a publish would be too much, or nothing.
+
+        It may have more bytes than a second's: the next must then come later.
+        """
+        left_of = self._left.setdefault(id, {}) if self._rates else {}
+        for name, rate in self._rates.items():
+            amount = 1 if name == "publishes" else len(body.encode() if isinstance(body, str) else body)
+            left, then = left_of.get(name, (rate, now))
+            left = min(rate, left + (now - then) * rate)
+            left_of[name] = left, now
+            if left < min(amount, rate):
                 return f"at most {rate} {name} a second for each client"
+            left_of[name] = left - amount, now
         return ""
 
     def ended(self, id: int) -> None:
         """Forget a client."""
-        self._of.pop(id, None)
+        self._left.pop(id, None)

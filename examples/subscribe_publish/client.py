@@ -132,10 +132,6 @@ class Subscriber:
                 self.attempt = 0
 
 
-def subscribe(args: argparse.Namespace) -> None:
-    Subscriber(args).run()
-
-
 def publish(args: argparse.Namespace) -> None:
     try:
         with dial(args) as conn:
@@ -174,7 +170,7 @@ def main() -> None:
         "subscribe", parents=[connecting], help="print what arrives on channels, a line each"
     )
     subscribing.add_argument("channel", nargs="+", type=channel, metavar="CHANNEL")
-    subscribing.set_defaults(run=subscribe)
+    subscribing.set_defaults(run=lambda args: Subscriber(args).run())
     publishing = commands.add_parser("publish", parents=[connecting], help="publish to a channel")
     publishing.add_argument("channel", type=channel, metavar="CHANNEL")
     publishing.add_argument("body", nargs="?", metavar="BODY", help="without it, each line of standard input is one")

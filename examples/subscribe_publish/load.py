@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import gevent.pool
+from service import count
 from tokens import authorization
 from tqdm import tqdm
 
@@ -114,11 +115,6 @@ def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> No
     load.publisher = context.AddConn(open_to(args.url[0]))
 
 
-def percentile(ordered: list[float], share: float) -> float:
-    """The nearest rank, in milliseconds."""
-    return 1000 * ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
 def run(args: argparse.Namespace) -> str:
     """Put the load on; return what went wrong, or nothing."""
     # A round over all channels reaches each subscriber once; the last round may be cut short.
@@ -149,26 +145,19 @@ def run(args: argparse.Namespace) -> str:
     if load.delivered != total:
         return f"{load.delivered} deliveries instead of {total}"
     ordered = sorted(load.latencies)
-    shares = "  ".join(f"{name} {percentile(ordered, share):.1f}" for name, share in
-                       (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)))  # fmt: skip
+    ranks = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    shares = "  ".join(f"{name} {1000 * ordered[math.ceil(rank * total) - 1]:.1f}" for name, rank in ranks.items())
     print(f"{args.messages} publishes of {args.bytes} bytes in {took:.2f} s: {args.messages / took:,.0f} a second")
     print(f"{total:,} deliveries, each checked: {total / took:,.0f} a second")
     print(f"latency in ms, {args.in_flight} in flight: {shares}")
     return ""
 
 
-def whole(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
 def main() -> None:
     description, *_ = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--url", nargs="+", default=["ws://localhost:9000/"], help="of the relay, or of several that are one"
-    )
+    text = "of the relay, or of several that are one"
+    parser.add_argument("--url", nargs="+", default=["ws://localhost:9000/"], help=text)
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="present the token in this file")
     for option, default, text in (
         ("subscribers", 1000, "connections that subscribe"),
@@ -178,7 +167,7 @@ def main() -> None:
         ("in-flight", 8, "publishes that not everybody has received yet"),
         ("seconds", 240, "after which it is given up"),
     ):
-        parser.add_argument(f"--{option}", type=whole, default=default, metavar="N", help=f"{text} (%(default)s)")
+        parser.add_argument(f"--{option}", type=count, default=default, metavar="N", help=f"{text} (%(default)s)")
     args = parser.parse_args()
     args.bytes = max(args.bytes, HEAD.size)
     args.channels = min(args.channels, args.subscribers)

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gowsev
+from gowsev.channels import ChannelsAway, TooManyChannels, TooMuchInFlight
 
 if TYPE_CHECKING:
     from node import Node
 
     from gowsev.prometheus import Metrics
+
+#: What clients are told.
+AWAY = "the backplane is away"
+UNKNOWN = "the backplane went away"
+REFUSED = "the backplane refused it"
+TOO_MUCH = "too many commands wait for the backplane"
 
 #: Messages that wait for the loop, beyond which a process asks for no new clients.
 MOST_LAG = 10_000
@@ -30,6 +37,17 @@ class Refusal(NamedTuple):
     """One word, by which they are counted."""
     text: str
     certain: bool = True
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """Return why a command was not carried out, as clients are told it; what Redis said is for the log."""
+    if isinstance(error, ChannelsAway):
+        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", UNKNOWN, certain=False)
+    if isinstance(error, TooManyChannels):
+        return Refusal("channels", f"at most {error.limit} channels for each client")
+    if isinstance(error, TooMuchInFlight):
+        return Refusal("in_flight", TOO_MUCH)
+    return Refusal("backplane", REFUSED, getattr(error, "certain", True))
 
 
 @dataclass
@@ -92,13 +110,11 @@ def metrics_of(node: Node, context: gowsev.Context, worker: int, folder: Path | 
             ):
                 yield CounterMetricFamily(f"relay_{name}", text, value=getattr(counters, name))
             refusals = CounterMetricFamily("relay_refusals", "Commands and connections refused.", labels=["reason"])
-            for reason, number in sorted(counters.refusals.items()):
-                refusals.add_metric([reason], number)
-            yield refusals
             waiting = GaugeMetricFamily("relay_waiting", "What waits for clients' turns.", labels=["kind"])
-            for kind, number in node.waiting().items():
-                waiting.add_metric([kind], number)
-            yield waiting
+            for family, numbers in ((refusals, counters.refusals), (waiting, node.waiting())):
+                for kind, number in sorted(numbers.items()):
+                    family.add_metric([kind], number)
+                yield family
             subscriptions = sum(map(len, node.channels_of.values()))
             yield GaugeMetricFamily("relay_subscriptions", "Subscriptions of all clients.", value=subscriptions)
 

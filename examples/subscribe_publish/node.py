@@ -15,14 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from access import GONE, Access
-from allowance import Allowances, Rates
-from metrics import Counters, Refusal
+from allowance import Rates
+from metrics import AWAY, Counters, Refusal, refusal_of
 from relay import Service, parse
 from turns import Turn, Turns
 from v2 import SUBPROTOCOL, V2, frame_of
 
 import gowsev
-from gowsev.channels import Channels, ChannelsAway, Gap, Limits, Publication, TooManyChannels, TooMuchInFlight
+from gowsev.channels import Channels, Gap, Limits, Publication
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,14 +51,9 @@ PROBE = "relay probe"
 AWAY_AFTER = 3.0
 
 DONE = {"subscribe": "subscribed", "unsubscribe": "unsubscribed", "publish": "published"}
-AWAY = "the backplane is away"
-UNKNOWN = "the backplane went away"
-REFUSED = "the backplane refused it"
-TOO_MUCH = "too many commands wait for the backplane"
 
 #: What one client may ask for, and what a channel keeps. Names are as long as ever.
 LIMITS = Limits(name_bytes=1000, total_in_flight=1_000_000, total_in_flight_bytes=256 << 20)
-NO_RATES = Rates()
 
 
 class Node(Service):
@@ -75,13 +70,13 @@ class Node(Service):
         self,
         limits: Limits = LIMITS,
         tokens: tuple[Token, ...] = (),
-        rates: Rates = NO_RATES,
+        rates: Rates | None = None,
         proxies: gowsev.TrustedProxies | None = None,
     ) -> None:
         super().__init__()
         self.limits = limits
         self.access = Access(tokens)
-        self._allowances = Allowances(rates)
+        self._rates = rates or Rates()
         self._proxies = proxies
         self.channels: Channels
         self.joined = False
@@ -162,7 +157,7 @@ class Node(Service):
         logger.info(text, id, conn.close_code, seconds, conn.bytes_received, conn.bytes_sent, extra=about)
         self._forget_turns(id)
         self.access.ended(id)
-        self._allowances.ended(id)
+        self._rates.ended(id)
         self.v2.ended(id)
         self.unsubscribe_all(id)
         self.stop_if_quiet(context)
@@ -263,7 +258,7 @@ class Node(Service):
             return None
         if self.stopping:
             return Refusal("stopping", "the relay is stopping")
-        text = self._allowances.objection(id, body, time.monotonic())
+        text = self._rates.objection(id, body, time.monotonic())
         return Refusal("rate", text) if text else None
 
     def _is_away(self) -> bool:
@@ -403,14 +398,3 @@ class Node(Service):
         if not self._shut:
             self._shut = True
             context.Shutdown(5.0)
-
-
-def refusal_of(error: Exception) -> Refusal:
-    """Return why a command was not carried out, as clients are told it; what Redis said is for the log."""
-    if isinstance(error, ChannelsAway):
-        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", UNKNOWN, certain=False)
-    if isinstance(error, TooManyChannels):
-        return Refusal("channels", f"at most {error.limit} channels for each client")
-    if isinstance(error, TooMuchInFlight):
-        return Refusal("in_flight", TOO_MUCH)
-    return Refusal("backplane", REFUSED, getattr(error, "certain", True))

@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
@@ -105,7 +106,7 @@ def add_access(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--token-file", type=Path, metavar="FILE", help=text)
     text = """believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose
         connections they pass on; may be repeated"""
-    group.add_argument("--trusted-proxy", action="append", default=[], metavar="ADDRESS", help=text)
+    group.add_argument("--trusted-proxy", type=proxy, action="append", default=[], metavar="ADDRESS", help=text)
     text = """in which header they say so (default: %(default)s); where that is the PROXY protocol's, version 1 or 2,
         nobody else may connect"""
     headers = "x-forwarded-for", "forwarded", "proxy-protocol"
@@ -146,12 +147,21 @@ def count(text: str) -> int:
     return int(text)
 
 
-def origin(text: str) -> str:
-    try:
-        gowsev.Options(allowed_origins=(text,))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
+def checked(look: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a type of arguments: text at which the library may look, and raise a ValueError."""
+
+    def check(text: str) -> str:
+        try:
+            look(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return check
+
+
+origin = checked(lambda text: gowsev.Options(allowed_origins=(text,)))
+proxy = checked(lambda text: gowsev.TrustedProxies((text,)))
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -188,12 +198,8 @@ def run(args: argparse.Namespace) -> None:
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
     by_protocol = args.proxy_header == "proxy-protocol"  # the peer is the client then
-    proxies = None
-    try:
-        if args.trusted_proxy and not by_protocol:
-            proxies = gowsev.TrustedProxies(args.trusted_proxy, args.proxy_header)
-    except ValueError as error:
-        raise ConfigurationError(f"--trusted-proxy is an address, a network or unix: {error}") from error
+    by_header = args.trusted_proxy and not by_protocol
+    proxies = gowsev.TrustedProxies(args.trusted_proxy, args.proxy_header) if by_header else None
     node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies)
     page = Page(token=tokens is not None)
     options = gowsev.Options(

@@ -16,35 +16,32 @@ own; and what one client publishes to a channel is stored in its order.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 
 __all__ = ["Held", "Turn", "Turns"]
 
 
+@dataclass(eq=False, slots=True)
 class Turn:
     """One command of a client, and its answer once that is known."""
 
-    __slots__ = ("answer", "body", "channel", "command", "name", "position")
-
-    def __init__(self, command: str, channel: bytes, name: str, body: bytes) -> None:
-        self.command = command
-        self.channel = channel
-        self.name = name
-        self.body = body
-        self.answer: bytes | None = None
-        self.position: str | None = None
+    command: str
+    channel: bytes
+    name: str
+    body: bytes
+    answer: bytes | None = None
+    position: str | None = None
 
 
+@dataclass(eq=False, slots=True)
 class Held:
     """What has arrived on one channel for one client, while it has turns under way that concern the channel."""
 
-    __slots__ = ("bodies", "known", "turns")
-
-    def __init__(self) -> None:
-        self.turns = 0
-        self.bodies: dict[str, bytes] = {}
-        """By position, in the order of the channel."""
-        self.known: set[str] = set()
-        """Positions of its own messages that were answered, and have not arrived."""
+    turns: int = 0
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    """By position, in the order of the channel."""
+    known: set[str] = field(default_factory=set)
+    """Positions of its own messages that were answered, and have not arrived."""
 
     def arrived(self, position: str, body: bytes) -> list[bytes]:
         """Take what has arrived; return what may be sent."""
@@ -99,7 +96,9 @@ class Turns:
         if not self._waiting:
             return None
         turn = self._waiting[0]
-        if self._under_way and (turn.command not in ("subscribe", "publish") or turn.command != self._kind()):
+        if self._under_way and (
+            turn.command not in ("subscribe", "publish") or turn.command != self._under_way[-1].command
+        ):
             return None
         self._under_way.append(self._waiting.popleft())
         return turn
@@ -115,6 +114,3 @@ class Turns:
     def hold(self, name: str) -> None:
         """Hold what arrives on a channel until one more turn has been answered."""
         self.held.setdefault(name, Held()).turns += 1
-
-    def _kind(self) -> str:
-        return self._under_way[-1].command

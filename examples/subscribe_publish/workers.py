@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger("relay")
@@ -62,16 +63,16 @@ def reserve(host: str, port: int) -> socket.socket:
     return holder
 
 
+@dataclass(eq=False)
 class Worker:
     """One place for a worker, and the process that fills it at the moment."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.process: subprocess.Popen[bytes] | None = None
-        self.started = 0.0
-        self.due = 0.0
-        self.delay = 0.0
-        """Seconds waited before its last start, or before the next one while there is no process."""
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    due: float = 0.0
+    delay: float = 0.0
+    """Seconds waited before its last start, or before the next one while there is no process."""
 
 
 class Workers:
