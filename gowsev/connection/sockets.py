@@ -19,6 +19,9 @@ from gowsev.connection.tls import TakenTLS, TLSSocket
 
 __all__ = ["ServedSocket", "accept", "close_socket", "is_tls", "leave_dead_end", "poll_sockets", "take_over"]
 
+#: Not gevent's, patched or not.
+_Socket: Any = monkey.get_original("socket", "socket")
+
 #: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
 _NO_TIME = 1e-9
 
@@ -75,8 +78,7 @@ def accept(listening: Any) -> tuple[Any, Any] | None:
         descriptor, address = listening._accept()
     except BlockingIOError:
         return None
-    # Not gevent's, patched or not.
-    sock = monkey.get_original("socket", "socket")(listening.family, listening.type, listening.proto, descriptor)
+    sock = _Socket(listening.family, listening.type, listening.proto, descriptor)
     sock.setblocking(False)
     return sock, address
 
@@ -99,7 +101,7 @@ def take_over(sock: Any) -> Any:
         sock.setblocking(False)
         return sock
     family, kind, proto = sock.family, sock.type, sock.proto
-    plain = monkey.get_original("socket", "socket")(family, kind, proto, sock.detach())
+    plain = _Socket(family, kind, proto, sock.detach())
     plain.setblocking(False)
     return plain
 

@@ -9,7 +9,7 @@ from gevent.event import AsyncResult
 from gowsev.connection.events import ACCEPTED, REQUESTED
 from gowsev.opening.adoption import adopt
 from gowsev.opening.dial import DialledConn, release
-from gowsev.opening.handshake import Handshake, Response, refusal
+from gowsev.opening.handshake import Handshake, Negotiator, Response, refusal
 from gowsev.request import Accept, Reject, Request
 from gowsev.wire.frames import GOING_AWAY
 
@@ -48,6 +48,7 @@ class Admission:
 
     def __init__(self, options: Options, connections: Connections, sink: Sink, driver: Driver, asks: bool) -> None:
         self.options = options
+        self.negotiator = Negotiator(options)
         self._connections = connections
         self._sink = sink
         self._driver = driver

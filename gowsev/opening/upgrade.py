@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from websockets.exceptions import WebSocketException
 
 from gowsev.opening.framing import tokens
-from gowsev.opening.handshake import Handshake, HTTPRequest, Refusal, Response, negotiate, refusal
+from gowsev.opening.handshake import Handshake, HTTPRequest, Negotiator, Refusal, Response, refusal
 from gowsev.request import Accept, Request
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class Receiver(Protocol):
 
     @property
     def options(self) -> Options: ...
+
+    @property
+    def negotiator(self) -> Negotiator:
+        """What answers valid and faulty requests for an upgrade."""
+        ...
 
     def check_thread(self) -> None:
         """Check that this is the receiver's thread.
@@ -125,7 +130,7 @@ def judge(
     try:
         asked = read()
         request = describe(asked, ends)
-        handshake = negotiate(asked, receiver.options)
+        handshake = receiver.negotiator.negotiate(asked)
         if handshake.response.status_code != 101:
             return None, handshake
         answer = receiver.admit(request, decided)

@@ -5,7 +5,7 @@ import http
 import pytest
 from websockets.http11 import Request as HTTPRequest
 
-from gowsev.opening.handshake import MAX_HEAD_LINES, negotiate, parse_request, refusal
+from gowsev.opening.handshake import MAX_HEAD_LINES, Negotiator, parse_request, refusal
 from gowsev.options import Options
 from gowsev.request import Accept, Headers, Reject, Request, header_pairs
 
@@ -32,6 +32,10 @@ def request(*changes, method="GET", protocol="HTTP/1.1"):
         if value is not None:
             headers[name] = value
     return HTTPRequest("/chat", headers, method, protocol)
+
+
+def negotiate(request, options):
+    return Negotiator(options).negotiate(request)
 
 
 def test_the_rfcs_own_example():
@@ -291,6 +295,30 @@ def test_compression_takes_two(offer, compression):
     assert response.status_code == 101
     assert "Sec-WebSocket-Extensions" not in response.headers
     assert deflate is None
+
+
+def test_an_answer_depends_on_no_other():
+    options = Options(compression="deflate", subprotocols=["chat"])
+    requests = (
+        request(("Sec-WebSocket-Extensions", PMD), ("Sec-WebSocket-Protocol", "chat")),
+        request(),
+        request(("Origin", "http://elsewhere")),
+        request(("Upgrade", None)),
+        request(("Origin", "http://localhost:9000"), ("Sec-WebSocket-Protocol", "chat")),
+        request(("Transfer-Encoding", "chunked")),
+        request(("Sec-WebSocket-Extensions", PMD), ("Sec-WebSocket-Version", "8")),
+    )
+
+    def outcome(handshake):
+        response, subprotocol, deflate, _ = handshake
+        headers = [(name, value) for name, value in response.headers.raw_items() if name != "Date"]
+        return response.status_code, headers, bytes(response.body), subprotocol, deflate is None
+
+    alone = [outcome(negotiate(asked, options)) for asked in requests]
+    assert [status for status, *_ in alone] == [101, 101, 403, 426, 101, 400, 400]
+    for order in (1, -1):
+        negotiator = Negotiator(options)
+        assert [outcome(negotiator.negotiate(asked)) for asked in requests[::order]] == alone[::order]
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------
