@@ -88,8 +88,7 @@ def accept(listening: Any) -> tuple[Any, Any] | None:
         descriptor, address = listening._accept()
     except BlockingIOError:
         return None
-    inner = listening._sock  # has plain numbers where gevent's and Python's make an enumeration's member each time
-    sock = _Socket(inner.family, inner.type, inner.proto, descriptor)
+    sock = _Socket(listening.family, listening.type, listening.proto, descriptor)
     sock.setblocking(False)
     return sock, address
 
