@@ -278,7 +278,7 @@ class Connection:
         if protocol.output:
             self._answer()
         if protocol.pongs:
-            self.liveness.take_pongs(protocol.pongs, time.monotonic(), self._keepalive.round_trips)
+            self.liveness.take_pongs(protocol.take_pongs(), time.monotonic(), self._keepalive.round_trips)
         if protocol.state == DONE and not self._reported:
             if protocol.failure is not None:
                 self.end = str(protocol.failure)

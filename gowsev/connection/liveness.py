@@ -8,6 +8,7 @@ sent before it.
 from __future__ import annotations
 
 import os
+import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ PING: Final = 1
 #: The peer has been silent for so long that its connection should end.
 SILENT: Final = 2
 
-#: The length of a ping's payload.
-_PAYLOAD: Final = 4
-#: Pings that may wait for their pongs.
+#: A ping that waits for its pong: its payload, and when it was sent. As bytes, since thousands may wait at once.
+_PING: Final = struct.Struct("=4sd")
+#: Pings that may wait.
 _MOST_PINGS: Final = 16
 
 
@@ -49,16 +50,20 @@ class Liveness:
         now: the time, in seconds of the clock that `due` is called with.
     """
 
-    __slots__ = ("_pinged_at", "_pings", "_progress", "heard", "round_trip")
+    __slots__ = ("_pinged_at", "_pings", "_progress", "_round_trip", "heard")
 
     def __init__(self, now: float) -> None:
         self.heard = now
         """When bytes came last."""
-        self.round_trip: float | None = None
-        """Seconds from a ping to its pong, the last time that one came."""
-        self._pings: tuple[tuple[bytes, float], ...] = ()  # their payloads, and when they were sent
+        self._round_trip = -1.0
+        self._pings = b""  # those that wait, oldest first
         self._pinged_at: float | None = None
         self._progress = 0
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds from a ping to its pong, the last time that one came; `None` before the first."""
+        return self._round_trip if self._round_trip >= 0.0 else None
 
     @property
     def owes_answer(self) -> bool:
@@ -86,24 +91,24 @@ class Liveness:
 
     def ping(self, now: float) -> bytes:
         """Take note that a ping is sent, and return its payload."""
-        payload = os.urandom(_PAYLOAD)
-        if len(self._pings) >= _MOST_PINGS:
+        payload = os.urandom(4)
+        if len(self._pings) >= _MOST_PINGS * _PING.size:
             # Every second one is forgotten. So there are some of every age, and however fast pings are sent, and
             # however late a peer answers, sooner or later a pong finds its ping.
-            self._pings = self._pings[::2]
-        self._pings += ((payload, now),)
+            self._pings = b"".join([_PING.pack(*ping) for ping in [*_PING.iter_unpack(self._pings)][::2]])
+        self._pings += _PING.pack(payload, now)
         return payload
 
     def take_pongs(self, pongs: list[bytes], now: float, round_trips: RoundTrips) -> None:
         """Measure the round trips that end with these pongs."""
         for pong in pongs:
-            for index, (payload, sent) in enumerate(self._pings):
+            for index, (payload, sent) in enumerate(_PING.iter_unpack(self._pings), 1):
                 if pong == payload:
-                    self._pings = self._pings[index + 1 :]
-                    self.round_trip = now - sent
-                    round_trips.add(now - sent)
+                    self._pings = self._pings[index * _PING.size :]
+                    self._round_trip = now - sent
+                    round_trips.add(self._round_trip)
                     break
 
     def forget_pings(self) -> None:
         """Measure none of the round trips that have begun: it is not the peer that will let their pongs wait."""
-        self._pings = ()
+        self._pings = b""

@@ -149,6 +149,11 @@ class Protocol:
         """Return a ping (section 5.5.2), to be sent at once; nothing where no frame may be sent any more."""
         return self._control(PING, payload) if self.state == OPEN else b""
 
+    def take_pongs(self) -> list[bytes]:
+        """Return `pongs`, and hold them no longer."""
+        pongs, self.pongs = self.pongs, _NONE
+        return pongs
+
     def _control(self, opcode: int, payload: bytes) -> bytes:
         return frames.encode_frame(FIN | opcode, payload, masked=self._client)
 

@@ -328,6 +328,16 @@ def test_pongs_are_those_of_the_last_receive():
     assert Protocol().pongs == []
 
 
+def test_pongs_that_were_taken_are_held_no_longer():
+    protocol = Protocol()
+    protocol.receive(frame(FIN | PONG, b"1") + frame(FIN | PONG, b"2"))
+    assert protocol.take_pongs() == [b"1", b"2"]
+    assert protocol.pongs == protocol.take_pongs() == []
+    protocol.receive(frame(FIN | PONG, b"3"))
+    assert protocol.take_pongs() == [b"3"]
+    assert Protocol().pongs == []
+
+
 # -- messages ----------------------------------------------------------------------------------------------------
 
 HELLO = "h\u00e9llo \u20ac \U0001f600".encode()
