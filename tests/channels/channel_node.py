@@ -14,7 +14,7 @@ import warnings
 import gowsev
 from gowsev.channels import Channels, Gap
 
-# gevent looks names up in threads, of which Python 3.12 and newer warn at a fork; gevent's pool begins anew in the child.
+# gevent looks names up in threads, of which Python 3.12 and newer warn at a fork; its pool begins anew in the child.
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
