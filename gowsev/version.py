@@ -20,6 +20,8 @@ COMPILED = (
     "gowsev.connection.gathering",
     "gowsev.connection.outbox",
     "gowsev.connection.groups",
+    "gowsev.connection.stream",
+    "gowsev.connection.sending",
     "gowsev.connection.connection",
     "gowsev.loop.dispatch",
     "gowsev.loop.row",

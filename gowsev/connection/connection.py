@@ -31,17 +31,16 @@ import gevent
 from gowsev.connection.credit import Credit
 from gowsev.connection.events import CLOSED
 from gowsev.connection.liveness import PING, SILENT, Liveness
-from gowsev.connection.outbox import WOULD_BLOCK, Outbox
-from gowsev.connection.sockets import close_socket
-from gowsev.errors import ConnClosing, GowsevError, OutboxFull
-from gowsev.wire.frames import TRY_AGAIN_LATER
+from gowsev.connection.outbox import WOULD_BLOCK
+from gowsev.connection.sending import Sending
+from gowsev.connection.sockets import close_socket, half_close
 from gowsev.wire.protocol import DONE, OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gowsev.connection.events import Event
-    from gowsev.connection.gathering import Batch, Shared
+    from gowsev.connection.gathering import Batch
     from gowsev.connection.keepalive import Keepalive
     from gowsev.options import Options
     from gowsev.request import Request
@@ -56,7 +55,7 @@ MOST_RECEIVED: Final = 96 << 10
 _READ: Final = 1
 
 
-class Connection:
+class Connection(Sending):
     """One connection of a context, or a dialled one by itself.
 
     Args:
@@ -67,9 +66,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_liveness", "_options", "_outbox", "_protocol",
-        "_put", "_reported", "_shut", "_sock", "_watcher", "bytes_received", "closing", "credit", "data", "encoder",
-        "end", "id", "messages_received", "refused_writes", "request", "subprotocol", "tls",
+        "_clock", "_closing_deadline", "_keepalive", "_liveness", "_protocol", "_reported", "_shut", "_sock",
+        "_watcher", "bytes_received", "credit", "data", "messages_received", "request", "subprotocol", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -85,28 +83,20 @@ class Connection:
         batch: Batch,
         keepalive: Keepalive,
     ) -> None:
-        self.id = 0
+        tls = request.tls
+        super().__init__(sock, tls, encoder, options, put, batch)
         self.data: Any = None
         """The program's own."""
         self.request = request
         self.subprotocol = subprotocol
-        self.tls = tls = request.tls
+        self.tls = tls
         self._protocol = protocol
-        self.encoder = encoder
-        self._put = put
         self._keepalive = keepalive
         self._clock = keepalive.clock
-        self._outbox = Outbox(sock, tls, batch, self._lost, options.outbox_bytes)
         self.credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
         """Who gives a message to the program refunds it here."""
-        self.messages_received = self.bytes_received = self.refused_writes = 0
-        self._control_chunks = 0  # of the outbox's frames: those that are no message
-        self.closing = False
-        """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
-        self.end = ""
-        """What ended the connection, where that was not an ordinary close; for the log."""
+        self.messages_received = self.bytes_received = 0
         self._liveness = Liveness(keepalive.clock.now)
-        self._options = options
         self._sock = sock
         self._reported = self._shut = False
         self._closing_deadline = math.inf
@@ -151,50 +141,7 @@ class Connection:
         """The reason in the peer's close frame."""
         return self._protocol.close_reason
 
-    @property
-    def messages_sent(self) -> int:
-        """The messages that writes have taken."""
-        return self._outbox.frames - self._control_chunks
-
-    @property
-    def bytes_sent(self) -> int:
-        """The bytes that the kernel has taken."""
-        return self._outbox.bytes_sent
-
-    @property
-    def outbox_bytes(self) -> int:
-        """The bytes that wait here, not yet taken by the kernel."""
-        return self._outbox.size
-
-    # -- writing -------------------------------------------------------------------------------------------------
-
-    def write(self, opcode: int, payload: bytes) -> GowsevError | None:
-        """Send one message; never blocks. Returns why it was refused, or `None`."""
-        if self.closing:
-            return ConnClosing(self.id)
-        return None if self._outbox.write(self.encoder, opcode, payload) else self._refuse()
-
-    def wait_sent(self) -> bool:
-        """Block the calling greenlet until nothing waits any more; return whether all of it was sent."""
-        self._outbox.wait()
-        return not self._outbox.discarded
-
-    def share(self, shared: Shared, encoder: Encoder) -> tuple[Outbox, Callable[[bytes], int]] | None:
-        """Gather with others from now on, if that can be: see `Outbox.share`."""
-        send = None if self.closing or self.encoder is not encoder else self._outbox.share(shared)
-        return None if send is None else (self._outbox, send)
-
-    def stop_sharing(self) -> None:
-        """Gather alone again."""
-        self._outbox.leave()
-
-    def _refuse(self) -> GowsevError:
-        error = OutboxFull(self.id, self._outbox.size, self._options.outbox_bytes or 0)
-        self.refused_writes += 1
-        if self._options.slow_consumer == "close":
-            self.end = str(error)
-            self.close(TRY_AGAIN_LATER, "reading too slowly")
-        return error
+    # -- sending -------------------------------------------------------------------------------------------------
 
     def close(self, code: int, reason: str, timeout: float | None = None) -> None:
         """Send a close frame behind what waits, unless one was sent; the rest follows within `close_timeout`.
@@ -206,8 +153,11 @@ class Connection:
         """
         if self._watcher is None:
             return
-        self._protocol.close(code, reason)
-        self._answer()
+        if self._line is None:
+            self._protocol.close(code, reason)
+            self._answer()
+        elif self._farewell is None:
+            self._farewell = code, reason
         self._begin_closing()
         if timeout is not None:
             self._closing_deadline = min(self._closing_deadline, time.monotonic() + timeout)
@@ -282,6 +232,7 @@ class Connection:
         if protocol.state == DONE and not self._reported:
             if protocol.failure is not None:
                 self.end = str(protocol.failure)
+            self._drop_line()
             self._begin_closing()
             self._report()
         if self.credit.exhausted or protocol.more:
@@ -316,8 +267,9 @@ class Connection:
             if self._options.close_timeout is not None:
                 self._closing_deadline = time.monotonic() + self._options.close_timeout
             self._outbox.late = b""
-            self._outbox.drained = self._half_close
             self._outbox.flush()  # nothing that is worth waiting for comes behind it
+        if self._line is None:
+            self._outbox.drained = self._half_close
         if not self._outbox.size:
             self._half_close()
 
@@ -326,17 +278,8 @@ class Connection:
         if self._protocol.state != DONE or self._shut or self._watcher is None:
             return
         self._shut = True
-        try:
-            if self.tls:
-                self._sock.unwrap()
-        except OSError:
-            # TLS's own farewell is a courtesy, and the peer's answer to it is not waited for.
-            pass
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            # The peer was faster: both close frames are there, and it has closed the socket.
-            self.abort("")
+        if not half_close(self._sock, self.tls):
+            self.abort("")  # the peer was faster: both close frames are there, and it has closed the socket
 
     def _report(self) -> None:
         """Put the last event of this connection, once all its messages are in the queue."""
@@ -348,9 +291,6 @@ class Connection:
                 self.credit.exhausted = False
                 self._resume()
 
-    def _lost(self, error: OSError) -> None:
-        self.abort(f"{type(error).__name__}: {error}")
-
     def abort(self, why: str) -> None:
         """Close the socket at once; `why` goes into the log where the connection had not ended already."""
         if self._watcher is None:
@@ -361,6 +301,7 @@ class Connection:
         self.closing = True
         if not self._reported:
             self.end = self.end or why
+        self._drop_line()
         if self._protocol.more and not self.credit.exhausted:
             gevent.get_hub().loop.run_callback(self._resume)  # which reports, when the rest has been taken
         self._report()
@@ -377,6 +318,8 @@ class Connection:
         self.closing = self._reported = True
         self.end = "it belongs to the process that this one was forked from"
         self.credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
+        if self._line is not None:
+            self._line.disown()
         self._outbox.close()
         self._sock.close()  # a plain close, which the peer does not see while the parent has the socket
 

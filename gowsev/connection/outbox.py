@@ -10,21 +10,21 @@ An outbox may share what it gathers with others (`Shared`), until it is given an
     sharing     `_gathered` is that of the others; the first frame of its own ends this
     behind      `writer` is at work; what is appended waits behind the rest, and `_gathered` is empty
 
+Beside each but *sharing*, messages may be `held`: one in pieces is on its way, and others must not come between.
+
 Invariants: bytes leave in the order in which they were appended, each once. Nothing here blocks but the writer.
 """
 
 from __future__ import annotations
 
-import fcntl
 import ssl
-import struct
 import sys
-import termios
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
-from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Shared
+from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Held, Shared
+from gowsev.connection.sockets import unacknowledged
 from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _EAGER = 1 << 18
 #: POSIX guarantees 16; Linux, the BSDs and macOS take 1,024 buffers in one `sendmsg`.
 _MAX_BUFFERS: Final = 1024
 
-_INT: Final = struct.Struct("i")
 #: What a non-blocking socket raises, plain or TLS, when it would have to wait.
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -64,24 +63,9 @@ class Outbox:
     """
 
     __slots__ = (
-        "_batch",
-        "_bytes_sent",
-        "_frames",
-        "_gathered",
-        "_limit",
-        "_long",
-        "_lost",
-        "_room",
-        "_shared",
-        "_sock",
-        "_tls",
-        "_waiting",
-        "_waiting_bytes",
-        "_writer",
-        "discarded",
-        "drained",
-        "late",
-    )
+        "_batch", "_bytes_sent", "_frames", "_gathered", "_long", "_lost", "_room", "_shared", "_sock", "_tls",
+        "_waiting", "_waiting_bytes", "_writer", "discarded", "drained", "held", "late", "limit",
+    )  # fmt: skip
 
     def __init__(
         self, sock: Any, tls: bool, batch: Batch, lost: Callable[[OSError], None], limit: int | None = None
@@ -89,7 +73,7 @@ class Outbox:
         self._sock = sock
         self._tls = tls
         self._lost = lost
-        self._limit = sys.maxsize if limit is None else limit
+        self.limit = sys.maxsize if limit is None else limit
         self._batch = batch
         self._shared: Shared | None = None
         self._gathered: list[bytes] = []
@@ -97,6 +81,7 @@ class Outbox:
         self._waiting: list[bytes | memoryview] = []  # what the kernel did not take, and what came after it
         self._waiting_bytes = 0
         self._frames = 0  # that have left `_gathered`, or never were there
+        self.held: Held | None = None
         self._writer: Any
         self._room: int  # short frames that `_gathered` may hold, as far as this outbox alone decides
         self._give_to(None)
@@ -111,13 +96,18 @@ class Outbox:
     @property
     def size(self) -> int:
         """The bytes appended and not yet taken by the kernel."""
-        return self._waiting_bytes + sum(map(len, self._gathered))
+        return self._waiting_bytes + sum(map(len, self._gathered)) + (self.held.size if self.held is not None else 0)
+
+    @property
+    def room(self) -> int:
+        """The bytes that may be added before it is full."""
+        return self.limit - self.size
 
     @property
     def frames(self) -> int:
-        """The frames appended since the beginning."""
+        """The frames appended since the beginning; of a message in pieces, the last one."""
         shared = self._shared.frames_sent if self._shared is not None else 0
-        return self._frames + shared + len(self._gathered)
+        return self._frames + shared + len(self._gathered) + (self.held.count if self.held is not None else 0)
 
     @property
     def bytes_sent(self) -> int:
@@ -140,18 +130,31 @@ class Outbox:
             if len(gathered) == 1:
                 self._batch.add(self)
             return True
-        if not self._has_room():
+        if not self.has_room():
             return False
+        if self.held is not None:
+            self.held.add(opcode, payload)
+        else:
+            self.append_message(encoder, opcode, payload)
+        return True
+
+    def append_message(self, encoder: Encoder, opcode: int, payload: bytes) -> None:
+        """Add a message, encoded, however much waits."""
         if len(payload) < LARGE:
             self.append(encoder.encode(opcode, payload))
         else:
             self.append_long(encoder.encode_large(opcode, payload))
-        return True
 
-    def _has_room(self) -> bool:
-        if self.size > self._limit:
+    def append_fragment(self, chunks: tuple[bytes, ...]) -> None:
+        """Add a frame that is not the last one of its message, and does not count as one."""
+        self._frames -= 1
+        self.append_long(chunks)
+
+    def has_room(self) -> bool:
+        """Return whether at most `limit` waits, after a flush if need be."""
+        if self.size > self.limit:
             self.flush()
-        return self.size <= self._limit
+        return self.size <= self.limit
 
     def append(self, frame: bytes) -> None:
         """Add a short frame, however much waits; it leaves when the running callback ends, or at once where none is."""
@@ -199,7 +202,7 @@ class Outbox:
         self._frames += len(gathered)
         if self._long:
             self._long = 0
-            self._waiting_bytes = self.size
+            self._waiting_bytes = sum(map(len, gathered))
             self._waiting = [*gathered]
             gathered.clear()
             self._offer_or_wait()
@@ -237,7 +240,13 @@ class Outbox:
 
     def _give_to(self, writer: Any) -> None:
         self._writer = writer
-        self._room = 0 if writer else min(MOST_GATHERED, self._limit // LARGE)
+        self._room = 0 if writer or self.held is not None else min(MOST_GATHERED, self.limit // LARGE)
+
+    def hold(self, held: Held | None) -> None:
+        """Hold messages back from now on; with `None`, no longer."""
+        self.leave()
+        self.held = held
+        self._give_to(self._writer)
 
     # -- sharing -------------------------------------------------------------------------------------------------
 
@@ -248,7 +257,7 @@ class Outbox:
             The function that sends; `None` if something of its own gathers or waits here, if it shares already, or if
             its limit is less than what others may gather.
         """
-        if not self._room or self._gathered or self._limit < MOST_JOINED:
+        if not self._room or self._gathered or self.limit < MOST_JOINED:
             return None
         self._shared = shared
         self._gathered = shared.frames
@@ -295,11 +304,7 @@ class Outbox:
         That is seen sooner than in `bytes_sent`: the kernel calls a socket writable again only when much of its
         buffer, which may be megabytes, is free.
         """
-        try:
-            (unacknowledged,) = _INT.unpack(fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
-        except OSError:  # a kernel, or a kind of socket, that does not tell
-            unacknowledged = 0
-        return self.bytes_sent - int(unacknowledged)
+        return self.bytes_sent - unacknowledged(self._sock)
 
     def wait(self) -> None:
         """Block the calling greenlet until nothing waits any more: it is sent, or thrown away."""

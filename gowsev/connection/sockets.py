@@ -7,8 +7,11 @@ it needs is checked when it is imported. Nothing here knows what a socket carrie
 
 from __future__ import annotations
 
+import fcntl
 import socket
-from typing import Any
+import struct
+import termios
+from typing import Any, Final
 
 import gevent
 import gevent.socket
@@ -17,7 +20,19 @@ from gevent import monkey
 
 from gowsev.connection.tls import TakenTLS, TLSSocket
 
-__all__ = ["ServedSocket", "accept", "close_socket", "is_tls", "leave_dead_end", "poll_sockets", "take_over"]
+__all__ = [
+    "ServedSocket",
+    "accept",
+    "close_socket",
+    "half_close",
+    "is_tls",
+    "leave_dead_end",
+    "poll_sockets",
+    "take_over",
+    "unacknowledged",
+]
+
+_INT: Final = struct.Struct("i")
 
 #: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
 _NO_TIME = 1e-9
@@ -124,6 +139,30 @@ def close_socket(sock: Any) -> None:
     except OSError:  # the peer was faster, or it was never connected
         pass
     sock.close()
+
+
+def half_close(sock: Any, tls: bool) -> bool:
+    """Tell the peer that nothing more will come; return whether it was still there to be told."""
+    try:
+        if tls:
+            sock.unwrap()
+    except OSError:
+        # TLS's own farewell is a courtesy, and the peer's answer to it is not waited for.
+        pass
+    try:
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        return False
+    return True
+
+
+def unacknowledged(sock: Any) -> int:
+    """Return how many bytes the kernel has taken and the peer's has not; 0 where the kernel does not tell."""
+    try:
+        (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+    except OSError:  # a kernel, or a kind of socket, that has no such number
+        return 0
+    return int(count)
 
 
 def poll_sockets() -> None:
