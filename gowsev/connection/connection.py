@@ -66,8 +66,8 @@ class Connection(Sending):
     """
 
     __slots__ = (
-        "_clock", "_closing_deadline", "_keepalive", "_liveness", "_protocol", "_reported", "_shut", "_sock",
-        "_watcher", "bytes_received", "credit", "data", "messages_received", "request", "subprotocol", "tls",
+        "_clock", "_closing_deadline", "_keepalive", "_liveness", "_protocol", "_received_count", "_reported", "_shut",
+        "_sock", "_watcher", "bytes_received", "credit", "data", "request", "subprotocol", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -95,7 +95,7 @@ class Connection(Sending):
         self._clock = keepalive.clock
         self.credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
         """Who gives a message to the program refunds it here."""
-        self.messages_received = self.bytes_received = 0
+        self._received_count = self.bytes_received = 0
         self._liveness = Liveness(keepalive.clock.now)
         self._sock = sock
         self._reported = self._shut = False
@@ -124,7 +124,16 @@ class Connection(Sending):
         self._keepalive = keepalive
         self._clock = keepalive.clock
 
+    def receive_fragments(self) -> None:
+        """Put messages that come in several frames into the queue as they come, and not as wholes."""
+        self._protocol.fragments = True
+
     # -- what is known of it -------------------------------------------------------------------------------------
+
+    @property
+    def messages_received(self) -> int:
+        """The messages that have come; of those in fragments, the ones whose end has."""
+        return self._received_count - self._protocol.unfinished
 
     @property
     def gone(self) -> bool:
@@ -223,7 +232,7 @@ class Connection(Sending):
             for opcode, payload in messages:
                 put((opcode, self, payload))
                 total += len(payload)
-            self.messages_received += len(messages)
+            self._received_count += len(messages)
             self.credit.spend(len(messages), total)
         if protocol.settled and not self.credit.exhausted:
             return
