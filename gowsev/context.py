@@ -163,8 +163,8 @@ class Context(Serving):
 
         Args:
             id: the connection's.
-            source: an iterable, such as a generator, or a file opened in binary mode. Pieces are sent as fragments,
-                those of more than 64 KiB as several; empty ones are left out.
+            source: an iterable, such as a generator, or a file opened in binary mode. However long its pieces are, they
+                are sent as fragments of 64 KiB, the last one shorter.
             done: called by the loop as `done(context, id, error)` when it is over, before `ConnClosed`. `error` is
                 `None` when all of it has been written, as by a `Write` that returned `None`; `ConnClosing` when the
                 connection ended before; or what `source` raised. It is not called where an error is returned here.

@@ -5,7 +5,7 @@ was sent before. The `Line` of a connection exists from the first of them until 
 asks the queue of the loop for its turns. The program's code is called in these alone, so that it runs where callbacks
 do, one at a time.
 
-    pulling     in a turn: pieces become fragments, up to `_TURN_BYTES` of them, or until the peer is behind
+    pulling     in a turn: pieces are gathered to fragments, up to `_TURN_BYTES`, or until the peer is behind
     waiting     for a turn, which the outbox's `drained` asks for
     over        the last frame is sent: what is behind follows, up to the next stream, or the line ends
     abandoned   the connection ends: no further piece is pulled, and what waits behind is thrown away
@@ -155,8 +155,8 @@ class Line:
     """
 
     __slots__ = (
-        "_encoder", "_error", "_failed", "_fragments", "_held", "_outbox", "_over", "_pulling", "_put", "_scheduled",
-        "_stream",
+        "_encoder", "_error", "_failed", "_fragments", "_gathered", "_held", "_outbox", "_over", "_pulling", "_put",
+        "_scheduled", "_stream",
     )  # fmt: skip
 
     def __init__(
@@ -175,6 +175,7 @@ class Line:
         self._held = Held()
         self._stream: Stream | None = None
         self._fragments: Fragments
+        self._gathered = bytearray()  # of pieces, until it is a fragment
         self._error: BaseException | None = None
         self._pulling = self._scheduled = False
 
@@ -232,22 +233,29 @@ class Line:
 
     def _pull(self, stream: Stream) -> bool:
         """Make fragments of what the source has, as far as this turn goes; return whether it has ended."""
-        outbox = self._outbox
+        outbox, gathered = self._outbox, self._gathered
+        full = max(1, min(FRAGMENT, outbox.limit - _HEADER))
         # What is held back must not keep the stream from ending: it may always send one fragment.
-        room = max(min(_TURN_BYTES, outbox.room), min(FRAGMENT, outbox.limit))
-        most = max(1, min(FRAGMENT, room - _HEADER))
+        room = max(min(_TURN_BYTES, outbox.room), full + _HEADER)
         for _ in range(_TURN_PIECES):
-            piece = stream.pull(most)
+            piece = stream.pull(full - len(gathered))
             if self._error is not None:  # the connection has ended meanwhile
                 return False
             if piece is None:
-                outbox.append(self._fragments.end())
+                outbox.append(self._fragments.end(bytes(gathered)))
+                gathered.clear()
                 return True
-            chunks = self._fragments.add(piece) if piece else ()
+            if len(piece) < full:
+                gathered += piece
+                if len(gathered) < full:
+                    continue
+                piece = bytes(gathered)
+                gathered.clear()
+            chunks = self._fragments.add(piece)
             if chunks:
                 outbox.append_fragment(chunks)
             room -= sum(map(len, chunks))
-            if self._error is not None or room < most + _HEADER:
+            if self._error is not None or room < full + _HEADER:
                 break
         return False
 

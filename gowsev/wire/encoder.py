@@ -23,7 +23,8 @@ _SHORT_HEADERS: Final = {
 #: frame with it.
 LARGE: Final = 16384
 
-#: The longest fragment of a message in pieces, in bytes before compression.
+#: The fragments of a message in pieces are as long as this, in bytes before compression, but for the last. Peers count
+#: them: `websockets` refuses a message of more than 4,096.
 FRAGMENT: Final = 1 << 16
 
 
@@ -89,7 +90,7 @@ class MaskingEncoder(Encoder):
 
 
 class Fragments:
-    """One message in pieces: a frame for each, and a last one that says that it was all.
+    """One message in fragments, the last of which says that it was all.
 
     RFC 6455 section 5.4: "The primary purpose of fragmentation is to allow sending a message that is of unknown size
     when the message is started without having to buffer that message."
@@ -112,7 +113,7 @@ class Fragments:
         self._masked = masked
 
     def add(self, piece: bytes) -> tuple[bytes, ...]:
-        """Return the frame of a piece as chunks to send in turn; none where there is nothing to send yet."""
+        """Return the frame of a further piece as chunks to send in turn; none where there is nothing to send yet."""
         if self._deflate is not None:
             piece = self._compressor.compress(piece)
         if not piece:
@@ -123,10 +124,11 @@ class Fragments:
             return (frames.encode_frame(first, piece, masked=True),)
         return frames.encode_header(first, len(piece)), piece
 
-    def end(self) -> bytes:
-        """Return the last frame."""
-        rest = b"" if self._deflate is None else self._deflate.end(self._compressor)
-        return frames.encode_frame(FIN | self._first, rest, self._masked)
+    def end(self, piece: bytes) -> bytes:
+        """Return the frame of the last piece."""
+        if self._deflate is not None:
+            piece = self._compressor.compress(piece) + self._deflate.end(self._compressor)
+        return frames.encode_frame(FIN | self._first, piece, self._masked)
 
 
 def _compressed(deflate: Deflate, opcode: int, payload: bytes, masked: bool) -> bytes:
