@@ -35,19 +35,7 @@ from typing import Final
 from gowsev.errors import ProtocolError
 from gowsev.wire import frames
 from gowsev.wire.deflate import Deflate
-from gowsev.wire.frames import (
-    CLOSE,
-    CONTINUATION,
-    FIN,
-    MASKED,
-    OPCODE_BITS,
-    PING,
-    RSV1,
-    TEXT,
-    apply_mask,
-    check_text,
-    invalid_text,
-)
+from gowsev.wire.frames import CLOSE, CONTINUATION, FIN, MASKED, OPCODE_BITS, PING, RSV1, TEXT, apply_mask
 
 __all__ = ["CLOSING", "DONE", "FINAL", "FRAGMENT", "OPEN", "Protocol"]
 
@@ -203,7 +191,7 @@ class Protocol:
                         payload: bytes = apply_mask(data[start : start + size], data[position + 2 : start])
                         position = start + size
                         if first == 0x81 and not payload.isascii():
-                            check_text(payload)
+                            frames.check_text(payload)
                         messages.append((first & OPCODE_BITS, payload))
                         continue
                 if position >= end:
@@ -241,7 +229,7 @@ class Protocol:
             return 0
         payload = apply_mask(memoryview(data)[start : start + size], data[start - 4 : start])
         if first == 0x81 and not payload.isascii():
-            check_text(payload)
+            frames.check_text(payload)
         messages.append((first & OPCODE_BITS, payload))
         self._turn_bytes += size
         return start + size
@@ -354,7 +342,7 @@ class Protocol:
             try:
                 self._decoder.decode(piece)
             except UnicodeDecodeError:
-                raise invalid_text() from None
+                raise frames.invalid_text() from None
         pieces = self._pieces
         if not pieces or len(piece) >= _SMALL_PIECE:
             pieces.append(piece)
@@ -370,7 +358,7 @@ class Protocol:
             try:
                 self._decoder.decode(b"", True)
             except UnicodeDecodeError:
-                raise invalid_text() from None
+                raise frames.invalid_text() from None
             self._decoder = None
         pieces = self._pieces
         payload = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
