@@ -2,7 +2,8 @@
 
 usage: echo_server.py CERT KEY    prints its URLs, and serves until it is terminated
 
-The ports are a plain one, one with TLS, and a plain one whose connections keep their compression contexts.
+The ports are a plain one, one with TLS, a plain one whose connections keep their compression contexts, and a plain one
+that gets messages in several frames as they come, and writes them back in pieces.
 """
 
 import dataclasses
@@ -22,6 +23,16 @@ class Echo(gowsev.Handler):
         context.WriteText(id, text)
 
 
+class EchoInPieces(Echo):
+    def FragmentReceived(self, context, id, fragment, final):
+        conn = context.MustConn(id)
+        conn.data = [*(conn.data or []), fragment]
+        if final:
+            write = context.WriteTextStream if isinstance(fragment, str) else context.WriteStream
+            write(id, conn.data)
+            conn.data = None
+
+
 def main(cert, key):
     # Case 9 sends messages of up to 16 MiB, and reads the echo only when it has sent them.
     options = gowsev.Options(max_message_bytes=64 << 20, outbox_bytes=64 << 20, compression="deflate")
@@ -30,10 +41,14 @@ def main(cert, key):
     _, tls = context.ListenAndServeTLS("127.0.0.1:0", cert, key)
     keeping = gowsev.MakeContext(Echo(), dataclasses.replace(options, compression_takeover=True))
     _, takeover = keeping.ListenAndServe("127.0.0.1:0")
-    for one in (context, keeping):
+    piecewise = gowsev.MakeContext(EchoInPieces(), options)
+    _, pieces = piecewise.ListenAndServe("127.0.0.1:0")
+    contexts = (context, keeping, piecewise)
+    for one in contexts:
         gevent.signal_handler(signal.SIGTERM, one.Shutdown)
-    print(f"ws://127.0.0.1:{plain}/ wss://127.0.0.1:{tls}/ ws://127.0.0.1:{takeover}/", flush=True)
-    gevent.joinall([gevent.spawn(context.EventLoop), gevent.spawn(keeping.EventLoop)])
+    plain_ones = (f"ws://127.0.0.1:{port}/" for port in (plain, takeover, pieces))
+    print(next(plain_ones), f"wss://127.0.0.1:{tls}/", *plain_ones, flush=True)
+    gevent.joinall([gevent.spawn(one.EventLoop) for one in contexts])
 
 
 if __name__ == "__main__":

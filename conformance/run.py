@@ -1,9 +1,11 @@
 """Run the Autobahn test suite against gowsev: as server over plain TCP and TLS, and as client.
 
-usage: run.py [--quick] [server|tls|client|server-takeover|client-takeover ...]
+usage: run.py [--quick] [server|tls|client|server-takeover|client-takeover|server-pieces ...]
 
 All of it runs with compression on, and its sections on compression (12 and 13) once more, in the roles named
-`-takeover`, with contexts that are kept from one message to the next.
+`-takeover`, with contexts that are kept from one message to the next. Sections 5, 6, 7 and 10, on fragmentation, UTF-8,
+close frames and limits, run once more, in the role `server-pieces`, against a server that gets fragments as they come
+and echoes in pieces.
 
 The suite is installed from the package index into a virtual environment of its own on the first run (about 30 s).
 `--quick` leaves out sections 9, 12 and 13 (performance and compression), which take most of the time. Exits with 1 if
@@ -32,6 +34,7 @@ ROLES = {
     "client": "*",
     "server-takeover": _COMPRESSION,
     "client-takeover": _COMPRESSION,
+    "server-pieces": "5.*,6.*,7.*,10.*",
 }
 
 
@@ -73,7 +76,8 @@ def start_server(folder):
     cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(key)
     server = subprocess.Popen([sys.executable, HERE / "echo_server.py", cert, key], stdout=subprocess.PIPE, text=True)
-    return server, dict(zip(("server", "tls", "server-takeover"), server.stdout.readline().split(), strict=True))
+    roles = ("server", "tls", "server-takeover", "server-pieces")
+    return server, dict(zip(roles, server.stdout.readline().split(), strict=True))
 
 
 if __name__ == "__main__":

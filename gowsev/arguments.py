@@ -91,7 +91,8 @@ def as_bytes(message: object) -> bytes:
         return bytes(message)
     if isinstance(message, str):
         raise TypeError("message must be bytes, bytearray or memoryview, not str; WriteText sends text")
-    raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}")
+    hint = "; WriteStream sends what comes in pieces" if hasattr(message, "__iter__") else ""
+    raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}{hint}")
 
 
 def check_callable(name: str, value: object, optional: bool = False) -> None:

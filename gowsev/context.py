@@ -15,6 +15,7 @@ from gowsev.arguments import as_bytes, as_seconds, check_callable
 from gowsev.conn import Conn
 from gowsev.connection.events import CALL
 from gowsev.connection.fork import tell_in_child
+from gowsev.connection.stream import Stream
 from gowsev.errors import IdNotFound
 from gowsev.loop.callbacks import check_handler, misspelt
 from gowsev.loop.dispatch import Dispatch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
 
+    from _typeshed import SupportsRead
     from gevent.pywsgi import WSGIServer
 
     from gowsev.loop.attachments import Part
@@ -145,6 +147,58 @@ class Context(Serving):
             self._loop.check_thread()
         connection = self._by_id.get(id)
         return IdNotFound(id) if connection is None else connection.outbox.write(TEXT, payload)
+
+    def WriteStream(
+        self,
+        id: int,
+        source: Iterable[bytes | bytearray | memoryview] | SupportsRead[bytes],
+        done: Callable[[Context, int, BaseException | None], object] | None = None,
+    ) -> Exception | None:
+        """Send a binary message in pieces, which are asked for only as the peer takes what came before.
+
+        It is one message to the peer: a fragmented one (RFC 6455 section 5.4), of any length. Never blocks: the loop
+        asks `source` for pieces in events of its own, each time until 256 KiB wait. What `source` does meanwhile, such
+        as to read from a disk, is like the work of a callback: the loop waits for it. Messages that are written before
+        the end are sent behind it, and count towards `Options.outbox_bytes`; a further one in pieces counts 64 KiB.
+
+        `source` is closed in the end, if it has a `close`, and at once where an error is returned. What it raises is
+        logged, as by a callback, and closes the connection with 1011: its message has no end. When the connection ends
+        before the message does, the rest is not asked for.
+
+        Args:
+            id: the connection's.
+            source: an iterable, such as a generator, or a file opened in binary mode. However long its pieces are, they
+                are sent as fragments of 64 KiB, the last one shorter.
+            done: called by the loop as `done(context, id, error)` when it is over, before `ConnClosed`. `error` is
+                `None` when all of it has been written, as by a `Write` that returned `None`; `ConnClosing` when the
+                connection ended before; or what `source` raised. It is not called where an error is returned here.
+
+        Returns:
+            As for `Write`.
+
+        Raises:
+            TypeError: `source` is no iterable and no binary file, or is a single message; or `done` is not callable.
+                A piece of the wrong type is found when its turn comes, and is then like an error of `source`.
+            RuntimeError: this is not the thread that made the context.
+        """
+        return self._stream(Stream(BINARY, id, source, done))
+
+    def WriteTextStream(
+        self,
+        id: int,
+        source: Iterable[str] | SupportsRead[str],
+        done: Callable[[Context, int, BaseException | None], object] | None = None,
+    ) -> Exception | None:
+        """Send a text message in pieces of str; otherwise like `WriteStream`. A file is one opened in text mode."""
+        return self._stream(Stream(TEXT, id, source, done))
+
+    def _stream(self, stream: Stream) -> Exception | None:
+        self._loop.check_thread()
+        connection = self._by_id.get(stream.id)
+        error = IdNotFound(stream.id) if connection is None else connection.stream(stream)
+        if error is not None:
+            stream.close()
+        return error
 
     def Broadcast(self, ids: Iterable[int], message: bytes | bytearray | memoryview | str) -> list[int]:
         """Send a message to many connections: a str as text, bytes as binary. Encoded once; never blocks.

@@ -19,10 +19,13 @@ class Handler:
     Every callback runs in the greenlet that drives the loop, one at a time. It may block cooperatively (a database
     call under gevent); other callbacks then wait, readers and writers go on.
 
-    Two more are called where a handler has them:
+    Three more are called where a handler has them:
 
     - `TextReceived(context, id, text)`: a text message, as `str`. Without it, text messages come to
       `MessageReceived` as their UTF-8 bytes, as in Go.
+    - `FragmentReceived(context, id, fragment, final)`: what has come of a message in several frames, `final` being True
+      for its last part: str of a text message, in whole characters, else bytes. The message may be of any length.
+      Without this callback it comes as a whole, bounded by `Options.max_message_bytes`, as one in one frame does.
     - `ConnRequested(context, request)`: before an upgrade. Return `None` to accept, an `Accept` to hand over what is
       known of the client, or a `Reject` to refuse; `request` is a `Request`.
 
@@ -50,4 +53,5 @@ class Handler:
         # Declared, so that a checker finds a wrong signature in a derived class, but not there: a handler has them
         # only if it defines them, and there is nothing for `super()` to call.
         def TextReceived(self, context: Context, id: int, text: str) -> None: ...
+        def FragmentReceived(self, context: Context, id: int, fragment: bytes | str, final: bool) -> None: ...
         def ConnRequested(self, context: Context, request: Request) -> Accept | Reject | None: ...

@@ -35,7 +35,8 @@ class Options:
     """
 
     max_message_bytes: int | None = 1 << 20
-    """A longer message, however fragmented or compressed, is refused before it is held, with close code 1009."""
+    """A longer message, however fragmented or compressed, is refused before it is held, with close code 1009;
+    but for one in several frames that `FragmentReceived` gets."""
     max_connections: int | None = None
     """An upgrade beyond this number of open connections is answered with 503."""
     handshake_timeout: float | None = 10.0

@@ -45,7 +45,15 @@ _PAUSE = 0.002
 #: Seconds that connections are given to close when a test is over.
 _LAST_WORDS = 5.0
 
-_CALLBACKS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived", "TextReceived", "ConnRequested")
+_CALLBACKS = (
+    "ConnAccepted",
+    "ConnClosed",
+    "EventLoopTimeout",
+    "MessageReceived",
+    "TextReceived",
+    "FragmentReceived",
+    "ConnRequested",
+)
 
 
 def wait_until(condition: Callable[[], Result], timeout: float = TIMEOUT) -> Result:
@@ -163,6 +171,10 @@ class Recorder(Generic[Wrapped]):
     def wait_for(self, name: Literal["MessageReceived"], *args: object, timeout: float = ...) -> tuple[int, bytes]: ...
     @overload
     def wait_for(self, name: Literal["TextReceived"], *args: object, timeout: float = ...) -> tuple[int, str]: ...
+    @overload
+    def wait_for(
+        self, name: Literal["FragmentReceived"], *args: object, timeout: float = ...
+    ) -> tuple[int, bytes | str, bool]: ...
     @overload
     def wait_for(self, name: Literal["ConnRequested"], *args: object, timeout: float = ...) -> tuple[Request]: ...
     @overload

@@ -34,6 +34,7 @@ MODULES = [
     "wire/protocol",
     "wire/encoder",
     "connection/gathering",
+    "connection/offering",
     "connection/outbox",
     "connection/groups",
     "loop/queue",
@@ -41,6 +42,7 @@ MODULES = [
 
 #: Modules whose tests run for a module too: an outbox's part in a group is tested there, and a batch with its outboxes.
 ALSO_TESTED_BY = {
+    "connection/offering": ["connection/outbox"],
     "connection/outbox": ["connection/groups"],
     "connection/gathering": ["connection/outbox", "connection/groups"],
 }

@@ -98,8 +98,8 @@ def test_checkers_see_the_arguments_that_options_takes():
     assert list(arguments_that_checkers_see().items()) == [(p.name, p.default) for p in real.values()]
 
 
-@pytest.mark.parametrize("name", ["TextReceived", "ConnRequested"])
+@pytest.mark.parametrize("name", ["TextReceived", "FragmentReceived", "ConnRequested"])
 def test_a_handler_has_no_optional_callback_by_inheritance(name):
-    # Checkers are told of both, so that they find a wrong signature.
+    # Checkers are told of them, so that they find a wrong signature.
     assert not hasattr(gowsev.Handler(), name)
     assert f"def {name}" in inspect.getsource(gowsev.Handler)

@@ -30,10 +30,9 @@ import gevent
 from gowsev.connection.credit import Credit
 from gowsev.connection.events import CLOSED
 from gowsev.connection.liveness import PING, SILENT, Liveness
-from gowsev.connection.outbox import WOULD_BLOCK, Outbox
+from gowsev.connection.offering import WOULD_BLOCK
+from gowsev.connection.sending import Sending
 from gowsev.connection.sockets import close_socket, half_close, send_at_once
-from gowsev.errors import ConnClosing, GowsevError, OutboxFull
-from gowsev.wire.frames import TRY_AGAIN_LATER
 from gowsev.wire.protocol import DONE, OPEN
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from gowsev.connection.events import Event
     from gowsev.connection.gathering import Batch
     from gowsev.connection.keepalive import Keepalive
+    from gowsev.errors import GowsevError
     from gowsev.options import Options
     from gowsev.request import Request
     from gowsev.wire.encoder import Encoder
@@ -53,7 +53,7 @@ __all__ = ["MOST_RECEIVED", "Connection"]
 MOST_RECEIVED: Final = 96 << 10
 
 
-class Connection:
+class Connection(Sending):
     """One connection of a context, or a dialled one by itself.
 
     Args:
@@ -64,9 +64,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_clock", "_closing_deadline", "_control_chunks", "_keepalive", "_options", "_protocol", "_put", "_reported",
-        "_shut", "_sock", "_watcher", "bytes_received", "credit", "data", "end", "id", "liveness", "messages_received",
-        "outbox", "refused_writes", "request", "subprotocol", "tls",
+        "_clock", "_closing_deadline", "_keepalive", "_protocol", "_received_count", "_reported", "_shut", "_sock",
+        "_watcher", "bytes_received", "credit", "data", "liveness", "request", "subprotocol", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -82,26 +81,20 @@ class Connection:
         batch: Batch,
         keepalive: Keepalive,
     ) -> None:
-        self.id = 0
+        tls = request.tls
+        super().__init__(sock, tls, encoder, options, put, batch)
         self.data: Any = None
         """The program's own."""
         self.request = request
         self.subprotocol = subprotocol
-        self.tls = tls = request.tls
+        self.tls = tls
         self._protocol = protocol
-        self._put = put
         self._keepalive = keepalive
         self._clock = keepalive.clock
-        self.outbox = Outbox(self, encoder, sock, tls, batch, options.outbox_bytes)
-        """The way out: `write` sends a message."""
         self.credit = Credit(options.inbox_messages, options.inbox_bytes, self._resume)
         """Who gives a message to the program refunds it here."""
-        self.messages_received = self.bytes_received = self.refused_writes = 0
-        self._control_chunks = 0  # of the outbox's frames: those that are no message
-        self.end = ""
-        """What ended the connection, where that was not an ordinary close; for the log."""
+        self._received_count = self.bytes_received = 0
         self.liveness = Liveness(keepalive.clock.now)
-        self._options = options
         self._sock = sock
         self._reported = self._shut = False
         self._closing_deadline = math.inf
@@ -126,7 +119,16 @@ class Connection:
         self._keepalive = keepalive
         self._clock = keepalive.clock
 
+    def receive_fragments(self) -> None:
+        """Put messages that come in several frames into the queue as they come, and not as wholes."""
+        self._protocol.fragments = True
+
     # -- what is known of it -------------------------------------------------------------------------------------
+
+    @property
+    def messages_received(self) -> int:
+        """The messages that have come; of those in fragments, the ones whose end has."""
+        return self._received_count - self._protocol.unfinished
 
     @property
     def gone(self) -> bool:
@@ -148,51 +150,17 @@ class Connection:
         """The reason in the peer's close frame."""
         return self._protocol.close_reason
 
-    @property
-    def messages_sent(self) -> int:
-        """The messages that writes have taken."""
-        return self.outbox.frames - self._control_chunks
-
-    @property
-    def bytes_sent(self) -> int:
-        """The bytes that the kernel has taken."""
-        return self.outbox.bytes_sent
-
-    @property
-    def outbox_bytes(self) -> int:
-        """The bytes that wait here, not yet taken by the kernel."""
-        return self.outbox.size
-
-    # -- writing -------------------------------------------------------------------------------------------------
-
+    # -- sending -------------------------------------------------------------------------------------------------
     def ping(self) -> GowsevError | None:
         """Send a ping at once, behind what waits; never blocks. Returns why it was refused, or `None`."""
-        if self.closing:
-            return ConnClosing(self.id)
         if not self.outbox.has_room():
-            return OutboxFull(self.id, self.outbox.size, self._options.outbox_bytes or 0)
+            return self.why_refused()
         # While we do not read, its pong will wait for us, and the round trip would not be the peer's.
         payload = b"" if self.credit.exhausted else self.liveness.ping(time.monotonic())
         self._control_chunks += 1
         self.outbox.append(self._protocol.ping(payload))
         self.outbox.flush()
         return None
-
-    def wait_sent(self) -> bool:
-        """Block the calling greenlet until nothing waits any more; return whether all of it was sent."""
-        self.outbox.wait()
-        return not self.outbox.discarded
-
-    def refuse(self) -> GowsevError:
-        """Do what is to be done where the outbox has refused a message; return why it has."""
-        if self.closing:
-            return ConnClosing(self.id)
-        error = OutboxFull(self.id, self.outbox.size, self._options.outbox_bytes or 0)
-        self.refused_writes += 1
-        if self._options.slow_consumer == "close":
-            self.end = str(error)
-            self.close(TRY_AGAIN_LATER, "reading too slowly")
-        return error
 
     def close(self, code: int, reason: str, timeout: float | None = None) -> None:
         """Send a close frame behind what waits, unless one was sent; the rest follows within `close_timeout`.
@@ -204,8 +172,11 @@ class Connection:
         """
         if self._watcher is None:
             return
-        self._protocol.close(code, reason)
-        self._answer()
+        if self._line is None:
+            self._protocol.close(code, reason)
+            self._answer()
+        elif self._farewell is None:
+            self._farewell = code, reason
         self._begin_closing()
         if timeout is not None:
             self._closing_deadline = min(self._closing_deadline, time.monotonic() + timeout)
@@ -271,7 +242,7 @@ class Connection:
             for opcode, payload in messages:
                 put((opcode, self, payload))
                 total += len(payload)
-            self.messages_received += len(messages)
+            self._received_count += len(messages)
             self.credit.spend(len(messages), total)
         if protocol.settled and not self.credit.exhausted:
             return
@@ -282,6 +253,7 @@ class Connection:
         if protocol.state == DONE and not self._reported:
             if protocol.failure is not None:
                 self.end = str(protocol.failure)
+            self._drop_line()
             self._begin_closing()
             self._report()
         if self.credit.exhausted or protocol.more:
@@ -317,8 +289,9 @@ class Connection:
             if self._options.close_timeout is not None:
                 self._closing_deadline = time.monotonic() + self._options.close_timeout
             self.outbox.late = b""
-            self.outbox.drained = self._half_close
             self.outbox.flush()  # nothing that is worth waiting for comes behind it
+        if self._line is None:
+            self.outbox.drained = self._half_close
         if not self.outbox.size:
             self._half_close()
 
@@ -328,8 +301,7 @@ class Connection:
             return
         self._shut = True
         if not half_close(self._sock, self.tls):
-            # The peer was faster: both close frames are there, and it has closed the socket.
-            self.abort("")
+            self.abort("")  # the peer was faster: both close frames are there, and it has closed the socket
 
     def _report(self) -> None:
         """Put the last event of this connection, once all its messages are in the queue."""
@@ -341,10 +313,6 @@ class Connection:
                 self.credit.exhausted = False
                 self._resume()
 
-    def lost(self, error: OSError) -> None:
-        """Close the socket at once, which turned out to be broken."""
-        self.abort(f"{type(error).__name__}: {error}")
-
     def abort(self, why: str) -> None:
         """Close the socket at once; `why` goes into the log where the connection had not ended already."""
         if self._watcher is None:
@@ -355,6 +323,7 @@ class Connection:
         self.outbox.stop_writes()
         if not self._reported:
             self.end = self.end or why
+        self._drop_line()
         if self._protocol.more and not self.credit.exhausted:
             gevent.get_hub().loop.run_callback(self._resume)  # which reports, when the rest has been taken
         self._report()
@@ -372,6 +341,8 @@ class Connection:
         self._reported = True
         self.end = "it belongs to the process that this one was forked from"
         self.credit.exhausted = True  # stops what the hub may still have to call, such as `_resume`
+        if self._line is not None:
+            self._line.disown()
         self.outbox.close()
         self._sock.close()  # a plain close, which the peer does not see while the parent has the socket
 

@@ -45,6 +45,8 @@ class Connections:
         self.by_id: dict[int, Connection] = {}
         self.batch = Batch()
         self.groups = Groups(self.by_id, self.batch)
+        self.fragments = False
+        """Whether messages that come in several frames are wanted as they come."""
         self.stats = Stats()
         """Counters of the connections that are gone, and of the context itself."""
 
@@ -85,6 +87,8 @@ class Connections:
     def _number(self, connection: Connection) -> None:
         connection.id = id = next(self._ids)
         self.by_id[id] = connection
+        if self.fragments:
+            connection.receive_fragments()
 
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has ended, but for its counters."""

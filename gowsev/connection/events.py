@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["ACCEPTED", "CALL", "CLOSED", "REQUESTED", "TIMEOUT", "Event", "Sink"]
 
 #: The kind of a message is its opcode, `TEXT` or `BINARY`; these follow. Subject: a connection; payload of a message:
-#: its bytes.
+#: its bytes. So it is with `FRAGMENT` and `FINAL` added to it, for a part of a message.
 CLOSED: Final = CLOSE
 ACCEPTED: Final = 0x10
 #: Subject: a `Question`.

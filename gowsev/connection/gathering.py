@@ -1,19 +1,22 @@
 """What is gathered for a peer, or for several, and leaves with the next flush: frames, and counters of what has left.
 
 `Batch` is the list of those who have gathered something since the last flush. `Shared` is what several outboxes gather
-together: the same frames for each of them. Neither knows its users.
+together: the same frames for each of them. `Held` is what waits to be encoded. None of them knows its users.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
 
+from gowsev.wire.encoder import FRAGMENT
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Shared"]
+__all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Held", "Shared"]
 
 #: Flush after this many short frames.
 MOST_GATHERED: Final = 64
@@ -94,3 +97,36 @@ class Shared:
         """What leaves with the next flush, to each of them."""
         self.frames_sent = self.bytes_sent = 0
         """What has left, to each of them."""
+
+
+class Held:
+    """What waits behind a message in pieces: other messages, not encoded yet, and further ones in pieces."""
+
+    __slots__ = ("_entries", "count", "size")
+
+    def __init__(self) -> None:
+        self._entries: deque[tuple[int, Any]] = deque()
+        self.size = 0
+        """The bytes of the messages; one in pieces counts as long as a fragment."""
+        self.count = 0
+        """How many messages, but for those in pieces."""
+
+    def add(self, opcode: int, payload: bytes) -> None:
+        """Add a message."""
+        self._entries.append((opcode, payload))
+        self.size += len(payload)
+        self.count += 1
+
+    def add_stream(self, stream: object) -> None:
+        """Add a message in pieces."""
+        self._entries.append((0, stream))
+        self.size += FRAGMENT
+
+    def take(self) -> tuple[int, Any] | None:
+        """Take the next one out, as (opcode, payload), or (0, what `add_stream` was given); `None` if there is none."""
+        if not self._entries:
+            return None
+        opcode, entry = self._entries.popleft()
+        self.size -= len(entry) if opcode else FRAGMENT
+        self.count -= 1 if opcode else 0
+        return opcode, entry

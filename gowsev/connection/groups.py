@@ -19,7 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Shared
-from gowsev.connection.outbox import WOULD_BLOCK, Outbox, interrupted
+from gowsev.connection.offering import WOULD_BLOCK, interrupted
+from gowsev.connection.outbox import Outbox
 from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ to `append`. An outbox may share what it gathers with others (`Shared`), until i
     sharing     `_gathered` is that of the others; the first frame of its own ends this
     behind      `writer` is at work; what is appended waits behind the rest, and `_gathered` is empty
 
+Beside each but *sharing*, messages may be `held`: one in pieces is on its way, and others must not come between.
+
 Invariants: bytes leave in the order in which they were appended, each once. Nothing here blocks but the writer.
 """
 
 from __future__ import annotations
 
-import fcntl
-import ssl
-import struct
 import sys
-import termios
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 
-from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Shared
+from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Held, Shared
+from gowsev.connection.offering import WOULD_BLOCK, drop, interrupted, send_part
+from gowsev.connection.sockets import unacknowledged
 from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:
@@ -34,24 +34,10 @@ if TYPE_CHECKING:
     from gowsev.errors import GowsevError
     from gowsev.wire.encoder import Encoder
 
-__all__ = ["WOULD_BLOCK", "Outbox", "Owner", "interrupted"]
+__all__ = ["Outbox", "Owner"]
 
 #: Flush after this many bytes of long frames.
 _EAGER = 1 << 18
-#: POSIX guarantees 16; Linux, the BSDs and macOS take 1,024 buffers in one `sendmsg`.
-_MAX_BUFFERS: Final = 1024
-
-_INT: Final = struct.Struct("i")
-#: What a non-blocking socket raises, plain or TLS, when it would have to wait.
-WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-def interrupted(error: BaseException) -> OSError:
-    """Return the error of a connection whose `send` was interrupted, by Ctrl-C as a rule.
-
-    Whether the bytes have left is not known, and nothing may come behind half a frame.
-    """
-    return OSError(f"interrupted by {type(error).__name__} while sending")
 
 
 class Owner(Protocol):
@@ -79,26 +65,9 @@ class Outbox:
     """
 
     __slots__ = (
-        "_batch",
-        "_bytes_sent",
-        "_frames",
-        "_gathered",
-        "_limit",
-        "_long",
-        "_owner",
-        "_room",
-        "_shared",
-        "_sock",
-        "_tls",
-        "_waiting",
-        "_waiting_bytes",
-        "_writer",
-        "discarded",
-        "drained",
-        "encoder",
-        "late",
-        "stopped",
-    )
+        "_batch", "_bytes_sent", "_frames", "_gathered", "_long", "_owner", "_room", "_shared", "_sock", "_tls",
+        "_waiting", "_waiting_bytes", "_writer", "discarded", "drained", "encoder", "held", "late", "limit", "stopped",
+    )  # fmt: skip
 
     def __init__(
         self, owner: Owner, encoder: Encoder, sock: Any, tls: bool, batch: Batch, limit: int | None = None
@@ -107,7 +76,7 @@ class Outbox:
         self.encoder = encoder
         self._sock = sock
         self._tls = tls
-        self._limit = sys.maxsize if limit is None else limit
+        self.limit = sys.maxsize if limit is None else limit
         self._batch = batch
         self._shared: Shared | None = None
         self._gathered: list[bytes] = []
@@ -117,6 +86,8 @@ class Outbox:
         self._frames = 0  # that have left `_gathered`, or never were there
         self.stopped = False
         """Whether every message is refused."""
+        self.held: Held | None = None
+        """Where messages wait that must not come between the fragments of another."""
         self._writer: Any
         self._room: int  # short messages that `_gathered` may hold without a further look at anything
         self._give_to(None)
@@ -131,13 +102,18 @@ class Outbox:
     @property
     def size(self) -> int:
         """The bytes appended and not yet taken by the kernel."""
-        return self._waiting_bytes + sum(map(len, self._gathered))
+        return self._waiting_bytes + sum(map(len, self._gathered)) + (self.held.size if self.held is not None else 0)
+
+    @property
+    def room(self) -> int:
+        """The bytes that may be added before it is full."""
+        return self.limit - self.size
 
     @property
     def frames(self) -> int:
-        """The frames appended since the beginning."""
+        """The frames appended since the beginning; of a message in pieces, the last one."""
         shared = self._shared.frames_sent if self._shared is not None else 0
-        return self._frames + shared + len(self._gathered)
+        return self._frames + shared + len(self._gathered) + (self.held.count if self.held is not None else 0)
 
     @property
     def bytes_sent(self) -> int:
@@ -164,20 +140,32 @@ class Outbox:
                     gathered.append(frame)
                     self._batch.add(self)
                 return None
-        if self.stopped or not self.has_room():
+        if not self.has_room():
             return self._owner.refuse()
+        if self.held is not None:
+            self.held.add(opcode, payload)
+        else:
+            self.append_message(opcode, payload)
+        return None
+
+    def append_message(self, opcode: int, payload: bytes) -> None:
+        """Add a message, encoded, however much waits."""
         frame = self.encoder.encode(opcode, payload)
         if frame is not None:
             self.append(frame)
         else:
             self.append_long(self.encoder.encode_large(opcode, payload))
-        return None
+
+    def append_fragment(self, chunks: tuple[bytes, ...]) -> None:
+        """Add a frame that is not the last one of its message, and does not count as one."""
+        self._frames -= 1
+        self.append_long(chunks)
 
     def has_room(self) -> bool:
-        """Return whether at most `limit` waits for the peer, after a flush if need be."""
-        if self.size > self._limit:
+        """Return whether a message would be taken, after a flush if need be."""
+        if self.size > self.limit:
             self.flush()
-        return self.size <= self._limit
+        return self.size <= self.limit and not self.stopped
 
     def stop_writes(self) -> None:
         """Refuse every message from now on; what was added before is sent."""
@@ -231,7 +219,7 @@ class Outbox:
         self._frames += len(gathered)
         if self._long:
             self._long = 0
-            self._waiting_bytes = self.size
+            self._waiting_bytes = sum(map(len, gathered))
             self._waiting = [*gathered]
             gathered.clear()
             self._offer_or_wait()
@@ -269,7 +257,14 @@ class Outbox:
 
     def _give_to(self, writer: Any) -> None:
         self._writer = writer
-        self._room = 0 if writer or self.stopped else min(MOST_GATHERED, self._limit // LARGE)
+        closed = writer is not None or self.stopped or self.held is not None
+        self._room = 0 if closed else min(MOST_GATHERED, self.limit // LARGE)
+
+    def hold(self, held: Held | None) -> None:
+        """Hold messages back from now on; with `None`, no longer."""
+        self.leave()
+        self.held = held
+        self._give_to(self._writer)
 
     # -- sharing -------------------------------------------------------------------------------------------------
 
@@ -281,7 +276,7 @@ class Outbox:
             gathers or waits here, if messages are refused, if it shares already, or if its limit is less than what
             others may gather.
         """
-        if self.encoder is not encoder or not self._room or self._gathered or self._limit < MOST_JOINED:
+        if self.encoder is not encoder or not self._room or self._gathered or self.limit < MOST_JOINED:
             return None
         self._shared = shared
         self._gathered = shared.frames
@@ -328,11 +323,7 @@ class Outbox:
         That is seen sooner than in `bytes_sent`: the kernel calls a socket writable again only when much of its
         buffer, which may be megabytes, is free.
         """
-        try:
-            (unacknowledged,) = _INT.unpack(fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
-        except OSError:  # a kernel, or a kind of socket, that does not tell
-            unacknowledged = 0
-        return self.bytes_sent - int(unacknowledged)
+        return self.bytes_sent - unacknowledged(self._sock)
 
     def wait(self) -> None:
         """Block the calling greenlet until nothing waits any more: it is sent, or thrown away."""
@@ -362,7 +353,11 @@ class Outbox:
         while self._waiting:
             try:
                 short = self._waiting_bytes <= MOST_JOINED
-                sent = self._sock.send(b"".join(self._waiting)) if short else self._send_part()
+                sent = (
+                    self._sock.send(b"".join(self._waiting))
+                    if short
+                    else send_part(self._sock, self._tls, self._waiting)
+                )
             except WOULD_BLOCK:
                 return True
             except OSError as error:
@@ -376,7 +371,7 @@ class Outbox:
             self._bytes_sent += sent
             self._waiting_bytes -= sent
             if self._waiting_bytes:
-                self._drop(sent)
+                drop(self._waiting, sent)
                 continue
             self._waiting.clear()
             if self.late:
@@ -386,33 +381,6 @@ class Outbox:
         if self.drained is not None:
             self.drained()
         return False
-
-    def _send_part(self) -> int:
-        """Send some of what is more than one buffer's worth."""
-        chunks = self._waiting
-        if not self._tls:
-            return int(self._sock.send(chunks[0]) if len(chunks) == 1 else self._sock.sendmsg(chunks[:_MAX_BUFFERS]))
-        # TLS reports nothing of a long buffer until all of it has left. After a refusal it must be offered the same
-        # bytes again, and no fewer: what has been appended since comes behind them, up to the same length.
-        if len(chunks[0]) >= MOST_JOINED:
-            return int(self._sock.send(memoryview(chunks[0])[:MOST_JOINED]))
-        size = count = 0
-        while size < MOST_JOINED:
-            size += len(chunks[count])
-            count += 1
-        return int(self._sock.send(b"".join(chunks[:count])[:MOST_JOINED]))
-
-    def _drop(self, sent: int) -> None:
-        """Take the first `sent` bytes off the chunks."""
-        chunks = self._waiting
-        done = 0
-        while len(chunks[done]) <= sent:
-            sent -= len(chunks[done])
-            done += 1
-        del chunks[:done]
-        if sent:
-            # A view, so that what is left of a long message is not copied for each short send.
-            chunks[0] = memoryview(chunks[0])[sent:]
 
     def _write_rest(self) -> None:
         """The writer: wait until the socket takes more, until nothing is left."""

@@ -7,8 +7,11 @@ it needs is checked when it is imported. Nothing here knows what a socket carrie
 
 from __future__ import annotations
 
+import fcntl
 import socket
-from typing import Any
+import struct
+import termios
+from typing import Any, Final
 
 import gevent
 import gevent.socket
@@ -27,10 +30,13 @@ __all__ = [
     "poll_sockets",
     "send_at_once",
     "take_over",
+    "unacknowledged",
 ]
 
 #: Not gevent's, patched or not.
 _Socket: Any = monkey.get_original("socket", "socket")
+
+_INT: Final = struct.Struct("i")
 
 #: Seconds of a sleep without length, for which the hub still has to look at its timers and its sockets.
 _NO_TIME = 1e-9
@@ -157,6 +163,15 @@ def close_socket(sock: Any) -> None:
     except OSError:  # the peer was faster, or it was never connected
         pass
     sock.close()
+
+
+def unacknowledged(sock: Any) -> int:
+    """Return how many bytes the kernel has taken and the peer's has not; 0 where the kernel does not tell."""
+    try:
+        (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+    except OSError:  # a kernel, or a kind of socket, that has no such number
+        return 0
+    return int(count)
 
 
 def poll_sockets() -> None:

@@ -16,7 +16,7 @@ Context = TypeVar("Context", contravariant=True)
 __all__ = ["Callbacks", "check_handler", "does_nothing", "misspelt"]
 
 _METHODS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived")
-_OPTIONAL = ("TextReceived", "ConnRequested")
+_OPTIONAL = ("TextReceived", "FragmentReceived", "ConnRequested")
 
 #: How like a callback's name another must be to be a slip of the pen: `MessageRecieved` is one with 0.93, and
 #: `ConnClose` with 0.95; `conn_rejected` is none, with 0.8 of `ConnRequested`.

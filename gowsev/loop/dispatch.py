@@ -9,7 +9,7 @@ import gevent
 
 from gowsev.connection.events import ACCEPTED, CALL, CLOSED, REQUESTED
 from gowsev.opening.upgrade import format_address
-from gowsev.wire.frames import BINARY, INTERNAL_ERROR
+from gowsev.wire.frames import BINARY, FINAL, FRAGMENT, INTERNAL_ERROR, OPCODE_BITS, TEXT
 
 if TYPE_CHECKING:
     from gowsev.connection.connection import Connection
@@ -43,7 +43,9 @@ class Dispatch(Generic[Context]):
         self._handler = handler
         self._text_received: Any = getattr(handler, "TextReceived", None)
         self._conn_requested: Any = getattr(handler, "ConnRequested", None)
+        self._fragment_received: Any = getattr(handler, "FragmentReceived", None)
         self._connections = loop.connections
+        self._connections.fragments = self._fragment_received is not None
         self._loop = loop
         self._raise_errors = raise_errors
 
@@ -74,6 +76,10 @@ class Dispatch(Generic[Context]):
                 subject(self._context, *payload)
             elif kind == REQUESTED:
                 subject.decide(self._ask)
+            elif kind >= FRAGMENT:
+                subject.credit.refund(len(payload))
+                fragment = payload.decode() if kind & OPCODE_BITS == TEXT else payload
+                self._fragment_received(self._context, subject.id, fragment, kind & FINAL != 0)
             elif not self._loop.stopping:  # TIMEOUT
                 self._handler.EventLoopTimeout(self._context)
         except _LEAVING:
@@ -82,7 +88,9 @@ class Dispatch(Generic[Context]):
             self._connections.stats.callback_errors += 1
             if self._raise_errors:
                 raise
-            connection: Connection | None = subject if kind <= BINARY or kind == ACCEPTED else None
+            connection: Connection | None = None
+            if kind <= BINARY or kind == ACCEPTED or kind >= FRAGMENT:
+                connection = subject
             logger.exception("a callback raised%s", f"; closing connection {connection.id}" if connection else "")
             if connection is not None:
                 connection.close(INTERNAL_ERROR, "internal error")

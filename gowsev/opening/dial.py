@@ -279,13 +279,13 @@ def connection_of(wanted: Wanted, *, answer_pings: bool = True) -> DialledConn:
     codec = deflate.negotiated(opened.client.extensions, options)
     ended = Event()
     inbox = _Inbox()
+    protocol = Protocol(client=True, max_message_bytes=options.max_message_bytes, deflate=codec)
+    protocol.answer_pings = answer_pings
     connection = Connection(
         take_over(opened.sock),
         request=opened.request,
         subprotocol=opened.client.subprotocol,
-        protocol=Protocol(
-            client=True, max_message_bytes=options.max_message_bytes, deflate=codec, answer_pings=answer_pings
-        ),
+        protocol=protocol,
         encoder=MaskingEncoder(codec),
         options=options,
         put=inbox.put,

@@ -45,6 +45,9 @@ __all__ = ["Deflate", "client_factories", "negotiated", "server_factories"]
 #: RFC 7692 section 7.2.1: what a sender strips from the end of a message, and a receiver appends.
 _TAIL = b"\x00\x00\xff\xff"
 
+#: Section 7.2.3.6: an empty message, compressed.
+_EMPTY = b"\x00"
+
 #: Section 7.2.3.4 lets a message hold final blocks, each of which ends zlib's stream and needs a new inflater. Two
 #: bytes make one, so that a message of nothing else would be more work than its bytes are worth.
 _MOST_FINAL_BLOCKS = 256
@@ -128,6 +131,19 @@ class Deflate:
         compressor = self._compressor or self._new_compressor(len(payload))
         compressed: bytes = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
         return compressed[: -len(_TAIL)]
+
+    def begin(self) -> Any:
+        """Return the compressor of a message in pieces, which `end` is called with at last; no other may come between.
+
+        Its `compress` returns what is ready of what it was given, perhaps nothing.
+        """
+        return self._compressor or self._new_compressor(1 << 15)
+
+    def end(self, compressor: Any) -> bytes:
+        """Return the last compressed bytes of a message in pieces."""
+        rest: bytes = compressor.flush(zlib.Z_SYNC_FLUSH)
+        # Of an empty message in a context that is kept, zlib has nothing to flush.
+        return rest[: -len(_TAIL)] or _EMPTY
 
     def _new_compressor(self, size: int) -> Any:
         if self.takeover:

@@ -23,6 +23,8 @@ __all__ = [
     "CLOSE",
     "CONTINUATION",
     "FIN",
+    "FINAL",
+    "FRAGMENT",
     "GOING_AWAY",
     "INTERNAL_ERROR",
     "INVALID_DATA",
@@ -43,9 +45,11 @@ __all__ = [
     "Header",
     "apply_mask",
     "check_header",
+    "check_text",
     "encode_close_payload",
     "encode_frame",
     "encode_header",
+    "invalid_text",
     "is_sendable_close_code",
     "parse_close_payload",
     "parse_header",
@@ -65,6 +69,9 @@ FIN: Final = 0x80
 RSV1: Final = 0x40
 RSV_ANY: Final = 0x70
 OPCODE_BITS: Final = 0x0F
+#: Beside an opcode, where a protocol returns a part of a message, and its last part.
+FRAGMENT: Final = 0x20
+FINAL: Final = 0x40
 MASKED: Final = 0x80
 LENGTH_BITS: Final = 0x7F
 
@@ -246,3 +253,22 @@ def parse_close_payload(payload: bytes) -> tuple[int, str]:
         return code, payload[2:].decode()
     except UnicodeDecodeError:
         raise ProtocolError(INVALID_DATA, "close reason is not valid UTF-8") from None
+
+
+def check_text(payload: bytes) -> None:
+    """Check that the payload of a whole text message is UTF-8.
+
+    Raises:
+        ProtocolError: it is not; with close code 1007.
+    """
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        raise invalid_text() from None
+
+
+def invalid_text() -> ProtocolError:
+    """Return the error of a text that is no UTF-8."""
+    # 8.1: "When an endpoint is to interpret a byte stream as UTF-8 but finds that the byte stream is not, in fact,
+    # a valid UTF-8 stream, that endpoint MUST _Fail the WebSocket Connection_."
+    return ProtocolError(INVALID_DATA, "text is not valid UTF-8")

@@ -17,9 +17,14 @@ One call of `receive` does a bounded amount of work: a peer can pack 40,000 fram
 to a thousand times its size, into one receive buffer. Where it stops early, `more` says so, and a further call goes
 on with the bytes that were left.
 
-Invariants: memory held is at most `max_message_bytes`, one control frame, and the bytes of the last call where `more`
-is set; the same bytes give the same messages, output and failure, whether they come whole or one at a time. (Only
-which failure it is may differ, where one piece of a compressed text has several.)
+Where `fragments` is set, a message that comes in several frames is not gathered: what has come of it is returned, with
+`FRAGMENT` in its opcode and at last `FINAL`. It may be of any length, and where its frames begin and end means nothing
+(RFC 6455 section 5.4: an intermediary may change that).
+
+Invariants: memory held is at most `max_message_bytes` (of a message in fragments, `_FRAGMENT_BYTES` and what one call
+brings), one control frame, and the bytes of the last call where `more` is set; the same bytes give the same messages,
+output and failure, whether they come whole or one at a time. (Only which failure it is may differ, where one piece of a
+compressed text has several, and where fragments are cut.)
 """
 
 from __future__ import annotations
@@ -38,6 +43,11 @@ __all__ = ["CLOSING", "DONE", "OPEN", "Protocol"]
 OPEN: Final = 0
 CLOSING: Final = 1
 DONE: Final = 2
+
+#: Return what has come of a frame once it is as long as this, though its end has not come.
+_FRAGMENT_BYTES: Final = 1 << 16
+#: Inflate so much of a fragment at a time: it becomes 1 MiB at most, and then one looks whether it is enough.
+_INFLATED_AT_ONCE: Final = 1024
 
 #: Pieces of a message shorter than this are gathered in one bytearray, so that a message that arrives byte by byte
 #: takes no more memory than one that arrives whole.
@@ -58,47 +68,19 @@ class Protocol:
         client: we are the client: our frames are masked and the peer's are not.
         max_message_bytes: a longer message fails the connection with 1009; `None` for any length.
         deflate: the codec, where permessage-deflate was negotiated.
-        answer_pings: whether to do as section 5.5.2 says; a peer in a test may not.
     """
 
     __slots__ = (
-        "_answer_pings",
-        "_client",
-        "_decoder",
-        "_deflate",
-        "_frame_fin",
-        "_frame_missing",
-        "_inflating",
-        "_longest",
-        "_longest_short",
-        "_mask",
-        "_max_message_bytes",
-        "_message_opcode",
-        "_message_size",
-        "_pieces",
-        "_rest",
-        "_turn_bytes",
-        "close_code",
-        "close_reason",
-        "failure",
-        "more",
-        "output",
-        "pong",
-        "pongs",
-        "settled",
-        "state",
-    )
+        "_client", "_decoder", "_deflate", "_frame_fin", "_frame_missing", "_in_fragments", "_inflating", "_longest",
+        "_longest_short", "_mask", "_max_message_bytes", "_message_opcode", "_message_size", "_pieces", "_rest",
+        "_turn_bytes", "answer_pings", "close_code", "close_reason", "failure", "fragments", "more", "output", "pong",
+        "pongs", "settled", "state", "unfinished",
+    )  # fmt: skip
 
     def __init__(
-        self,
-        *,
-        client: bool = False,
-        max_message_bytes: int | None = 1 << 20,
-        deflate: Deflate | None = None,
-        answer_pings: bool = True,
+        self, *, client: bool = False, max_message_bytes: int | None = 1 << 20, deflate: Deflate | None = None
     ) -> None:
         self._client = client
-        self._answer_pings = answer_pings
         self._max_message_bytes = max_message_bytes
         self._deflate = deflate
         # The longest payloads that are taken without a look at each detail: none of a server's, none that is too long.
@@ -118,8 +100,14 @@ class Protocol:
         """Whether the last `receive` left nothing to do, and nothing begun: no output, no pongs, no `more`, no end."""
         self.pong = b""
         """The newest pong in `output`: the only one that must be sent (section 5.5.3)."""
+        self.answer_pings = True
+        """Whether to do as section 5.5.2 says; a peer in a test may not."""
         self.pongs = _NONE
         """The payloads of the pongs that the last `receive` has found, in their order, whoever asked for them."""
+        self.fragments = False
+        """Whether messages that begin from now on in several frames are returned as they come."""
+        self.unfinished = 0
+        """How many fragments were returned that were not the last of their messages."""
 
         self._rest = b""  # bytes that wait: the beginning of a header or control frame, or what `more` is about
         self._turn_bytes = 0
@@ -129,7 +117,7 @@ class Protocol:
         self._message_opcode = 0  # of the message that has begun, 0 if none has
         self._message_size = 0
         self._pieces: list[bytes | bytearray] = []
-        self._inflating = False
+        self._inflating = self._in_fragments = False
         self._decoder: codecs.IncrementalDecoder | None = None
 
     # -- sending -------------------------------------------------------------------------------------------------
@@ -163,7 +151,8 @@ class Protocol:
         """Take some bytes, and return the messages that they complete.
 
         Returns:
-            (opcode, payload) for each, `opcode` being `TEXT` or `BINARY`; the payload of a text is valid UTF-8.
+            (opcode, payload) for each, `opcode` being `TEXT` or `BINARY`; the payload of a text is valid UTF-8. Of a
+            message that is returned in fragments, each of these.
         """
         size = len(data) - 6
         if self.settled and 0 <= size <= self._longest_short:
@@ -196,6 +185,10 @@ class Protocol:
         try:
             if self._frame_missing:
                 position = self._take_payload(data, 0, end, messages)
+                if self._frame_missing and position < end:  # enough of a compressed fragment
+                    self._rest = data[position:]
+                    self.more = True
+                    return messages
             for _ in range(_TURN_FRAMES):
                 start = position + 6
                 if start <= end and not self._message_opcode:
@@ -205,7 +198,7 @@ class Protocol:
                         payload: bytes = apply_mask(data[start : start + size], data[position + 2 : start])
                         position = start + size
                         if first == 0x81 and not payload.isascii():
-                            _check_text(payload)
+                            frames.check_text(payload)
                         messages.append((first & OPCODE_BITS, payload))
                         continue
                 if position >= end:
@@ -243,7 +236,7 @@ class Protocol:
             return 0
         payload = apply_mask(memoryview(data)[start : start + size], data[start - 4 : start])
         if first == 0x81 and not payload.isascii():
-            _check_text(payload)
+            frames.check_text(payload)
         messages.append((first & OPCODE_BITS, payload))
         self._turn_bytes += size
         return start + size
@@ -273,9 +266,10 @@ class Protocol:
         if opcode != CONTINUATION:
             self._message_opcode = opcode
             self._inflating = bool(header.first & RSV1)
+            self._in_fragments = self.fragments and not header.first & FIN
             if opcode == TEXT:
                 self._decoder = _utf8_decoder()
-        if not self._inflating:  # how long a compressed message becomes is watched while it is inflated
+        if not self._inflating and not self._in_fragments:  # what is inflated is watched meanwhile
             self._check_size(self._message_size + header.length)
         self._frame_missing = header.length
         self._frame_fin = bool(header.first & FIN)
@@ -286,7 +280,7 @@ class Protocol:
         if opcode == PING:
             # 5.5.2: "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in response, unless it
             # already received a Close frame." Once we have sent ours, the peer has its answer: we send no more.
-            if self.state == OPEN and self._answer_pings:
+            if self.state == OPEN and self.answer_pings:
                 self.pong = self._control(PONG, payload)
                 self.output += self.pong
         elif opcode == PONG:
@@ -303,21 +297,53 @@ class Protocol:
 
     def _take_payload(self, data: bytes, start: int, end: int, messages: list[tuple[int, bytes]]) -> int:
         """Take what `data[start:end]` holds of the data frame that has begun; return where to go on."""
+        if self._in_fragments:
+            return self._take_fragment(data, start, end, messages)
         stop = min(start + self._frame_missing, end)
-        size = stop - start
-        self._frame_missing -= size
-        if size:
-            piece = apply_mask(memoryview(data)[start:stop], self._mask) if self._mask else data[start:stop]
-            turn = size & 3
-            self._mask = self._mask[turn:] + self._mask[:turn]
-            if self._deflate and self._inflating:
-                for part in self._deflate.inflate(piece, self._room()):
-                    self._keep(part)
-            else:
-                self._keep(piece)
+        if stop > start:
+            self._take_piece(data, start, stop, messages)
         if not self._frame_missing and self._frame_fin:
             messages.append(self._finish_message())
         return stop
+
+    def _take_fragment(self, data: bytes, start: int, end: int, messages: list[tuple[int, bytes]]) -> int:
+        """Do the same for a message that is returned as it comes; stop earlier where enough has been inflated."""
+        stop = min(start + self._frame_missing, end)
+        step = _INFLATED_AT_ONCE if self._inflating else stop - start
+        while start < stop and self._turn_bytes <= _TURN_BYTES:
+            self._take_piece(data, start, min(start + step, stop), messages)
+            start = min(start + step, stop)
+        if not self._frame_missing:
+            if self._frame_fin:
+                opcode, payload = self._finish_message()
+                messages.append((opcode | frames.FRAGMENT | frames.FINAL, payload))
+            else:
+                self._return_fragment(messages)
+        return start
+
+    def _take_piece(self, data: bytes, start: int, stop: int, messages: list[tuple[int, bytes]]) -> None:
+        """Take `data[start:stop]`, which belongs to the data frame that has begun."""
+        size = stop - start
+        self._frame_missing -= size
+        piece = apply_mask(memoryview(data)[start:stop], self._mask) if self._mask else data[start:stop]
+        turn = size & 3
+        self._mask = self._mask[turn:] + self._mask[:turn]
+        for part in self._deflate.inflate(piece, self._room()) if self._deflate and self._inflating else (piece,):
+            self._keep(part)
+            if self._in_fragments and self._message_size >= _FRAGMENT_BYTES:
+                self._return_fragment(messages)
+
+    def _return_fragment(self, messages: list[tuple[int, bytes]]) -> None:
+        """Return what has come of a message, a text in whole characters."""
+        payload = b"".join(self._pieces)
+        # The beginning of a character whose end is still to come.
+        begun = b"" if self._decoder is None else self._decoder.getstate()[0]
+        self._pieces = [begun] if begun else []
+        self._message_size = len(begun)
+        if len(payload) > len(begun):
+            messages.append((self._message_opcode | frames.FRAGMENT, payload[: len(payload) - len(begun)]))
+            self.unfinished += 1
+            self._turn_bytes += len(payload)
 
     def _keep(self, piece: bytes) -> None:
         """Add a piece to the message that has begun, its text checked as early as its bytes allow."""
@@ -326,7 +352,7 @@ class Protocol:
             try:
                 self._decoder.decode(piece)
             except UnicodeDecodeError:
-                raise _invalid_text() from None
+                raise frames.invalid_text() from None
         pieces = self._pieces
         if not pieces or len(piece) >= _SMALL_PIECE:
             pieces.append(piece)
@@ -342,7 +368,7 @@ class Protocol:
             try:
                 self._decoder.decode(b"", True)
             except UnicodeDecodeError:
-                raise _invalid_text() from None
+                raise frames.invalid_text() from None
             self._decoder = None
         pieces = self._pieces
         payload = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
@@ -358,7 +384,9 @@ class Protocol:
 
     def _room(self) -> int | None:
         """How many bytes the message that has begun may still grow by."""
-        return None if self._max_message_bytes is None else self._max_message_bytes - self._message_size
+        if self._max_message_bytes is None or self._in_fragments:
+            return None
+        return self._max_message_bytes - self._message_size
 
     def _fail(self, error: ProtocolError) -> None:
         """Section 7.1.7, _Fail the WebSocket Connection_: say why, take nothing more, hold nothing more."""
@@ -369,16 +397,3 @@ class Protocol:
         self._pieces = []
         self._decoder = None
         self._deflate = None
-
-
-def _check_text(payload: bytes) -> None:
-    try:
-        payload.decode()
-    except UnicodeDecodeError:
-        raise _invalid_text() from None
-
-
-def _invalid_text() -> ProtocolError:
-    # 8.1: "When an endpoint is to interpret a byte stream as UTF-8 but finds that the byte stream is not, in fact,
-    # a valid UTF-8 stream, that endpoint MUST _Fail the WebSocket Connection_."
-    return ProtocolError(frames.INVALID_DATA, "text is not valid UTF-8")

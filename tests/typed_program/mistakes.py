@@ -49,6 +49,8 @@ class OptionalOnesToo(gowsev.Handler):
 
 context.Write(1, "text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 context.WriteText(1, b"bytes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+context.WriteStream(1, ["text"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+context.WriteTextStream(1, [b"bytes"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 context.Write("1", b"bytes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 context.Broadcast(1, b"bytes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 context.Write(1, b"bytes").id  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportUnknownMemberType]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -53,6 +54,15 @@ class Door(gowsev.Handler):
 
     def TextReceived(self, context: gowsev.Context, id: int, text: str) -> None:
         assert_type(context.WriteText(id, text.upper()), Exception | None)
+
+    def FragmentReceived(self, context: gowsev.Context, id: int, fragment: bytes | str, final: bool) -> None:
+        if isinstance(fragment, str):
+            assert_type(context.WriteTextStream(id, iter([fragment])), Exception | None)
+        else:
+            assert_type(context.WriteStream(id, [fragment], self.written), Exception | None)
+            context.WriteStream(id, io.BytesIO(fragment))
+
+    def written(self, context: gowsev.Context, id: int, error: BaseException | None) -> None: ...
 
 
 class AllWelcome(gowsev.Handler):

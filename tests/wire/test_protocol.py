@@ -270,7 +270,8 @@ def test_ping_is_not_answered_any_more(state):
 
 
 def test_a_peer_in_a_test_may_leave_pings_unanswered():
-    protocol = Protocol(answer_pings=False)
+    protocol = Protocol()
+    protocol.answer_pings = False
     assert feed(protocol, [frame(FIN | PING, b"there?") + frame(FIN | TEXT, b"a")]) == [(TEXT, b"a")]
     assert not protocol.output
     assert protocol.pong == b""
