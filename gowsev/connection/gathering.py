@@ -1,7 +1,7 @@
 """What is gathered for a peer, or for several, and leaves with the next flush: frames, and counters of what has left.
 
 `Batch` is the list of those who have gathered something since the last flush. `Shared` is what several outboxes gather
-together: the same frames for each of them. Neither knows its users.
+together: the same frames for each of them. Neither knows its users. `Gatherer` and `Owner` are what users look like.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import gevent
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Shared"]
+    from gowsev.errors import GowsevError
+
+__all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Owner", "Shared"]
 
 #: Flush after this many short frames.
 MOST_GATHERED: Final = 64
@@ -26,6 +28,18 @@ class Gatherer(Protocol):
 
     def flush(self) -> None:
         """Offer to the kernel what has been gathered."""
+        ...
+
+
+class Owner(Protocol):
+    """Whom an outbox belongs to: its connection."""
+
+    def lost(self, error: OSError) -> None:
+        """The socket has turned out to be broken."""
+        ...
+
+    def refuse(self) -> GowsevError:
+        """A message was refused; return why, for the program."""
         ...
 
 

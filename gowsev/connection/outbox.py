@@ -21,11 +21,11 @@ import ssl
 import struct
 import sys
 import termios
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
-from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Shared
+from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Owner, Shared
 from gowsev.wire.encoder import LARGE
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gowsev.errors import GowsevError
     from gowsev.wire.encoder import Encoder
 
-__all__ = ["WOULD_BLOCK", "Outbox", "Owner", "interrupted"]
+__all__ = ["WOULD_BLOCK", "Outbox", "interrupted"]
 
 #: Flush after this many bytes of long frames.
 _EAGER = 1 << 18
@@ -54,18 +54,6 @@ def interrupted(error: BaseException) -> OSError:
     return OSError(f"interrupted by {type(error).__name__} while sending")
 
 
-class Owner(Protocol):
-    """Whom an outbox belongs to: its connection."""
-
-    def lost(self, error: OSError) -> None:
-        """The socket has turned out to be broken."""
-        ...
-
-    def refuse(self) -> GowsevError:
-        """A message was refused; return why, for the program."""
-        ...
-
-
 class Outbox:
     """The outgoing messages and bytes of one connection.
 
@@ -79,26 +67,9 @@ class Outbox:
     """
 
     __slots__ = (
-        "_batch",
-        "_bytes_sent",
-        "_frames",
-        "_gathered",
-        "_limit",
-        "_long",
-        "_owner",
-        "_room",
-        "_shared",
-        "_sock",
-        "_tls",
-        "_waiting",
-        "_waiting_bytes",
-        "_writer",
-        "discarded",
-        "drained",
-        "encoder",
-        "late",
-        "stopped",
-    )
+        "_batch", "_bytes_sent", "_frames", "_gathered", "_limit", "_long", "_owner", "_room", "_shared", "_sock",
+        "_tls", "_waiting", "_waiting_bytes", "_writer", "discarded", "drained", "encoder", "late", "stopped",
+    )  # fmt: skip
 
     def __init__(
         self, owner: Owner, encoder: Encoder, sock: Any, tls: bool, batch: Batch, limit: int | None = None
