@@ -1,7 +1,8 @@
 """What is gathered for a peer, or for several, and leaves with the next flush: frames, and counters of what has left.
 
 `Batch` is the list of those who have gathered something since the last flush. `Shared` is what several outboxes gather
-together: the same frames for each of them. `Held` is what waits to be encoded. None of them knows its users.
+together: the same frames for each of them. `Held` is what waits to be encoded. None of them knows its users, which look
+like a `Gatherer` and an `Owner`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from gowsev.wire.encoder import FRAGMENT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Held", "Shared"]
+    from gowsev.errors import GowsevError
+
+__all__ = ["MOST_GATHERED", "MOST_JOINED", "Batch", "Gatherer", "Held", "Owner", "Shared"]
 
 #: Flush after this many short frames.
 MOST_GATHERED: Final = 64
@@ -29,6 +32,18 @@ class Gatherer(Protocol):
 
     def flush(self) -> None:
         """Offer to the kernel what has been gathered."""
+        ...
+
+
+class Owner(Protocol):
+    """Whom an outbox belongs to: its connection."""
+
+    def lost(self, error: OSError) -> None:
+        """The socket has turned out to be broken."""
+        ...
+
+    def refuse(self) -> GowsevError:
+        """A message was refused; return why, for the program."""
         ...
 
 

@@ -19,11 +19,11 @@ Invariants: bytes leave in the order in which they were appended, each once. Not
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Held, Shared
+from gowsev.connection.gathering import MOST_GATHERED, MOST_JOINED, Batch, Held, Owner, Shared
 from gowsev.connection.offering import WOULD_BLOCK, drop, interrupted, send_part
 from gowsev.connection.sockets import unacknowledged
 from gowsev.wire.encoder import LARGE
@@ -34,22 +34,10 @@ if TYPE_CHECKING:
     from gowsev.errors import GowsevError
     from gowsev.wire.encoder import Encoder
 
-__all__ = ["Outbox", "Owner"]
+__all__ = ["Outbox"]
 
 #: Flush after this many bytes of long frames.
 _EAGER = 1 << 18
-
-
-class Owner(Protocol):
-    """Whom an outbox belongs to: its connection."""
-
-    def lost(self, error: OSError) -> None:
-        """The socket has turned out to be broken."""
-        ...
-
-    def refuse(self) -> GowsevError:
-        """A message was refused; return why, for the program."""
-        ...
 
 
 class Outbox:
