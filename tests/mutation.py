@@ -40,11 +40,14 @@ MODULES = [
     "loop/queue",
 ]
 
-#: Modules whose tests run for a module too: an outbox's part in a group is tested there, and a batch with its outboxes.
+#: Modules whose tests run for a module too: an outbox's part in a group is tested there, and a batch with its outboxes;
+#: messages in pieces have test files of their own.
 ALSO_TESTED_BY = {
+    "wire/protocol": ["wire/fragments"],
+    "wire/encoder": ["wire/fragments"],
     "connection/offering": ["connection/outbox"],
-    "connection/outbox": ["connection/groups"],
-    "connection/gathering": ["connection/outbox", "connection/groups"],
+    "connection/outbox": ["connection/groups", "connection/stream"],
+    "connection/gathering": ["connection/outbox", "connection/groups", "connection/stream"],
 }
 
 #: What a copy consists of, but for the tests of other modules.
