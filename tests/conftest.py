@@ -62,6 +62,12 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
+def pytest_collection_modifyitems(items):
+    """Let the modules with a browser come first, so that they are of one process: each starts a Chromium of its own."""
+    browsing = {item.path for item in items if "chromium" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in browsing)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """Let the garbage collector pass over what is made here: modules and thousands of tests, which stay to the end.
