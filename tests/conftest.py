@@ -62,6 +62,12 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
+def pytest_collection_modifyitems(items):
+    """Let the modules with a browser come first, so that they are of one process: each starts a Chromium of its own."""
+    browsing = {item.path for item in items if "chromium" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in browsing)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """Let the garbage collector pass over what is made here: modules and thousands of tests, which stay to the end.
@@ -257,21 +263,37 @@ def client_tls(authority):
     return context
 
 
-@pytest.fixture
-def run(tmp_path):
-    """A factory of programs, which are killed after the test if it has not ended them."""
+@contextlib.contextmanager
+def running(folder):
+    """A factory of programs that run in a folder, and are killed at the end if nobody has ended them."""
     from programs import Program  # which needs what is above
 
     programs = []
 
     def start(script, *args, **environ):
-        programs.append(Program(tmp_path / f"output-{len(programs)}", script, *args, **environ))
+        programs.append(Program(folder / f"output-{len(programs)}", script, *args, **environ))
         return programs[-1]
 
-    yield start
-    for program in programs:
-        program.process.kill()
-        program.process.wait()
+    try:
+        yield start
+    finally:
+        for program in programs:
+            program.process.kill()
+            program.process.wait()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A factory of programs, which are killed after the test if it has not ended them."""
+    with running(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def run_for_module(tmp_path_factory):
+    """The same for programs that several tests share, which leave them as they were; killed after the module."""
+    with running(tmp_path_factory.mktemp("programs")) as start:
+        yield start
 
 
 @pytest.fixture

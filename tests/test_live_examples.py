@@ -58,10 +58,10 @@ def names(told):
     return [person["name"] for person in told["people"]]
 
 
-@pytest.fixture
-def app(run):
-    """The Flask app in one process; its address."""
-    return run(FLASK / "app.py", "--port", 0).wait_for(r"Listening on (http://\S+)")[1]
+@pytest.fixture(scope="module")
+def app(run_for_module):
+    """The Flask app in one process, the same for all tests here; its address."""
+    return run_for_module(FLASK / "app.py", "--port", 0).wait_for(r"Listening on (http://\S+)")[1]
 
 
 @pytest.fixture
@@ -199,24 +199,32 @@ def test_the_live_page_tells_its_worker(workers, chromium):
 # -- Django ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def site(run_for_module):
+    """The Django project, the same for all tests here; its address."""
+    program = run_for_module(EXAMPLES / "django_live" / "site_live.py", "--port", 0)
+    return program.wait_for(r"Listening on (http://\S+)")[1]
+
+
 @pytest.fixture
-def site(run):
-    """The Django project; its address."""
-    return run(EXAMPLES / "django_live" / "site_live.py", "--port", 0).wait_for(r"Listening on (http://\S+)")[1]
+def visits(site):
+    """How many visits the site has had so far."""
+    with User(site).live() as client:
+        return int(client.receive())
 
 
-def test_a_view_of_django_writes_to_everybody(site):
+def test_a_view_of_django_writes_to_everybody(site, visits):
     visitor = User(site)
     visitor.fetch()
     with visitor.live() as one, visitor.live() as two:
-        assert one.receive() == two.receive() == "1"
+        assert one.receive() == two.receive() == str(visits + 1)
         visitor.fetch()
-        assert one.receive() == two.receive() == "2"
+        assert one.receive() == two.receive() == str(visits + 2)
     # Those that have left are forgotten.
     with visitor.live() as third:
-        assert third.receive() == "2"
+        assert third.receive() == str(visits + 2)
         visitor.fetch()
-        assert third.receive() == "3"
+        assert third.receive() == str(visits + 3)
 
 
 def test_a_plain_request_for_the_path_of_the_websockets_is_told(site):
@@ -231,12 +239,12 @@ def test_another_origin_is_refused(site):
 
 
 @needs_chromium
-def test_the_page_of_django_in_a_browser(site, chromium):
+def test_the_page_of_django_in_a_browser(site, visits, chromium):
     with chromium.profile() as browser:
         first = browser.open(site)
-        first.wait_for_text("#visits", "1")
-        browser.open(site).wait_for_text("#visits", "2")
-        first.wait_for_text("#visits", "2")
+        first.wait_for_text("#visits", str(visits + 1))
+        browser.open(site).wait_for_text("#visits", str(visits + 2))
+        first.wait_for_text("#visits", str(visits + 2))
 
 
 # -- their end ---------------------------------------------------------------------------------------------------
