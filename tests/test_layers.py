@@ -80,6 +80,7 @@ ROOMS = {
         "context",
         "gunicorn",
         "handler",
+        "health",
         "prometheus",
         "pytest_plugin",
         "redial",
