@@ -143,7 +143,7 @@ def test_while_redis_is_away_publishes_are_refused_and_subscribers_stay(relays, 
         for client in (ann, bob):
             assert ask(client, "subscribe:a") == OK
         status, page = health(one)
-        assert (status, page["status"], page["backplane"]) == (200, "ok", "up")
+        assert (status, page["status"], page["channels"]) == (200, "ok", "up")
         redis_server.kill()
         for program in (one, two):
             program.wait_for("channels: the Redis at .* is away: ")
@@ -153,7 +153,7 @@ def test_while_redis_is_away_publishes_are_refused_and_subscribers_stay(relays, 
         status, page = health(one)
         assert (status, page["status"], page["connections"]) == (503, "degraded", 1)
         # Anyone may read it: why, and where Redis is, is for the log.
-        assert page["backplane"] == "away"
+        assert page["channels"] == "away"
         assert not re.search(rf"127\.0\.0\.1|{redis_server.port}|connect(?!ions\b)", json.dumps(page))
         redis_server.start()
         for program in (one, two):

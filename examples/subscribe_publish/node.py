@@ -79,8 +79,6 @@ class Node(Service):
         self._rates = rates or Rates()
         self._proxies = proxies
         self.channels: Channels
-        self.joined = False
-        """Whether other processes may be part of the relay."""
         self.counters = Counters()
         self.v2 = V2(self)
         self.stopping = False
@@ -93,10 +91,9 @@ class Node(Service):
     def open(self, context: gowsev.Context, url: str | None = None, prefix: str = "relay") -> None:
         """Begin to relay: in this process alone, or with all that name the same Redis and prefix."""
         self.channels = Channels(context, url, prefix=prefix, deliver=self._deliver, limits=self.limits)
-        self.joined = url is not None
         # Of a cluster, one member may be away, and most channels be there.
         self._waits_briefly = url is not None and not url.startswith(("redis+cluster:", "rediss+cluster:"))
-        if self.joined:
+        if url is not None:
             self.when_there(context, partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
     def when_there(self, context: gowsev.Context, callback: Callable[[], object]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -17,7 +16,6 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +25,7 @@ import gevent
 import gevent.socket
 from allowance import Rates
 from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
-from metrics import health, metrics_of
+from metrics import health_of, metrics_of
 from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
 from tokens import INTERVAL, TokenFile, read_tokens
@@ -213,8 +211,10 @@ def run(args: argparse.Namespace) -> None:
     )
     context = gowsev.MakeContext(node, options)
     node.open(context, args.backplane, args.backplane_prefix)
-    page.health = functools.partial(health, node, context, args.worker or 1, time.time())
-    page.metrics = metrics_of(node, context, args.worker or 1, args.worker_folder)
+    health = health_of(node, context, args.worker or 1)
+    page.apps = {"/healthz": health, "/healthz/alive": health}
+    if (metrics := metrics_of(node, context, args.worker or 1, args.worker_folder)) is not None:
+        page.apps["/metrics"] = metrics
     urls = listen(context, args)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, node.stop, context)
