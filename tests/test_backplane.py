@@ -318,7 +318,7 @@ def test_a_subscription_waits_for_redis_to_come_back(joined, redis_server):
     wait_until(lambda: not node.channels.Status().up)
     for message in (b"subscribe:a", b"?", b"publish:a:x"):
         client.send_binary(message)
-    wait_until(lambda: len(node.turns_of(1) or ()) == 3)
+    wait_until(lambda: len(node.turns.get(1, ())) == 3)
     redis_server.start()
     assert [client.read_frame()[1] for _ in range(4)] == [OK, b"Invalid message", OK, b"x"]
 
@@ -346,7 +346,7 @@ def test_a_client_with_too_many_commands_under_way_is_closed(joined, redis_serve
     client.close()
     redis_server.thaw()
     assert other.read_frame()[1] == OK
-    wait_until(lambda: not node.turns_of(1) and not node.channels.Status().in_flight)
+    wait_until(lambda: 1 not in node.turns and not node.channels.Status().in_flight)
 
 
 def test_what_redis_refuses_is_an_error_for_the_publisher(joined, redis_server, caplog):
@@ -394,7 +394,7 @@ def test_subscriptions_leave_nothing_behind(joined):
         client.send_binary(b"subscribe:late")  # and gone before that is answered
         client.close()
     wait_until(lambda: server.context.Stats().connections == 3 and not node.channels.Status().channels)
-    assert [node.ids_of, node.channels_of, *map(node.turns_of, range(1, 6))] == [{}, {}, *[None] * 5]
+    assert [node.ids_of, node.channels_of, node.turns] == [{}, {}, {}]
 
 
 def test_a_stopping_relay_answers_what_is_under_way(relays):
