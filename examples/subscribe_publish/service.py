@@ -37,10 +37,6 @@ from gowsev.channels import Limits
 logger = logging.getLogger("relay")
 
 
-class ConfigurationError(Exception):
-    """Something that was asked for cannot be; the text is for whoever asked."""
-
-
 # -- options ---------------------------------------------------------------------------------------------------------
 
 
@@ -175,20 +171,16 @@ def main() -> None:
         parser.error("more than one of --workers takes a --backplane, which makes them one relay")
     configure_log(args)
     # As many connections as the system allows.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         if args.backplane is not None:
             check_backplane(args)
         if args.workers > 1 and not args.worker:
-            code = run_workers(args)
-        else:
-            run(args)
-            code = 0
-    except (ConfigurationError, OSError, ValueError) as error:  # a port in use, a file that is no certificate
+            sys.exit(run_workers(args))
+        run(args)
+    except (OSError, ValueError) as error:  # a port in use, a file that is no certificate
         parser.exit(2, f"{parser.prog}: error: {getattr(error, 'strerror', None) or error}\n")
-    sys.exit(code)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -238,17 +230,21 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def check_backplane(args: argparse.Namespace) -> None:
-    """Look for what is wrong with the address of the backplane, before anybody uses it."""
+    """Look for what is wrong with the address of the backplane, before anybody uses it.
+
+    Raises:
+        ValueError: it cannot be used; the text says why.
+    """
     try:
         from gowsev.channels import Remote
 
         Remote(args.backplane, prefix=args.backplane_prefix)  # which has not connected yet
     except ImportError as error:
-        raise ConfigurationError(f"--backplane takes the Python package redis: {error}") from error
+        raise ValueError(f"--backplane takes the Python package redis: {error}") from error
     except ValueError as error:
         of_prefix = str(error).startswith("prefix")
         option = "--backplane-prefix" if of_prefix else "--backplane is like redis://host:6379/0"
-        raise ConfigurationError(f"{option}: {error}") from error
+        raise ValueError(f"{option}: {error}") from error
 
 
 def follow(context: gowsev.Context, node: Node, tokens: TokenFile) -> None:
