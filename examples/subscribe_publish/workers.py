@@ -171,10 +171,8 @@ class Workers:
                     worker.process = self._start(worker)
                 except OSError as error:  # no memory, or Python is just being replaced: the others serve on
                     self._postpone(worker, now)
-                    logger.error(
-                        "Worker %d cannot be started: %s; the next attempt is in %.1f s",
-                        worker.number, error, worker.delay,
-                    )  # fmt: skip
+                    text = "Worker %d cannot be started: %s; the next attempt is in %.1f s"
+                    logger.error(text, worker.number, error, worker.delay)
 
     def _postpone(self, worker: Worker, now: float) -> None:
         """Put the next start off, twice as long as the last one was."""
@@ -206,10 +204,8 @@ class Workers:
             else:
                 worker.delay, worker.due = 0.0, now
             if code != MISCONFIGURED or self._settled:
-                logger.error(
-                    "Worker %d %s after %.1f s; a new one starts in %.1f s",
-                    worker.number, _how(code), lived, worker.delay,
-                )  # fmt: skip
+                text = "Worker %d %s after %.1f s; a new one starts in %.1f s"
+                logger.error(text, worker.number, _how(code), lived, worker.delay)
         return last
 
     def _forget(self, worker: Worker) -> None:
