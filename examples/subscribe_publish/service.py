@@ -29,7 +29,7 @@ from metrics import health_of, metrics_of
 from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
 from tokens import INTERVAL, TokenFile, read_tokens
-from workers import READY, Workers, command, has_terminal, reserve
+from workers import READY, Workers, has_terminal, reserve
 
 import gowsev
 from gowsev.channels import Limits
@@ -285,7 +285,7 @@ def run_workers(args: argparse.Namespace) -> int:
         else:
             more += ["--tls-port", "none"]
         try:
-            return Workers(command(*more), args.workers, Path(folder)).run()
+            return Workers([sys.executable, *sys.argv, *more], args.workers, Path(folder)).run()
         finally:
             for holder in holders:
                 holder.close()

@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +197,8 @@ class Workers:
             if code is None:
                 continue
             last = code
-            self._forget(worker)
+            worker.process = None
+            (self._folder / f"{worker.number}.json").unlink(missing_ok=True)
             if lived < SETTLED:
                 self._postpone(worker, now)
             else:
@@ -207,10 +207,6 @@ class Workers:
                 text = "Worker %d %s after %.1f s; a new one starts in %.1f s"
                 logger.error(text, worker.number, _how(code), lived, worker.delay)
         return last
-
-    def _forget(self, worker: Worker) -> None:
-        worker.process = None
-        (self._folder / f"{worker.number}.json").unlink(missing_ok=True)
 
     def _end(self, code: int) -> int:
         """Let all workers end; return the exit code."""
@@ -250,8 +246,3 @@ def _how(code: int) -> str:
         return f"ended with exit code {code}"
     names = {one.value: one.name for one in signal.Signals}  # most real-time signals have none
     return f"was killed by {names.get(-code, f'signal {-code}')}"
-
-
-def command(*arguments: str) -> list[str]:
-    """The command that runs this program again, with more arguments."""
-    return [sys.executable, *sys.argv, *arguments]
