@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 #: What clients are told.
 AWAY = "the backplane is away"
-UNKNOWN = "the backplane went away"
 REFUSED = "the backplane refused it"
-TOO_MUCH = "too many commands wait for the backplane"
 
 
 class Refusal(NamedTuple):
@@ -38,11 +36,11 @@ class Refusal(NamedTuple):
 def refusal_of(error: Exception) -> Refusal:
     """Return why a command was not carried out, as clients are told it; what Redis said is for the log."""
     if isinstance(error, ChannelsAway):
-        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", UNKNOWN, certain=False)
+        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", "the backplane went away", certain=False)
     if isinstance(error, TooManyChannels):
         return Refusal("channels", f"at most {error.limit} channels for each client")
     if isinstance(error, TooMuchInFlight):
-        return Refusal("in_flight", TOO_MUCH)
+        return Refusal("in_flight", "too many commands wait for the backplane")
     return Refusal("backplane", REFUSED, getattr(error, "certain", True))
 
 
