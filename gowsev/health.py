@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Health"]
 
-#: A channel of which only its presence is asked, so that channels connect. Nobody publishes there.
-_FIRST_USE = "gowsev health"
+#: A channel that is asked who is there, so that channels connect. Its name is no longer than any limit allows.
+_ANY = "0"
 
 
 class Health:
@@ -73,7 +73,7 @@ class Health:
         self._turned.set()
         if channels is not None:
             # Else a process whose channels wait for a first client would get none.
-            channels.Members(_FIRST_USE, lambda _context, _members, _error: None)
+            channels.Members(_ANY, lambda _context, _members, _error: None)
 
     def look(self) -> dict[str, object]:
         """Return what the pages say, as a dictionary. Blocks the greenlet for up to `ready_within` seconds."""

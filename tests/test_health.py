@@ -12,7 +12,7 @@ from gevent.event import Event
 from redis_server import free_port, needs_redis
 
 import gowsev
-from gowsev.channels import Channels
+from gowsev.channels import Channels, Limits
 
 #: Seconds in which a loop that has nothing to do surely handles a call.
 PROMPT = PATIENCE
@@ -131,7 +131,7 @@ def test_a_program_cannot_say_that_a_busy_process_is_ready(serve):
 
 def test_channels_that_lag_ask_for_no_clients(serve):
     server = serve()
-    channels = Channels(server.context)
+    channels = Channels(server.context, limits=Limits(name_bytes=1))
     status, found = answer(gowsev.Health(server.context, channels, ready_within=PROMPT))
     assert (status, found["channels"], found["lag"], found["gaps"]) == (200, "up", 0, 0)
     status, found = answer(gowsev.Health(server.context, channels, ready_within=PROMPT, most_lag=0))
