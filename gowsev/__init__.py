@@ -25,6 +25,7 @@ from gowsev.errors import (
     ProtocolError,
 )
 from gowsev.handler import Handler
+from gowsev.health import Health
 from gowsev.opening.dial import BinaryMessage, Dial, DialledConn, TextMessage
 from gowsev.opening.forwarded import TrustedProxies
 from gowsev.opening.http import WebSocketHandler
@@ -48,6 +49,7 @@ __all__ = [
     "GowsevError",
     "Handler",
     "Headers",
+    "Health",
     "IdNotFound",
     "MakeContext",
     "Options",

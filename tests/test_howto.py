@@ -1,6 +1,7 @@
 """The how-to guides of `docs/`, and its first server: what they show is run, and does what they say."""
 
 import http.cookiejar
+import json
 import os
 import re
 import shutil
@@ -590,7 +591,7 @@ def test_a_program_that_pings_its_clients(page):
 @snippets("docs/monitoring.md", "monitored.py")
 def test_monitoring(page):
     port = page.serve("monitored.py")
-    assert fetch(port, "/healthz") == b"ok\n"
+    assert json.loads(fetch(port, "/healthz"))["ready"]
     with dial(port) as client:
         client.send("hello")
         assert receive(client) == "hello"
@@ -611,8 +612,9 @@ def test_monitoring(page):
         wait_until(lambda: "gowsev_messages_received_total 2.0" in fetch(port, "/metrics").decode())
         with answered(503):
             fetch(port, "/healthz")
+        assert json.loads(fetch(port, "/healthz/alive"))["loop"] == "busy"
         assert receive(client) == "be slow"
-    assert fetch(port, "/healthz") == b"ok\n"
+    assert json.loads(fetch(port, "/healthz"))["ready"]
     with answered(404):
         fetch(port, "/elsewhere")
 

@@ -83,6 +83,7 @@ ROOMS = {
         "context",
         "gunicorn",
         "handler",
+        "health",
         "prometheus",
         "pytest_plugin",
         "redial",

@@ -119,8 +119,10 @@ def test_pages_come_back_when_the_server_does(page_of, browser):
     for tab in (ann, bob):
         shows(tab, 1)
         assert messages(tab) == [("news", "back again")]
+    ann.wait_for("document.getElementById('answer').textContent === 'Published to news.'")
     ann.click("#connect")
     ann.wait_for("document.body.dataset.state === 'closed'")
+    assert ann.text("#answer") == ""
     assert ann.text("#state-text") == "Disconnected"
     assert ann.texts(".channel .note") == ["Not connected."] * 2
 

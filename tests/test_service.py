@@ -527,7 +527,7 @@ def test_health_and_metrics_tell_how_things_are(relay):
         status, _, body = curl(program, "healthz")
         health = json.loads(body)
         assert status == 200
-        assert (health["status"], health["backplane"], health["connections"]) == ("ok", "none", 2)
+        assert (health["status"], health["channels"], health["connections"]) == ("ok", "up", 2)
         assert (health["alive"], health["ready"], health["refused"], health["lag"], health["gaps"]) == (1, 1, 1, 0, 0)
         assert curl(program, "healthz/alive")[0] == 200
         status, headers, body = curl(program, "metrics")

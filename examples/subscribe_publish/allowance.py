@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Rates"]
-
 
 class Rates:
     """What each client may publish in a second, and what it has used of that.

@@ -135,12 +135,8 @@ class Subscriber:
 def publish(args: argparse.Namespace) -> None:
     try:
         with dial(args) as conn:
-            bodies = (
-                (line.removesuffix(b"\n") for line in sys.stdin.buffer)
-                if args.body is None
-                else [args.body.encode("utf-8", "surrogateescape")]
-            )
-            for body in bodies:
+            lines = (line.removesuffix(b"\n") for line in sys.stdin.buffer)
+            for body in lines if args.body is None else [args.body.encode("utf-8", "surrogateescape")]:
                 send(conn, body, do="publish", channel=args.channel)
                 answer, _ = receive(conn)
                 if "error" in answer:

@@ -19,7 +19,7 @@ logger = logging.getLogger("relay")
 #: Beside this file.
 OWN_CERT = Path(__file__).resolve().with_name("localhost-cert.pem")
 OWN_KEY = OWN_CERT.with_name("localhost-key.pem")
-NAMES = ("localhost", "127.0.0.1", "::1")
+HOST, ADDRESSES = "localhost", ("127.0.0.1", "::1")
 LIFETIME = timedelta(days=3650)
 
 
@@ -59,9 +59,8 @@ def make_certificate(cert: Path, key: Path) -> None:
 
     private = ec.generate_private_key(ec.SECP256R1())
     public = private.public_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAMES[0])])
-    host, *addresses = NAMES
-    alternatives = [x509.DNSName(host), *(x509.IPAddress(ip_address(address)) for address in addresses)]
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+    alternatives = [x509.DNSName(HOST), *(x509.IPAddress(ip_address(address)) for address in ADDRESSES)]
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -78,11 +77,8 @@ def make_certificate(cert: Path, key: Path) -> None:
         .sign(private, hashes.SHA256())
     )
     cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key.write_bytes(private.private_bytes(*form))
 
 
 def make_certificate_by_command(cert: Path, key: Path) -> None:
@@ -90,13 +86,12 @@ def make_certificate_by_command(cert: Path, key: Path) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:
         raise NoCertificate("to make a certificate takes the Python package cryptography or the command openssl")
-    host, *addresses = NAMES
     config = cert.with_name("config")
     config.write_text(
         "[req]\nprompt = no\ndistinguished_name = name\nx509_extensions = extensions\n"
-        f"[name]\nCN = {host}\n"
+        f"[name]\nCN = {HOST}\n"
         "[extensions]\n"
-        f"subjectAltName = {','.join([f'DNS:{host}', *(f'IP:{address}' for address in addresses)])}\n"
+        f"subjectAltName = {','.join([f'DNS:{HOST}', *(f'IP:{address}' for address in ADDRESSES)])}\n"
         "basicConstraints = critical,CA:FALSE\n"
         "extendedKeyUsage = serverAuth\n"
         "subjectKeyIdentifier = hash\n"

@@ -1,11 +1,10 @@
-"""What the relay counts besides what the library does, for /metrics; and what its health page says.
+"""What the relay counts besides what the library does, for /metrics; and what it adds to the health page.
 
 Counting takes no package; the page takes `prometheus-client`, by way of `gowsev.prometheus`.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,12 +21,7 @@ if TYPE_CHECKING:
 
 #: What clients are told.
 AWAY = "the backplane is away"
-UNKNOWN = "the backplane went away"
 REFUSED = "the backplane refused it"
-TOO_MUCH = "too many commands wait for the backplane"
-
-#: Messages that wait for the loop, beyond which a process asks for no new clients.
-MOST_LAG = 10_000
 
 
 class Refusal(NamedTuple):
@@ -42,11 +36,11 @@ class Refusal(NamedTuple):
 def refusal_of(error: Exception) -> Refusal:
     """Return why a command was not carried out, as clients are told it; what Redis said is for the log."""
     if isinstance(error, ChannelsAway):
-        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", UNKNOWN, certain=False)
+        return Refusal("away", AWAY) if error.certain else Refusal("perhaps", "the backplane went away", certain=False)
     if isinstance(error, TooManyChannels):
         return Refusal("channels", f"at most {error.limit} channels for each client")
     if isinstance(error, TooMuchInFlight):
-        return Refusal("in_flight", TOO_MUCH)
+        return Refusal("in_flight", "too many commands wait for the backplane")
     return Refusal("backplane", REFUSED, getattr(error, "certain", True))
 
 
@@ -65,28 +59,14 @@ class Counters:
         self.refusals[reason] += 1
 
 
-def health(node: Node, context: gowsev.Context, worker: int, started: float) -> dict[str, Any]:
-    """What the health page says: that the process is alive, and whether it is ready for new clients.
+def health_of(node: Node, context: gowsev.Context, worker: int) -> gowsev.Health:
+    """The page for load balancers and supervisors."""
 
-    States and counts only: anyone may read it. Why the backplane is away, and where it is, is in the log.
-    """
-    status = node.channels.Status()
-    away = node.joined and not status.up
-    ready = not away and not node.stopping and status.lag < MOST_LAG
-    return {
-        "status": "ok" if ready else "degraded",
-        "alive": True,
-        "ready": ready,
-        "stopping": node.stopping,
-        "backplane": "none" if not node.joined else "away" if away else "up",
-        "connections": context.Stats().connections,
-        "refused": node.counters.refusals.total(),
-        "lag": status.lag,
-        "gaps": status.gaps,
-        "worker": worker,
-        "version": gowsev.__version__,
-        "uptime_seconds": round(time.time() - started, 1),
-    }
+    def own() -> dict[str, object]:
+        refused = node.counters.refusals.total()
+        return {"ready": not node.stopping, "stopping": node.stopping, "refused": refused, "worker": worker}
+
+    return gowsev.Health(context, node.channels, own=own)
 
 
 def metrics_of(node: Node, context: gowsev.Context, worker: int, folder: Path | None) -> Metrics | None:

@@ -79,24 +79,22 @@ class Node(Service):
         self._rates = rates or Rates()
         self._proxies = proxies
         self.channels: Channels
-        self.joined = False
-        """Whether other processes may be part of the relay."""
         self.counters = Counters()
         self.v2 = V2(self)
         self.stopping = False
         self._shut = False
         self._since: dict[int, float] = {}
-        self._turns: dict[int, Turns] = {}
+        self.turns: dict[int, Turns] = {}
+        """By client: what it waits for, if that is anything."""
         self._holding: dict[str, set[int]] = {}
         """By channel: connections for which messages are held."""
 
     def open(self, context: gowsev.Context, url: str | None = None, prefix: str = "relay") -> None:
         """Begin to relay: in this process alone, or with all that name the same Redis and prefix."""
         self.channels = Channels(context, url, prefix=prefix, deliver=self._deliver, limits=self.limits)
-        self.joined = url is not None
         # Of a cluster, one member may be away, and most channels be there.
         self._waits_briefly = url is not None and not url.startswith(("redis+cluster:", "rediss+cluster:"))
-        if self.joined:
+        if url is not None:
             self.when_there(context, partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
     def when_there(self, context: gowsev.Context, callback: Callable[[], object]) -> None:
@@ -176,7 +174,7 @@ class Node(Service):
             self.v2.received(context, id, message)
             return
         command, channel, body = parse(message)
-        turns = self._turns.setdefault(id, Turns())
+        turns = self.turns.setdefault(id, Turns())
         turns.add(Turn(command, channel, channel.decode("utf-8", "surrogateescape"), body))
         self._go_on(context, id, turns)
         self._close_if_too_much(context, id, turns)
@@ -293,7 +291,7 @@ class Node(Service):
         else:
             turn.answer = b"OK"
             turn.position = place["position"] if turn.command == "publish" else None
-        self._go_on(context, id, self._turns[id])
+        self._go_on(context, id, self.turns[id])
 
     def _answer(self, context: gowsev.Context, id: int, turns: Turns, turn: Turn) -> None:
         """Send an answer, and what was held because it had not been sent."""
@@ -342,20 +340,16 @@ class Node(Service):
         self.counters.deliveries += len(ids) - refused
 
     def _hold_back(self, context: gowsev.Context, id: int, publication: Publication, body: bytes) -> None:
-        turns = self._turns[id]
+        turns = self.turns[id]
         turns.bytes += len(body)
         for ready in turns.held[publication.channel].arrived(publication.position, body):
             turns.bytes -= len(ready)
             self._send(context, (id,), ready)
         self._close_if_too_much(context, id, turns)
 
-    def turns_of(self, id: int) -> Turns | None:
-        """What a client waits for; `None` if that is nothing."""
-        return self._turns.get(id)
-
     def waiting(self) -> dict[str, int]:
         """How much waits here, of each kind."""
-        turns = self._turns.values()
+        turns = self.turns.values()
         return {"commands": sum(map(len, turns)) + self.v2.waiting, "bytes": sum(one.bytes for one in turns)}
 
     # -- turns ---------------------------------------------------------------------------------------------------
@@ -371,7 +365,7 @@ class Node(Service):
             del self._holding[name]
 
     def _forget_turns(self, id: int) -> None:
-        turns = self._turns.pop(id, None)
+        turns = self.turns.pop(id, None)
         for name in turns.held if turns else ():
             self._release(id, name)
 
@@ -391,7 +385,7 @@ class Node(Service):
 
     def stop_if_quiet(self, context: gowsev.Context) -> None:
         """Stop, if that was asked for and no command is under way."""
-        if self.stopping and not self._turns and not self.v2.waiting:
+        if self.stopping and not self.turns and not self.v2.waiting:
             self._shut_down(context)
 
     def _shut_down(self, context: gowsev.Context) -> None:

@@ -81,7 +81,7 @@ function become(state) {
       unanswered.clear();
       say("bad", "The connection was lost before the relay answered: perhaps not published.");
       if (!$("body").value) $("body").value = body;
-    }
+    } else if ($("answer").dataset.kind === "good") say("", ""); // it would read as if one could publish now
   }
   showState();
   for (const channel of channels.values()) channel.show();

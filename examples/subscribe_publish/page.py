@@ -7,7 +7,6 @@ this file; nothing comes from anywhere else, and a strict Content-Security-Polic
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,6 @@ SAFE = [
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Opener-Policy", "same-origin"),
 ]
-TEXT = "text/plain; charset=utf-8"
-
-Answer = tuple[str, str, bytes]
 
 
 class Page:
@@ -45,10 +41,8 @@ class Page:
     """
 
     def __init__(self, token: bool = False) -> None:
-        self.health: Callable[[], dict[str, Any]]
-        """What /healthz says; to be set before requests come."""
-        self.metrics: Callable[..., Iterable[bytes]] | None = None
-        """What answers for /metrics."""
+        self.apps: dict[str, Callable[..., Iterable[bytes]]] = {}
+        """What answers for other paths; to be set before requests come."""
         self._files: dict[str, tuple[str, bytes, str]] = {}
         for path, name, type in FILES:
             content = (HERE / name).read_bytes()
@@ -58,32 +52,23 @@ class Page:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"] or "/", environ["REQUEST_METHOD"]
-        headers = list(SAFE)
+        headers, type = [*SAFE, ("Cache-Control", "no-store")], "text/plain; charset=utf-8"
         if method not in ("GET", "HEAD"):
-            headers.append(("Allow", "GET, HEAD"))
-            status, type, body = "405 Method Not Allowed", TEXT, b"This is read only.\n"
+            headers = [*SAFE, ("Allow", "GET, HEAD")]
+            status, body = "405 Method Not Allowed", b"This is read only.\n"
         elif path in self._files:
             type, body, tag = self._files[path]
             status = "200 OK"
             # Asked for again each time, and sent again only when it has changed.
-            headers += [("Cache-Control", "no-cache"), ("ETag", tag)]
+            headers = [*SAFE, ("Cache-Control", "no-cache"), ("ETag", tag)]
             if tag in environ.get("HTTP_IF_NONE_MATCH", ""):
                 start_response("304 Not Modified", headers)
                 return []
-        elif path == "/metrics" and self.metrics is not None:
-            return self.metrics(environ, start_response)
+        elif path in self.apps:
+            return self.apps[path](environ, lambda status, more: start_response(status, SAFE + more))
+        elif path == "/metrics":
+            status, body = "501 Not Implemented", b"Metrics need the Python package prometheus-client.\n"
         else:
-            headers.append(("Cache-Control", "no-store"))
-            status, type, body = self._answer(path)
+            status, body = "404 Not Found", b"There is nothing here. The page is at /.\n"
         start_response(status, [*headers, ("Content-Type", type), ("Content-Length", str(len(body)))])
         return [] if method == "HEAD" else [body]
-
-    def _answer(self, path: str) -> Answer:
-        if path in ("/healthz", "/healthz/alive"):
-            health = self.health()
-            good = health["ready"] or path == "/healthz/alive"
-            status = "200 OK" if good else "503 Service Unavailable"
-            return status, "application/json", json.dumps(health).encode() + b"\n"
-        if path == "/metrics":
-            return "501 Not Implemented", TEXT, b"Metrics need the Python package prometheus-client.\n"
-        return "404 Not Found", TEXT, b"There is nothing here. The page is at /.\n"

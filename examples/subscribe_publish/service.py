@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -17,7 +16,6 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -27,20 +25,16 @@ import gevent
 import gevent.socket
 from allowance import Rates
 from localhost_certificate import OWN_CERT, OWN_KEY, NoCertificate, ensure_certificate
-from metrics import health, metrics_of
+from metrics import health_of, metrics_of
 from node import LIMITS, SUBPROTOCOLS, Node
 from page import Page
 from tokens import INTERVAL, TokenFile, read_tokens
-from workers import READY, Workers, command, has_terminal, reserve
+from workers import READY, Workers, has_terminal, reserve
 
 import gowsev
 from gowsev.channels import Limits
 
 logger = logging.getLogger("relay")
-
-
-class ConfigurationError(Exception):
-    """Something that was asked for cannot be; the text is for whoever asked."""
 
 
 # -- options ---------------------------------------------------------------------------------------------------------
@@ -177,20 +171,16 @@ def main() -> None:
         parser.error("more than one of --workers takes a --backplane, which makes them one relay")
     configure_log(args)
     # As many connections as the system allows.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         if args.backplane is not None:
             check_backplane(args)
         if args.workers > 1 and not args.worker:
-            code = run_workers(args)
-        else:
-            run(args)
-            code = 0
-    except (ConfigurationError, OSError, ValueError) as error:  # a port in use, a file that is no certificate
+            sys.exit(run_workers(args))
+        run(args)
+    except (OSError, ValueError) as error:  # a port in use, a file that is no certificate
         parser.exit(2, f"{parser.prog}: error: {getattr(error, 'strerror', None) or error}\n")
-    sys.exit(code)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -213,8 +203,10 @@ def run(args: argparse.Namespace) -> None:
     )
     context = gowsev.MakeContext(node, options)
     node.open(context, args.backplane, args.backplane_prefix)
-    page.health = functools.partial(health, node, context, args.worker or 1, time.time())
-    page.metrics = metrics_of(node, context, args.worker or 1, args.worker_folder)
+    health = health_of(node, context, args.worker or 1)
+    page.apps = {"/healthz": health, "/healthz/alive": health}
+    if (metrics := metrics_of(node, context, args.worker or 1, args.worker_folder)) is not None:
+        page.apps["/metrics"] = metrics
     urls = listen(context, args)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, node.stop, context)
@@ -238,17 +230,21 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def check_backplane(args: argparse.Namespace) -> None:
-    """Look for what is wrong with the address of the backplane, before anybody uses it."""
+    """Look for what is wrong with the address of the backplane, before anybody uses it.
+
+    Raises:
+        ValueError: it cannot be used; the text says why.
+    """
     try:
         from gowsev.channels import Remote
 
         Remote(args.backplane, prefix=args.backplane_prefix)  # which has not connected yet
     except ImportError as error:
-        raise ConfigurationError(f"--backplane takes the Python package redis: {error}") from error
+        raise ValueError(f"--backplane takes the Python package redis: {error}") from error
     except ValueError as error:
         of_prefix = str(error).startswith("prefix")
         option = "--backplane-prefix" if of_prefix else "--backplane is like redis://host:6379/0"
-        raise ConfigurationError(f"{option}: {error}") from error
+        raise ValueError(f"{option}: {error}") from error
 
 
 def follow(context: gowsev.Context, node: Node, tokens: TokenFile) -> None:
@@ -289,7 +285,7 @@ def run_workers(args: argparse.Namespace) -> int:
         else:
             more += ["--tls-port", "none"]
         try:
-            return Workers(command(*more), args.workers, Path(folder)).run()
+            return Workers([sys.executable, *sys.argv, *more], args.workers, Path(folder)).run()
         finally:
             for holder in holders:
                 holder.close()

@@ -18,8 +18,6 @@ logger = logging.getLogger("relay")
 #: Seconds between two looks at the file. It is read when two looks have seen the same: nobody is writing it then.
 INTERVAL = 1.0
 
-State = tuple[int, int, int] | None
-
 
 @dataclass(frozen=True)
 class Token:
@@ -145,7 +143,7 @@ class TokenFile:
         logger.info("Read the tokens in %r again: %d", str(self._path), len(tokens))
         return changed
 
-    def _state(self) -> State:
+    def _state(self) -> tuple[int, int, int] | None:
         """What is another after each change; `None` if there is no regular file."""
         try:
             status = os.stat(self._path)

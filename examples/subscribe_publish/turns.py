@@ -18,8 +18,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-__all__ = ["Held", "Turn", "Turns"]
-
 
 @dataclass(eq=False, slots=True)
 class Turn:

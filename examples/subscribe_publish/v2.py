@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     import gowsev
 
-__all__ = ["V2", "Command", "Invalid", "frame_of", "read"]
-
 SUBPROTOCOL = "relay.v2"
 #: Bytes of the first line. A name of 1,000 bytes may be six times as long in JSON.
 MOST_HEAD = 16 << 10

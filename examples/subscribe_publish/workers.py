@@ -15,7 +15,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,10 +170,8 @@ class Workers:
                     worker.process = self._start(worker)
                 except OSError as error:  # no memory, or Python is just being replaced: the others serve on
                     self._postpone(worker, now)
-                    logger.error(
-                        "Worker %d cannot be started: %s; the next attempt is in %.1f s",
-                        worker.number, error, worker.delay,
-                    )  # fmt: skip
+                    text = "Worker %d cannot be started: %s; the next attempt is in %.1f s"
+                    logger.error(text, worker.number, error, worker.delay)
 
     def _postpone(self, worker: Worker, now: float) -> None:
         """Put the next start off, twice as long as the last one was."""
@@ -200,21 +197,16 @@ class Workers:
             if code is None:
                 continue
             last = code
-            self._forget(worker)
+            worker.process = None
+            (self._folder / f"{worker.number}.json").unlink(missing_ok=True)
             if lived < SETTLED:
                 self._postpone(worker, now)
             else:
                 worker.delay, worker.due = 0.0, now
             if code != MISCONFIGURED or self._settled:
-                logger.error(
-                    "Worker %d %s after %.1f s; a new one starts in %.1f s",
-                    worker.number, _how(code), lived, worker.delay,
-                )  # fmt: skip
+                text = "Worker %d %s after %.1f s; a new one starts in %.1f s"
+                logger.error(text, worker.number, _how(code), lived, worker.delay)
         return last
-
-    def _forget(self, worker: Worker) -> None:
-        worker.process = None
-        (self._folder / f"{worker.number}.json").unlink(missing_ok=True)
 
     def _end(self, code: int) -> int:
         """Let all workers end; return the exit code."""
@@ -254,8 +246,3 @@ def _how(code: int) -> str:
         return f"ended with exit code {code}"
     names = {one.value: one.name for one in signal.Signals}  # most real-time signals have none
     return f"was killed by {names.get(-code, f'signal {-code}')}"
-
-
-def command(*arguments: str) -> list[str]:
-    """The command that runs this program again, with more arguments."""
-    return [sys.executable, *sys.argv, *arguments]
