@@ -108,17 +108,25 @@ def test_a_context_made_before_the_fork_serves_in_each_worker(gunicorn):
     server.process.wait()
 
 
+# A child inherits gunicorn's handler of SIGTERM, which ends no child, and `multiprocessing` waits for its children in
+# the end. Up to Python 3.12 they ended by themselves, since gunicorn's greenlet goes on in them and leaves; from 3.13
+# on gevent then waits for the greenlet that has forked.
 FORKING_APP = """
-import multiprocessing, os
+import multiprocessing, os, signal
 import gevent, gowsev
 
 children = []
 
 
+def wait_in_child():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gevent.sleep(60)
+
+
 class Forks(gowsev.Handler):
     def MessageReceived(self, context, id, message):
         if not children:
-            child = multiprocessing.get_context("fork").Process(target=gevent.sleep, args=(60,), daemon=True)
+            child = multiprocessing.get_context("fork").Process(target=wait_in_child, daemon=True)
             child.start()
             children.append(child)
         context.Write(id, str(os.getpid()).encode() + b" " + message)

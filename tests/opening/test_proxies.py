@@ -132,8 +132,13 @@ def test_a_proxy_and_we_agree_about_where_a_request_ends(proxied):
         head = b"\r\n".join([b"POST /first HTTP/1.1", b"Host: localhost", *lines, b"", b""])
         client = RawClient("127.0.0.1", port, handshake=False)
         client.send(head + rest)
-        client.read_head()
-        client.close()
+        try:
+            client.read_head()
+        except EOFError:
+            # HAProxy 3.2 refuses some with a 400 that only its log shows, and closes: then none of it has come to us.
+            assert asked == [], name
+        finally:
+            client.close()
         # Another client, whose request takes the same connection to us.
         follower = b"GET /next HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         answer = exchange(port, follower)
