@@ -810,15 +810,20 @@ def test_two_relays_do_not_share_a_port_by_mistake():
 OPEN_FILES = 40
 
 
+@contextlib.contextmanager
 def supervise(tmp_path, command, number=1, delays=(workers.FIRST_DELAY, workers.LAST_DELAY)):
-    """Run workers that are this command, under a parent of their own; return its process."""
+    """Run workers that are this command, under a parent of their own; yield its process, which is killed at the end."""
     parent = (
         f"import sys, logging, pathlib, resource; sys.path.insert(0, {str(RELAY)!r}); import workers\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({OPEN_FILES}, {OPEN_FILES}))\n"
         "logging.basicConfig(level=logging.INFO)\n"
         f"sys.exit(workers.Workers({command!r}, {number}, pathlib.Path({str(tmp_path)!r}), {delays!r}).run())\n"
     )
-    return subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # else a test that fails would wait for its end for ever
 
 
 def worker_of(script):
