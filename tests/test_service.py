@@ -806,14 +806,24 @@ def test_two_relays_do_not_share_a_port_by_mistake():
         other.bind(holder.getsockname())
 
 
+#: How many files a parent may have open: one that does not close what it had with a dead worker soon has too many.
+OPEN_FILES = 40
+
+
+@contextlib.contextmanager
 def supervise(tmp_path, command, number=1, delays=(workers.FIRST_DELAY, workers.LAST_DELAY)):
-    """Run workers that are this command, under a parent of their own; return its process."""
+    """Run workers that are this command, under a parent of their own; yield its process, which is killed at the end."""
     parent = (
-        f"import sys, logging, pathlib; sys.path.insert(0, {str(RELAY)!r}); import workers\n"
+        f"import sys, logging, pathlib, resource; sys.path.insert(0, {str(RELAY)!r}); import workers\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({OPEN_FILES}, {OPEN_FILES}))\n"
         "logging.basicConfig(level=logging.INFO)\n"
         f"sys.exit(workers.Workers({command!r}, {number}, pathlib.Path({str(tmp_path)!r}), {delays!r}).run())\n"
     )
-    return subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # else a test that fails would wait for its end for ever
 
 
 def worker_of(script):
@@ -840,15 +850,26 @@ def test_workers_that_cannot_be_configured_end_their_parent(tmp_path):
         assert parent.wait(PATIENCE) == 2
 
 
+def test_delays_grow_to_the_longest_and_stay_there_for_ever():
+    # More than 1,024 of them, at which a power of two is too large for a float: in service, more than eight hours.
+    delays = [0.0]
+    for _ in range(1100):
+        delays.append(workers.next_delay(delays[-1], 0.5, 30.0))
+    assert delays[:8] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    assert set(delays[7:]) == {30.0}
+
+
 def test_a_worker_that_never_starts_is_tried_for_ever_and_the_others_serve_on(tmp_path):
-    # In pauses of up to 2 ms: in service, with 30 s, so many deaths take more than eight hours.
+    # In pauses of up to 2 ms, and more often than the parent may have files open.
     command = worker_of("test $2 = 1 && exit 1; echo $$ >> pids; exec cat")
     command[2] = f"cd {tmp_path}; {command[2]}"
     with supervise(tmp_path, command, 2, delays=(0.001, 0.002)) as parent:
         deaths = 0
-        while deaths < 1100:
+        while deaths < OPEN_FILES * 2:
             line = parent.stderr.readline()
             assert line, f"the parent ended after {deaths} deaths"
+            # A start for which there are no files is put off too, and the attempts go on: not so here.
+            assert "cannot be started" not in line
             deaths += "Worker 1 ended with exit code 1" in line
         assert line.endswith("a new one starts in 0.0 s\n")
         (healthy,) = map(int, (tmp_path / "pids").read_text().split())

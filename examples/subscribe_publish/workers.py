@@ -175,8 +175,7 @@ class Workers:
 
     def _postpone(self, worker: Worker, now: float) -> None:
         """Put the next start off, twice as long as the last one was."""
-        first, last = self._delays
-        worker.delay = min(worker.delay * 2 or first, last)
+        worker.delay = next_delay(worker.delay, *self._delays)
         worker.due = now + worker.delay
 
     def _until_next(self) -> float:
@@ -223,6 +222,17 @@ class Workers:
                 process.wait()
                 code = code or 1
         return code
+
+
+def next_delay(delay: float, first: float, last: float) -> float:
+    """Return how long to wait after a start that failed: twice as long as before it, at first and at most as told.
+
+    Args:
+        delay: seconds waited before that start, or 0 for the first one.
+        first: seconds after the first failure.
+        last: seconds at most.
+    """
+    return min(delay * 2 or first, last)
 
 
 def _let_signals_through() -> None:
