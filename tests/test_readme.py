@@ -186,7 +186,7 @@ API = [code(name) for name, _ in rows(GLANCE, "name", "what it is")]
 
 def methods(kind):
     """The public methods of Go's kind: its names begin with a capital letter."""
-    return {name for name, value in vars(kind).items() if name[0].isupper() and callable(value)}
+    return {name for name in dir(kind) if name[0].isupper() and callable(getattr(kind, name))}
 
 
 def test_api_table_is_complete():
@@ -198,7 +198,7 @@ def test_api_table_is_complete():
 @pytest.mark.parametrize("signature", [name for name in API if "(" in name])
 def test_signature_in_api_table(signature):
     name = signature.partition("(")[0]
-    target = vars(gowsev.Context)[name[8:]] if name.startswith("context.") else getattr(gowsev, name)
+    target = getattr(gowsev.Context, name[8:]) if name.startswith("context.") else getattr(gowsev, name)
     parameters = [p.replace(annotation=p.empty) for p in inspect.signature(target).parameters.values()]
     if name.startswith("context."):
         parameters = parameters[1:]
