@@ -184,8 +184,8 @@ class Loop:
         if self._forked and not self._watched:
             self._watched = True
             logger.warning(
-                "clients of this context are refused: its loop was driven before this process was forked, and so is the "
-                "parent's; start it after the fork (under gunicorn --preload: in the hook post_worker_init)"
+                "clients of this context are refused: its loop was driven before this process was forked, and so is "
+                "the parent's; start it after the fork (under gunicorn --preload: in the hook post_worker_init)"
             )
         elif self.undriven and not self._watched:
             self._watched = True

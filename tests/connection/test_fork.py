@@ -505,7 +505,8 @@ def test_who_comes_to_a_loop_that_is_the_parents_is_refused_and_the_log_says_how
         client = RawClient("127.0.0.1", server.server_port, handshake=False)
         client.send(client.request())
         answer = client.read_to_end()
-        assert answer.startswith(b"HTTP/1.1 503") and answer.endswith(b"forked after its event loop had begun.\n")
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert answer.endswith(b"The server forked after its event loop had begun.\n")
         client.close()
     server.stop()
     (warning,) = caplog.records
