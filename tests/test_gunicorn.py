@@ -108,6 +108,43 @@ def test_a_context_made_before_the_fork_serves_in_each_worker(gunicorn):
     server.process.wait()
 
 
+STARTED_IN_THE_WORKER = """
+def post_worker_init(worker):
+    import gevent
+    from app import context
+
+    gevent.spawn(context.EventLoop)
+"""
+
+
+@pytest.mark.parametrize("preload", [["--preload"], []])
+def test_an_app_that_patches_itself_starts_its_loop_in_the_worker(gunicorn, tmp_path, preload):
+    patched = "from gevent import monkey\nmonkey.patch_all()\n" + APP
+    (tmp_path / "app.py").write_text(patched.replace("gevent.spawn(context.EventLoop)\n", ""))
+    (tmp_path / "conf.py").write_text(STARTED_IN_THE_WORKER)
+    server = gunicorn("gevent", *preload, "-c", "conf.py")
+    client = RawClient("127.0.0.1", server.port, path="/live")
+    assert echoes(client)
+    client.close()
+    assert complaints(server) == []
+    server.process.kill()
+    server.process.wait()
+
+
+def test_an_app_whose_loop_began_before_the_fork_is_told_so(gunicorn, tmp_path):
+    (tmp_path / "app.py").write_text("from gevent import monkey\nmonkey.patch_all()\n" + APP + "gevent.sleep(0)\n")
+    server = gunicorn("gevent", "--preload")
+    client = RawClient("127.0.0.1", server.port, path="/live", handshake=False)
+    client.send(client.request(path="/live"))
+    answer = client.read_to_end()
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert answer.endswith(b"The server forked after its event loop had begun.\n")
+    client.close()
+    server.wait_for("its loop was driven before this process was forked.*post_worker_init")
+    server.process.kill()
+    server.process.wait()
+
+
 # A child inherits gunicorn's handler of SIGTERM, which ends no child, and `multiprocessing` waits for its children in
 # the end. Up to Python 3.12 they ended by themselves, since gunicorn's greenlet goes on in them and leaves; from 3.13
 # on gevent then waits for the greenlet that has forked.

@@ -566,6 +566,23 @@ def test_bridge_that_reconnects(page, gowsev_server, gowsev_client):
     assert client.receive() == "againagain"
 
 
+@snippets("docs/scripts-and-bridges.md", "feeds.py")
+def test_bridge_of_two_feeds(page, gowsev_server, gowsev_client):
+    outside = gowsev_server(Outside())
+    program = page.start("feeds.py", port=outside.port)
+    client = gowsev_client(f"ws://127.0.0.1:{program.port()}/")
+    for name in ("north", "south"):
+        program.wait_for(f"{name} is there")
+    wait_until(lambda: outside.context.Stats().connections == 2)
+    assert outside.context.Broadcast([1, 2], "tick") == []
+    heard = []
+    while not {"north: tick", "south: tick"} <= set(heard):
+        heard.append(client.receive())  # what a feed says first may be heard, too
+    outside.context.Shutdown()
+    assert sorted(client.receive() for _ in range(2)) == ["north is away", "south is away"]
+    program.wait_for(r"north: dial .*; again in")
+
+
 # -- in service --------------------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,13 @@
 """`Options`: defaults, and what each field takes and refuses."""
 
+import ast
 import dataclasses
+import inspect
 from datetime import timedelta
 
 import pytest
 
+from gowsev import options
 from gowsev.arguments import as_seconds
 from gowsev.options import Options
 
@@ -58,6 +61,18 @@ def application(environ, start_response):
 
 def test_defaults():
     assert dataclasses.asdict(Options()) == DEFAULTS
+
+
+def test_type_checkers_see_the_same_parameters():
+    (written,) = (
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(options)))
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    names = [parameter.arg for parameter in written.args.kwonlyargs]
+    assert names == list(DEFAULTS)
+    defaults = [eval(ast.unparse(default)) for default in written.args.kw_defaults]
+    assert defaults == list(DEFAULTS.values())
 
 
 ACCEPTED = [

@@ -115,8 +115,11 @@ class Channels(Part):
         if url is None:
             self._backend = Memory(self._arrivals, limits)
         else:
-            from gowsev.channels.redis import Redis  # the only place that needs the package
-
+            try:
+                from gowsev.channels.redis import Redis  # the only place that needs the package
+            except ModuleNotFoundError as error:
+                text = f"channels over Redis take the Python package redis, which is the extra 'redis': {error}"
+                raise ModuleNotFoundError(text, name=error.name) from error
             self._backend = Redis(url, prefix, self._arrivals, limits)
         self._arrivals.backend = self._backend
         self._arrivals.call = context.attach(self)

@@ -65,6 +65,7 @@ class Loop:
         self._hub = gevent.get_hub()
         self._driver: Any = None
         self._forsaken = False
+        self._forked = False
         self._watched = False
         self._finishing = False
         self._close_timeout = options.close_timeout
@@ -172,13 +173,21 @@ class Loop:
     @property
     def refuses(self) -> str:
         """Why new connections are refused; empty where they are not."""
+        if self._forked:
+            return "The server forked after its event loop had begun."
         if self.stopping:
             return "The server is shutting down."
         return "The server's event loop has ended." if self._forsaken else ""
 
     def expect_driver(self) -> None:
-        """Log, once, if no greenlet drives the loop within some seconds: a client is waiting."""
-        if self.undriven and not self._watched:
+        """Log, once, if no greenlet drives the loop within some seconds, or none can: a client is waiting."""
+        if self._forked and not self._watched:
+            self._watched = True
+            logger.warning(
+                "clients of this context are refused: its loop was driven before this process was forked, and so is "
+                "the parent's; start it after the fork (under gunicorn --preload: in the hook post_worker_init)"
+            )
+        elif self.undriven and not self._watched:
             self._watched = True
             # Not spawn_later: neither `gevent.wait()` nor the end of a program should wait for this.
             self._hub.loop.timer(_UNDRIVEN, ref=False).start(gevent.spawn, _warn_if_undriven, ref(self))
@@ -292,7 +301,8 @@ class Loop:
                 if event[0] == CALL:
                     self.queue.put(event)
             return [event for event in events if event[0] != CALL]
-        self.stopping = self._row.ended = True
+        self.stopping = self._row.ended = self._forked = True
+        self._watched = False
         self.queue.disown()
         for listener in self.listeners:
             listener.disown()

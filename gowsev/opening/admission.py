@@ -78,6 +78,8 @@ class Admission:
         """
         refused = self._full()
         if refused is not None:
+            if self._driver.refuses:
+                self._driver.expect_driver()
             return refused
         if decided is not None:
             _check_offered(decided, request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from conftest import Recorder, in_real_thread, wait_until
 
@@ -387,3 +389,9 @@ def test_in_a_forked_child_of_a_driven_loop_there_are_no_channels():
     channels = Channels(context)
     context.disown()  # as it is called in a child
     assert isinstance(channels.Publish("news", "x"), ChannelsAway)
+
+
+def test_without_the_package_redis_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gowsev.channels.redis", None)  # which cannot be imported without it
+    with pytest.raises(ModuleNotFoundError, match="the Python package redis, which is the extra 'redis'"):
+        Channels(gowsev.MakeContext(Recorder()), "redis://localhost:6379/0")

@@ -494,6 +494,26 @@ def test_a_loop_that_never_waited_has_ended_too():
     assert context.EventLoopIteration() is False
 
 
+def test_who_comes_to_a_loop_that_is_the_parents_is_refused_and_the_log_says_how_to_start_it(caplog):
+    context = gowsev.MakeContext(Recorder())
+    context.Post(lambda context: None)
+    assert context.EventLoopIteration() is True
+    disown_all()
+    server = WSGIServer(("127.0.0.1", 0), context.ServeHTTP, handler_class=gowsev.WebSocketHandler, log=None)
+    server.start()
+    for _ in range(2):
+        client = RawClient("127.0.0.1", server.server_port, handshake=False)
+        client.send(client.request())
+        answer = client.read_to_end()
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert answer.endswith(b"The server forked after its event loop had begun.\n")
+        client.close()
+    server.stop()
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    assert "driven before this process was forked" in warning.getMessage()
+
+
 def test_a_socket_that_is_closed_already_is_let_go_of_too():
     sock = gevent.socket.socket()
     sock.close()
