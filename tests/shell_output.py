@@ -11,7 +11,7 @@ from conftest import PATIENCE, in_thread
 def without_reader(command, **options):
     """Run a command whose output had a reader once: its exit code, and what it complained about."""
     reading, writing = os.pipe()
-    os.close(reading)
+    open(reading, "rb").close()  # at once, as gevent's os.close does not
     try:
         done = in_thread(
             lambda: subprocess.run(
@@ -30,7 +30,7 @@ def reader_that_leaves():
 
     def leave():
         first = gevent.os.tp_read(reading, 1024)  # in a thread of its own, patched or not
-        os.close(reading)
+        open(reading, "rb").close()
         return first
 
     with open(writing, "w", encoding="utf-8") as output:
