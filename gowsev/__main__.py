@@ -11,6 +11,7 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING
 
 from gowsev.bench import measure
+from gowsev.shell import ending_with_its_reader
 from gowsev.version import COMPILED, __version__, build, is_compiled
 from gowsev.wire.frames import apply_mask
 
@@ -38,8 +39,13 @@ def _facts() -> Iterator[str]:
     yield f"{platform.system()} {platform.release()} on {processor()}"
 
 
+@ending_with_its_reader()
 def main(words: Sequence[str] | None = None) -> None:
-    """Print what runs here, and, where it is asked for, what a message costs."""
+    """Print what runs here, and, where it is asked for, what a message costs.
+
+    Raises:
+        SystemExit: an argument is wrong, or nobody reads what is printed.
+    """
     parser = argparse.ArgumentParser(prog="python -m gowsev", description=__doc__)
     parser.add_argument(
         "--bench",

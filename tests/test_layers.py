@@ -18,7 +18,7 @@ PACKAGE = Path(gowsev.__file__).parent
 #: The rooms of the house, from the lowest to the top: a module imports from its own room and from lower ones. The words
 #: of a program stand in the package itself: on the ground those that need nothing else, on top those that need all.
 ROOMS = {
-    "ground": {"arguments", "errors", "options", "request", "stats", "timer", "version"},
+    "ground": {"arguments", "errors", "options", "request", "shell", "stats", "timer", "version"},
     "wire": {"wire", "wire.deflate", "wire.encoder", "wire.frames", "wire.protocol"},
     "connection": {
         "connection",

@@ -31,11 +31,13 @@ from node import LIMITS, Node
 from programs import outcomes, websockets_client
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import free_port, needs_redis
+from shell_output import without_reader
 from tokens import parse_tokens
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import gowsev
 from gowsev.channels import Remote
+from gowsev.shell import NOBODY_READS
 from gowsev.version import build
 
 CURL = shutil.which("curl")
@@ -940,6 +942,21 @@ def test_the_command_line_client_publishes_and_prints_what_arrives(relay, run):
     assert program.end() == 0
     single.wait_for(r"^client\.py: connection closed with code 1001: shutting down; again in 0\.\d s$")
     assert single.end(signal.SIGINT) == 130
+
+
+def test_a_subscriber_whose_output_nobody_reads_ends_quietly(relay):
+    program = relay()
+    line = [sys.executable, str(RELAY / "client.py"), "--url", program.url(), "subscribe", "news"]
+    ending = gevent.spawn(without_reader, line)
+    with websockets_client(program.url()) as publishing:
+
+        def ended():
+            publishing.send("publish:news:hello")
+            assert publishing.recv(timeout=PATIENCE) == OK
+            return ending.ready()
+
+        wait_until(ended)
+    assert ending.get() == (NOBODY_READS, "")
 
 
 @needs_redis

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import ssl
 import sys
@@ -179,6 +180,9 @@ def main() -> None:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:  # how a subscriber is ended
         parser.exit(130)
+    except BrokenPipeError:  # what reads a subscriber's output has gone, such as `head`: end as by SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.exit(141)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gowsev.channels.bell import Bell
 from gowsev.channels.errors import ChannelsError
 from gowsev.channels.remote import Remote
+from gowsev.shell import ending_with_its_reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,17 +60,21 @@ def _tail(remote: Remote, arguments: argparse.Namespace) -> None:
             bell.wait()
 
 
+@ending_with_its_reader()
 def main(words: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit code."""
+    """Do what the command line says; return the exit code.
+
+    Raises:
+        SystemExit: an argument is wrong, or nobody reads what is printed.
+    """
     arguments = _arguments(words)
     try:
-        with Remote(arguments.url, prefix=arguments.prefix) as remote:
+        # Ctrl-C is the end of `tail`.
+        with suppress(KeyboardInterrupt), Remote(arguments.url, prefix=arguments.prefix) as remote:
             {"publish": _publish, "members": _members, "tail": _tail}[arguments.command](remote, arguments)
     except (ChannelsError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except (KeyboardInterrupt, BrokenPipeError):  # the end of `tail`, by Ctrl-C or by what reads it
-        return 0
     return 0
 
 

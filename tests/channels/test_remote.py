@@ -13,6 +13,7 @@ import gevent
 import pytest
 from conftest import PATIENCE, in_real_thread, in_thread, wait_until
 from redis_server import needs_redis
+from shell_output import reader_that_leaves, without_reader
 
 from gowsev import channels
 from gowsev.channels import ChannelsAway, Publication, Refused, Remote
@@ -20,6 +21,7 @@ from gowsev.channels.__main__ import main
 from gowsev.channels.bell import Bell
 from gowsev.channels.script_commands import script_words, with_source
 from gowsev.channels.scripts import ALIVE, member_keys
+from gowsev.shell import NOBODY_READS
 
 pytestmark = needs_redis
 
@@ -291,23 +293,8 @@ def test_what_goes_wrong_in_the_shell(redis_server):
     assert done.stderr.startswith(b"ChannelsAway: ")
 
 
-class Once:
-    """An output whose reader goes away after the first line."""
-
-    def __init__(self):
-        self.lines = []
-
-    def write(self, line):
-        if self.lines:
-            raise BrokenPipeError
-        self.lines.append(line)
-
-    def flush(self):
-        pass
-
-
 class Stream:
-    """In the place of the standard input or output."""
+    """In the place of the standard input."""
 
     def __init__(self, buffer):
         self.buffer = buffer
@@ -316,7 +303,6 @@ class Stream:
 def test_the_same_in_this_process(redis_server, remote, monkeypatch, capsys):
     url = ["--url", redis_server.url]
     assert main(["publish", *url, "news", "1"]) == 0
-    first = capsys.readouterr().out.strip()
     monkeypatch.setattr(sys, "stdin", Stream(io.BytesIO(b"2")))
     assert main(["publish", *url, "--key", "k", "news", "-"]) == 0
     assert [publication.message for publication in remote.History("news")] == ["1", b"2"]
@@ -330,18 +316,34 @@ def test_the_same_in_this_process(redis_server, remote, monkeypatch, capsys):
     assert main(["members", *url, "news"]) == 0
     assert capsys.readouterr().out == "2 ann\n"
     assert main(["members", "--url", "nowhere", "news"]) == 1
-    output = Once()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", Stream(output))
+
+
+def test_tail_ends_with_what_reads_it(redis_server, remote, monkeypatch):
+    first = remote.Publish("news", "1")
+    remote.Publish("news", "2")
+
+    def tail(*options):
+        with pytest.raises(SystemExit) as left:
+            main(["tail", "--url", redis_server.url, "news", *options])
+        return left.value.code
+
+    with reader_that_leaves() as (output, leave), monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        following = gevent.spawn(in_thread, tail, "--after", first)
+        assert leave() == b"2\n"
         remote.Publish("news", "3")
-        assert in_thread(main, ["tail", *url, "news", "--after", first]) == 0
-    assert output.lines == [b"2\n"]
-    output = Once()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", Stream(output))
-        waiting = gevent.spawn(in_thread, main, ["tail", *url, "news"])
+        assert following.get(timeout=PATIENCE) == NOBODY_READS
+    with reader_that_leaves() as (output, leave), monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        following = gevent.spawn(in_thread, tail)
         wait_until(lambda: redis_server.cli("pubsub", "shardnumsub", "{gowsev:news}").endswith("1"))
-        for message in "45":
-            remote.Publish("news", message)
-        assert waiting.get(timeout=PATIENCE) == 0
-    assert output.lines == [b"4\n"]
+        remote.Publish("news", "4")
+        assert leave() == b"4\n"
+        remote.Publish("news", "5")
+        assert following.get(timeout=PATIENCE) == NOBODY_READS
+
+
+def test_what_is_published_from_the_shell_stays_published_though_nobody_reads_its_position(redis_server, remote):
+    command = [sys.executable, "-m", "gowsev.channels", "publish", "--url", redis_server.url, "news", "once"]
+    assert without_reader(command) == (NOBODY_READS, "")
+    assert [publication.message for publication in remote.History("news")] == ["once"]
