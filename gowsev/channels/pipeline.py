@@ -48,8 +48,8 @@ _COST = 0.0003
 _TRIES = 5
 #: Seconds after which a command fails, if there has been no answer.
 PATIENCE = 15.0
-#: Seconds without a command after which one is sent, to see whether Redis is still there.
-_IDLE = 5.0
+#: Seconds without a command after which `idle` is asked.
+_SILENCE = 5.0
 
 
 class Command:
@@ -96,6 +96,7 @@ class Pipeline(Lasting):
         connected: called after each new connection, with whether the last one was given up since Redis refused all
             commands.
         lost: called when a connection is lost, or could not be opened.
+        silence: seconds without a command after which `idle` is asked.
     """
 
     def __init__(
@@ -109,8 +110,10 @@ class Pipeline(Lasting):
         idle: Callable[[int, bool], tuple[Any, ...]],
         connected: Callable[[bool], None],
         lost: Callable[[], None],
+        silence: float = _SILENCE,
     ) -> None:
         super().__init__(find, health, where + "commands", where, ANSWER)
+        self._silence = silence
         self._cluster = cluster
         self._make_ready = prepare
         self._idle = idle
@@ -210,10 +213,13 @@ class Pipeline(Lasting):
                     line.send(batch)
                 except FAILED as error:  # it is sent again
                     self._broken = error
-            else:
-                self._to_write.clear()
-                if not self._to_write.wait(_IDLE) and not self._sent:
-                    self._turns.put("idle", Command("idle", b"", self._idle, 0, lambda _answer: None))
+            elif not self._wait_for_more() and not self._sent:
+                self._turns.put("idle", Command("idle", b"", self._idle, 0, lambda _answer: None))
+
+    def _wait_for_more(self) -> bool:
+        """Wait until there may be more to write, for `silence` at most; return whether there may."""
+        self._to_write.clear()
+        return bool(self._to_write.wait(self._silence))
 
     def _take(self) -> list[tuple[Any, ...]]:
         """Move what may be sent now to what is sent; return its words."""

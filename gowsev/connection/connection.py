@@ -136,11 +136,6 @@ class Connection(Sending):
         return self._watcher is None
 
     @property
-    def closing(self) -> bool:
-        """Whether writes are refused: a close frame was sent or received, or the socket is gone."""
-        return self.outbox.stopped
-
-    @property
     def close_code(self) -> int | None:
         """`None` while open; then the code of the peer's close frame: 1005 if it had none, 1006 if none came."""
         return self._protocol.close_code if self.closing else None

@@ -51,6 +51,26 @@ def pipeline(redis_server):
     pipeline.close()
 
 
+def test_redis_is_asked_after_some_silence_whether_it_is_still_there(redis_server):
+    asked = []
+
+    def idle(number, again):
+        asked.append((number, again))
+        return ("PING",)
+
+    address = parse(redis_server.url)
+    pipeline = Pipeline(
+        lambda: address, Health(address, ()), "", count(1), False, lambda line: None, idle, lambda refused: None,
+        lambda: None, silence=0.05,
+    )  # fmt: skip
+    answers = []
+    pipeline.ask(command(answers.append))
+    wait_until(lambda: len(asked) >= 3)
+    assert answers == [b"1 False"]
+    assert asked[:3] == [(2, False), (3, False), (4, False)]
+    pipeline.close()
+
+
 def command(answered, key=b"k"):
     return Command(None, key, lambda number, again: ("ECHO", f"{number} {again}"), 0, answered)
 
