@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
 
-from gowsev.wire.encoder import FRAGMENT
+from gowsev.wire.encoder import FRAGMENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,13 +135,13 @@ class Held:
     def add_stream(self, stream: object) -> None:
         """Add a message in pieces."""
         self._entries.append((0, stream))
-        self.size += FRAGMENT
+        self.size += FRAGMENT_BYTES
 
     def take(self) -> tuple[int, Any] | None:
         """Take the next one out, as (opcode, payload), or (0, what `add_stream` was given); `None` if there is none."""
         if not self._entries:
             return None
         opcode, entry = self._entries.popleft()
-        self.size -= len(entry) if opcode else FRAGMENT
+        self.size -= len(entry) if opcode else FRAGMENT_BYTES
         self.count -= 1 if opcode else 0
         return opcode, entry

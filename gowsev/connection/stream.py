@@ -26,7 +26,7 @@ from gowsev.arguments import check_callable
 from gowsev.connection.events import CALL
 from gowsev.connection.gathering import Held
 from gowsev.errors import ConnClosing
-from gowsev.wire.encoder import FRAGMENT
+from gowsev.wire.encoder import FRAGMENT_BYTES
 from gowsev.wire.frames import TEXT
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Line:
     def _pull(self, stream: Stream) -> bool:
         """Make fragments of what the source has, as far as this turn goes; return whether it has ended."""
         outbox, gathered = self._outbox, self._gathered
-        full = max(1, min(FRAGMENT, outbox.limit - _HEADER))
+        full = max(1, min(FRAGMENT_BYTES, outbox.limit - _HEADER))
         # What is held back must not keep the stream from ending: it may always send one fragment.
         room = max(min(_TURN_BYTES, outbox.room), full + _HEADER)
         for _ in range(_TURN_PIECES):

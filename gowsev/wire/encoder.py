@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from gowsev.wire.deflate import Deflate
 
-__all__ = ["FRAGMENT", "LARGE", "Encoder", "Fragments", "MaskingEncoder"]
+__all__ = ["FRAGMENT_BYTES", "LARGE", "Encoder", "Fragments", "MaskingEncoder"]
 
 #: The headers of whole messages of up to 125 bytes, by opcode and length.
 _SHORT_HEADERS: Final = {
@@ -25,7 +25,7 @@ LARGE: Final = 16384
 
 #: The fragments of a message in pieces are as long as this, in bytes before compression, but for the last. Peers count
 #: them: `websockets` refuses a message of more than 4,096.
-FRAGMENT: Final = 1 << 16
+FRAGMENT_BYTES: Final = 1 << 16
 
 
 class Encoder:
@@ -115,7 +115,7 @@ class Fragments:
     __slots__ = ("_compressor", "_deflate", "_first", "_masked")
 
     def __init__(self, opcode: int, deflate: Deflate | None, masked: bool) -> None:
-        self._deflate = deflate if deflate is not None and deflate.min_bytes <= FRAGMENT else None
+        self._deflate = deflate if deflate is not None and deflate.min_bytes <= FRAGMENT_BYTES else None
         # RFC 7692 section 6: "An endpoint MUST NOT set the "Per-Message Compressed" bit of control frames and non-first
         # fragments of a data message."
         self._first = opcode if self._deflate is None else RSV1 | opcode
