@@ -38,6 +38,8 @@ def member_keys(prefix: bytes, channel: bytes) -> tuple[bytes, bytes]:
 #: What need not be done each time is not: keys are made to live an eighth longer, or a day, and are only seen to again
 #: when that is over; a history is trimmed when it has a sixteenth more messages than it may have, or more bytes, and in
 #: bytes by a sixteenth more than it must.
+#:
+#: XLEN before DEL is there to fail: a key of another type is not ours to delete.
 PUBLISH: Final = """#!lua
 local meta, stream, notify = KEYS[1], KEYS[2], KEYS[3]
 local session, number = ARGV[1], tonumber(ARGV[2])

@@ -146,6 +146,7 @@ class Connection(Sending):
         return self._protocol.close_reason
 
     # -- sending -------------------------------------------------------------------------------------------------
+
     def ping(self) -> GowsevError | None:
         """Send a ping at once, behind what waits; never blocks. Returns why it was refused, or `None`."""
         if not self.outbox.has_room():
