@@ -15,6 +15,7 @@ import gevent
 
 from gowsev.context import Context, MakeContext
 from gowsev.errors import ConnectionClosed
+from gowsev.loop.callbacks import CALLBACKS
 from gowsev.opening.attempt import check_wanted
 from gowsev.opening.dial import BinaryMessage, DialledConn, TextMessage, connection_of
 from gowsev.options import Options
@@ -44,16 +45,6 @@ _PAUSE = 0.002
 
 #: Seconds that connections are given to close when a test is over.
 _LAST_WORDS = 5.0
-
-_CALLBACKS = (
-    "ConnAccepted",
-    "ConnClosed",
-    "EventLoopTimeout",
-    "MessageReceived",
-    "TextReceived",
-    "FragmentReceived",
-    "ConnRequested",
-)
 
 
 def wait_until(condition: Callable[[], Result], timeout: float = TIMEOUT) -> Result:
@@ -140,7 +131,7 @@ class Recorder(Generic[Wrapped]):
         return f"<Recorder of {self.handler!r}>"
 
     def __getattr__(self, name: str) -> Any:  # a method of one of several types
-        if name not in _CALLBACKS:
+        if name not in CALLBACKS:
             raise AttributeError(f"{self!r} has no attribute {name!r}")
         method = getattr(self.handler, name)
 
@@ -195,8 +186,8 @@ class Recorder(Generic[Wrapped]):
             AssertionError: there was no such callback within `timeout`; the text tells which there were. What the
                 callback raised is raised here too.
         """
-        if name not in _CALLBACKS:
-            raise ValueError(f"name must be one of {', '.join(_CALLBACKS)}, not {name!r}")
+        if name not in CALLBACKS:
+            raise ValueError(f"name must be one of {', '.join(CALLBACKS)}, not {name!r}")
 
         def found() -> Callback | None:
             fitting = (call for call in self.callbacks if call.name == name and call.args[: len(args)] == args)

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 Context = TypeVar("Context", contravariant=True)
 
-__all__ = ["Callbacks", "check_handler", "does_nothing", "misspelt"]
+__all__ = ["CALLBACKS", "Callbacks", "check_handler", "does_nothing", "misspelt"]
 
 _METHODS = ("ConnAccepted", "ConnClosed", "EventLoopTimeout", "MessageReceived")
-_OPTIONAL = ("TextReceived", "FragmentReceived", "ConnRequested")
+#: The names of all callbacks.
+CALLBACKS = (*_METHODS, "TextReceived", "FragmentReceived", "ConnRequested")
 
 #: How like a callback's name another must be to be a slip of the pen: `MessageRecieved` is one with 0.93, and
 #: `ConnClose` with 0.95; `conn_rejected` is none, with 0.8 of `ConnRequested`.
@@ -49,7 +50,7 @@ def check_handler(handler: object) -> None:
         raise TypeError(f"handler must be an object, not the class {handler.__name__}: call it")
     if missing:
         raise TypeError(f"handler {handler!r} must have the methods {', '.join(_METHODS)}; missing: {missing}")
-    for name in _METHODS + _OPTIONAL:
+    for name in CALLBACKS:
         if iscoroutinefunction(getattr(handler, name, None)):
             raise TypeError(f"{name} must be an ordinary function, not async: the loop awaits nothing")
 
@@ -61,13 +62,13 @@ def misspelt(handler: object) -> list[tuple[str, str]]:
     does nothing. A method whose callback the handler has is its own affair.
     """
     found = []
-    for callback in _METHODS + _OPTIONAL:
+    for callback in CALLBACKS:
         given = getattr(handler, callback, None)
         if given is not None and not getattr(given, "does_nothing", False):
             continue
         for name in dir(type(handler)):
             plain = name.replace("_", "").lower()
             likeness = SequenceMatcher(None, plain, callback.lower()).ratio()
-            if name not in _METHODS + _OPTIONAL and likeness >= _ALIKE and callable(getattr(type(handler), name)):
+            if name not in CALLBACKS and likeness >= _ALIKE and callable(getattr(type(handler), name)):
                 found.append((name, callback))
     return found

@@ -29,10 +29,11 @@ from gowsev.wire.protocol import Protocol
 if TYPE_CHECKING:
     import os
     import ssl
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import timedelta
     from typing import Literal
 
+    from gowsev.errors import GowsevError
     from gowsev.opening.attempt import Wanted
     from gowsev.options import Options
 
@@ -131,11 +132,7 @@ class DialledConn(Conn):
                 payload.decode()  # 5.6: "text data encoded as UTF-8"; UnicodeDecodeError is a ValueError
         else:
             raise TypeError(_WRONG_DATA[type].format(data.__class__.__name__))
-        connection = self._connection
-        connection.wait_sent()  # another greenlet's message comes first
-        error = connection.outbox.write(type, payload)
-        if not connection.wait_sent() or error is not None:
-            raise self._closed() from error
+        self._send(lambda: self._connection.outbox.write(type, payload))
 
     def Ping(self) -> None:
         """Send a ping; blocks the calling greenlet until the kernel has taken it. Its pong makes `round_trip`.
@@ -145,8 +142,12 @@ class DialledConn(Conn):
             RuntimeError: the connection belongs to a context.
         """
         self._check_mine("Ping")
+        self._send(self._connection.ping)
+
+    def _send(self, give: Callable[[], GowsevError | None]) -> None:
+        """Give the connection something to send, and wait until the kernel has taken it."""
         self._connection.wait_sent()  # another greenlet's message comes first
-        error = self._connection.ping()
+        error = give()
         if not self._connection.wait_sent() or error is not None:
             raise self._closed() from error
 
