@@ -254,6 +254,24 @@ def certificate(authority, tmp_path_factory):
     return str(cert), str(key)
 
 
+def accepted(server):
+    """Wait for the newest client's `ConnAccepted`, and return its id."""
+    wait_until(lambda: len(server.handler.of("accepted")) >= len(server.clients))
+    return server.handler.of("accepted")[-1][1]
+
+
+def over_tls(start, certificate, client_tls):
+    """Return `start`, a factory of servers as `serve` is one, with TLS, and clients to match."""
+
+    def start_with_tls(handler=None, **options):
+        server = start(handler, certificate=certificate, **options)
+        plain = server.client
+        server.client = lambda **kwargs: plain(tls=client_tls, **kwargs)
+        return server
+
+    return start_with_tls
+
+
 @pytest.fixture(scope="session")
 def client_tls(authority):
     """A client's TLS context that trusts the authority."""

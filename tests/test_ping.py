@@ -13,7 +13,18 @@ import gevent
 import pytest
 import websockets.sync.client
 import websockets.sync.server
-from conftest import PATCHED, PATIENCE, Recorder, connection_of, echo, in_thread, sockets_of, wait_until
+from conftest import (
+    PATCHED,
+    PATIENCE,
+    Recorder,
+    accepted,
+    connection_of,
+    echo,
+    in_thread,
+    over_tls,
+    sockets_of,
+    wait_until,
+)
 from raw import binary
 
 import gowsev
@@ -29,23 +40,12 @@ pytestmark = pytest.mark.usefixtures("quiet_hub")
 @pytest.fixture(params=["plain", "TLS"])
 def transport(request, serve, certificate, client_tls):
     """`serve`, once with plain servers and once with TLS, with clients to match."""
-
-    def start(handler=None, **options):
-        server = serve(handler, certificate=certificate if request.param == "TLS" else None, **options)
-        if request.param == "TLS":
-            plain = server.client
-            server.client = lambda **kwargs: plain(tls=client_tls, **kwargs)
-        return server
-
-    return start
+    return over_tls(serve, certificate, client_tls) if request.param == "TLS" else serve
 
 
-def accepted(server):
+def newest(server):
     """Wait for the newest client's `ConnAccepted`, and return its `Conn`."""
-    ids = wait_until(
-        lambda: len(server.handler.of("accepted")) >= len(server.clients) and server.handler.of("accepted")
-    )
-    return server.context.MustConn(ids[-1][1])
+    return server.context.MustConn(accepted(server))
 
 
 def read_ping(client):
@@ -66,7 +66,7 @@ def has_echoed(client):
 def test_a_round_trip_takes_as_long_as_the_peer_lets_it(transport):
     server = transport()
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     assert conn.round_trip is None
     before = time.monotonic()
     assert server.context.Ping(conn.id) is None
@@ -104,7 +104,7 @@ ANSWERS = [
 def test_only_the_answer_to_a_ping_makes_a_round_trip(serve, answer, number, at_once):
     server = serve()
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     server.context.Ping(conn.id)
     pongs = [frames.encode_frame(frames.FIN | PONG, payload, masked=True) for payload in answer(read_ping(client))]
     if at_once:
@@ -124,14 +124,14 @@ def test_a_pong_that_nobody_asked_for_makes_none(serve):
     for payload in (b"", b"1234"):
         client.send_frame(PONG, payload)
     assert has_echoed(client)
-    assert accepted(server).round_trip is None
+    assert newest(server).round_trip is None
     assert server.context.Stats().round_trips == 0
 
 
 def test_a_peer_may_answer_only_the_newest_of_several(serve):
     server = serve()
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     before = time.monotonic()
     server.context.Ping(conn.id)
     first = read_ping(client)
@@ -150,7 +150,7 @@ def test_a_peer_may_answer_only_the_newest_of_several(serve):
 def test_a_pong_may_come_in_the_middle_of_a_message_and_behind_others(serve):
     server = serve()
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     server.context.Ping(conn.id)
     ping = read_ping(client)
     client.send_frame(BINARY, b"begun", fin=False)
@@ -178,7 +178,7 @@ def test_a_ping_leaves_at_once_in_the_middle_of_a_callback_and_behind_what_was_w
 
     server = serve(Recorder(answer))
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     client.send_binary(b"go")
     assert client.read_frame() == (BINARY, b"before")
     client.send_frame(PONG, read_ping(client))
@@ -226,7 +226,7 @@ def test_a_ping_to_nobody(serve):
 def test_a_closing_connection_is_not_pinged_and_a_pong_still_counts(serve):
     server = serve()
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     server.context.Ping(conn.id)
     server.context.Close(conn.id)
     error = server.context.Ping(conn.id)
@@ -246,7 +246,7 @@ def test_a_closing_connection_is_not_pinged_and_a_pong_still_counts(serve):
 def test_a_ping_to_a_socket_that_turns_out_to_be_broken(serve):
     server = serve()
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     client.reset()
     wait_until(lambda: server.context.Ping(conn.id) is not None)
     wait_until(lambda: server.handler.closed)
@@ -257,7 +257,7 @@ def test_a_ping_to_a_socket_that_turns_out_to_be_broken(serve):
 def test_a_full_outbox_takes_no_ping_and_stays_as_it_is(serve, slow_consumer):
     server = serve(outbox_bytes=1 << 20, slow_consumer=slow_consumer)
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     assert server.context.Write(conn.id, bytes(MUCH)) is None
     error = server.context.Ping(conn.id)
     assert isinstance(error, gowsev.OutboxFull)
@@ -274,7 +274,7 @@ def test_a_full_outbox_takes_no_ping_and_stays_as_it_is(serve, slow_consumer):
 def test_a_ping_waits_behind_what_the_peer_has_not_read(transport):
     server = transport(outbox_bytes=None)
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     server.context.Write(conn.id, bytes(MUCH))
     assert server.context.Ping(conn.id) is None
     server.context.Write(conn.id, b"behind")
@@ -316,7 +316,7 @@ def test_while_the_process_computes_pongs_wait_and_the_round_trip_says_so(serve)
     """The one case in which a slow program looks like a slow network; the loop's delay tells them apart."""
     server = serve()
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     server.context.Ping(conn.id)
     client.send_frame(PONG, read_ping(client))
     over = time.monotonic() + 0.05
@@ -332,7 +332,7 @@ def test_while_the_process_computes_pongs_wait_and_the_round_trip_says_so(serve)
 def test_the_pings_of_keepalive_measure_too(transport):
     server = transport(ping_interval=0.05, ping_timeout=PATIENCE)
     client = server.client()
-    conn = accepted(server)
+    conn = newest(server)
     for number in range(3):
         client.send_frame(PONG, read_ping(client))
         wait_until(lambda number=number: server.context.Stats().round_trips == number + 1)
@@ -412,7 +412,7 @@ def test_peers_of_one_context_are_summed_up(serve):
     server = serve(Recorder(echo))
     for _ in range(3):
         client = server.client()
-        conn = accepted(server)
+        conn = newest(server)
         server.context.Ping(conn.id)
         client.send_frame(PONG, read_ping(client))
         wait_until(lambda conn=conn: conn.round_trip is not None)

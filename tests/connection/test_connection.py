@@ -19,11 +19,13 @@ import pytest
 from conftest import (
     PATIENCE,
     Recorder,
+    accepted,
     connection_of,
     descriptors,
     greenlets,
     in_thread,
     open_files,
+    over_tls,
     sockets_of,
     sweep,
     wait_until,
@@ -83,22 +85,7 @@ def ended(serve):
 @pytest.fixture(params=["plain", "TLS"])
 def transport(request, ended, certificate, client_tls):
     """`ended`, once with plain servers and once with TLS, with clients to match."""
-
-    def start(handler=None, **options):
-        server = ended(handler, certificate=certificate if request.param == "TLS" else None, **options)
-        if request.param == "TLS":
-            plain = server.client
-            server.client = lambda **kwargs: plain(tls=client_tls, **kwargs)
-        return server
-
-    return start
-
-
-def accepted(server):
-    """Wait for the newest client's `ConnAccepted`, and return its id."""
-    return wait_until(lambda: len(server.handler.of("accepted")) >= len(server.clients) and server.handler.events)[-1][
-        1
-    ]
+    return over_tls(ended, certificate, client_tls) if request.param == "TLS" else ended
 
 
 def congest(server, id, times=1):
