@@ -26,7 +26,11 @@ from gowsev.version import build
 PATIENCE = 30
 
 #: Modules whose other half is an extra, or for tests.
-EXTRA = {"gowsev.gunicorn": "gunicorn", "gowsev.pytest_plugin": "pytest"}
+EXTRA = {
+    "gowsev.gunicorn": "gunicorn",
+    "gowsev.prometheus": "prometheus-client",
+    "gowsev.pytest_plugin": "pytest",
+}
 
 ECHO = """
 import sys
