@@ -17,9 +17,9 @@ SCRIPT = Path(__file__).with_name("publish_from.py")
 NUMBER = 5
 
 
-def published(redis_server):
+def published(redis_server, channel="news"):
     with Remote(redis_server.url) as remote:
-        return [publication.message for publication in remote.History("news")]
+        return [publication.message for publication in remote.History(channel)]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ from gowsev.channels import Remote
 
 app = Celery("tasks", broker=os.environ["BROKER"])
 app.conf.task_ignore_result = True
+app.conf.task_acks_late = True  # once the worker has seen the end of a task
 app.conf.broker_connection_retry_on_startup = True
 remote = Remote(os.environ["REDIS_URL"])  # before the workers are forked; each has a connection of its own
 
@@ -57,6 +58,7 @@ remote = Remote(os.environ["REDIS_URL"])  # before the workers are forked; each 
 @app.task
 def notify(number):
     remote.Publish("news", f"{number} of {os.getpid()}", key=f"task {number}")
+    remote.Publish("ran", str(number))
 """
 SEND = """
 import sys, tasks
@@ -80,7 +82,12 @@ def test_a_task_of_celerys(run, tmp_path, redis_server):
     )  # fmt: skip
     sender = run("send.py", 10, **environ)
     assert sender.wait() == 0, sender.output
-    wait_until(lambda: worker.process.poll() is not None or len(published(redis_server)) >= 10, PATIENCE * 2)
+
+    def all_ran():
+        # And the worker knows it: told to end before, it reads no result, for which its child waits for half a minute.
+        return len(published(redis_server, "ran")) == 20 and redis_server.cli("-n", "1", "hlen", "unacked") == "0"
+
+    wait_until(lambda: worker.process.poll() is not None or all_ran(), PATIENCE * 2)
     assert worker.end() == 0, worker.output
     messages = published(redis_server)
     assert sorted(int(message.split()[0]) for message in messages) == list(range(10))
