@@ -100,6 +100,8 @@ class Arrivals:
         self.refused += error is not None
         if publishing.done is not None:
             self.answer(publishing.done, position and str(position), error)
+        elif error is not None:
+            logger.warning("a publish to channel %r has failed: %s", publishing.channel[:100], error)
 
     def answer(self, callback: Callable[..., object], *args: object) -> None:
         try:
@@ -153,6 +155,8 @@ class Arrivals:
             return
         if self._subscribers.find(joining.id, joining.channel) is joining:  # not so where it was refused at once
             self.remove(joining)
+        if not any(joining.done):  # nobody would know
+            logger.warning("connection %d has not joined channel %r: %s", joining.id, joining.channel[:100], error)
         self._tell(context, joining, Subscription(joining.channel, "", False, error))
 
     def _tell(self, context: Context, joining: Joining, subscription: Subscription) -> None:

@@ -147,7 +147,7 @@ class Channels(Part):
                 here is no error: `recovered` is `False` then, as after a gap.
             member: the name under which `Members` lists it, no longer than a channel's name may be.
             done: called with a `Subscription`, whose `error` is `None`, `IdNotFound`, `TooManyChannels`, `Refused` or
-                `ChannelsAway`.
+                `ChannelsAway`. Without it, an error is a warning in the log.
 
         Raises:
             TypeError, ValueError: `channel`, `member`, `after` or `done` is not what it should be.
@@ -193,7 +193,7 @@ class Channels(Part):
             message: a str is sent as text, bytes are sent as binary.
             done: `done(context, position, error)` is called when the message is stored, and nothing but a loss of
                 Redis's own data can lose it; or when that has failed. `error.certain` tells whether it is certainly
-                not stored.
+                not stored. Without it, a failure is a warning in the log.
             id: the connection on whose behalf that is done. Each has its own share of `Limits.in_flight`, and its turn.
 
         Returns:

@@ -251,11 +251,12 @@ def test_channels_of_a_connection_are_bounded(nodes):
     assert node.subscribe(id, "c").error is None
 
 
-def test_an_id_that_is_none(nodes):
+def test_an_id_that_is_none(nodes, caplog):
     node = nodes()
     assert isinstance(node.subscribe(12345).error, gowsev.IdNotFound)
     node.channels.Subscribe(12345, "news")
     wait_until(lambda: node.channels.Status().refused == 2)
+    assert "connection 12345 has not joined channel 'news': " in caplog.text
 
 
 def test_without_done(nodes):

@@ -251,7 +251,7 @@ def test_from_the_moment_at_which_redis_is_said_to_be_away_publishes_are_refused
     assert isinstance(node.channels.Publish("news", "x"), ChannelsAway)
 
 
-def test_a_key_of_another_type_concerns_its_channel_only(redis_nodes, redis_server):
+def test_a_key_of_another_type_concerns_its_channel_only(redis_nodes, redis_server, caplog):
     node = redis_nodes()
     id = node.join()
     redis_server.cli("set", "{gowsev:bad}:stream", "x")
@@ -276,6 +276,8 @@ def test_a_key_of_another_type_concerns_its_channel_only(redis_nodes, redis_serv
     node.channels.Unsubscribe(gone, "worse")
     wait_until(lambda: len(answers) == 2)
     assert all(isinstance(answer.error, Refused) for answer in answers)
+    node.channels.Publish("bad", "x")
+    wait_until(lambda: "a publish to channel 'bad' has failed: WRONGTYPE" in caplog.text)
     node.publish("good")
     node.wait_for(id, "good")
     assert node.channels.Status().up
