@@ -8,25 +8,43 @@ from collections.abc import Iterable
 from datetime import timedelta
 from ipaddress import ip_network
 
-__all__ = ["TOKEN", "as_bytes", "as_networks", "as_seconds", "as_strings", "as_tokens", "check_callable"]
+__all__ = [
+    "TOKEN",
+    "as_bytes",
+    "as_networks",
+    "as_seconds",
+    "as_strings",
+    "as_tokens",
+    "check_callable",
+    "check_whole",
+    "seconds_or_none",
+]
 
 #: RFC 9110 section 5.6.2: what names of headers and of subprotocols are made of.
 TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 
 
-def as_seconds(name: str, value: float | timedelta | None) -> float | None:
-    """Return a time as seconds; `None` stays `None`.
+def seconds_or_none(name: str, value: float | timedelta | None) -> float | None:
+    """Return a time as seconds, as `as_seconds` does; `None` stays `None`."""
+    return None if value is None else as_seconds(name, value, ", or None")
+
+
+def as_seconds(name: str, value: float | timedelta, otherwise: str = "") -> float:
+    """Return a time as seconds.
+
+    Args:
+        name: of the argument, for the text of an error.
+        value: what was given.
+        otherwise: what else may be given, for the text too.
 
     Raises:
-        TypeError: `value` is no number, no `timedelta` and not `None`; the text names it, and `name`.
+        TypeError: `value` is no number and no `timedelta`; the text names it, and `name`.
         ValueError: it is negative, infinite or no number.
     """
-    if value is None:
-        return None
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, a timedelta or None, not {value!r}")
+        raise TypeError(f"{name} must be a number of seconds or a timedelta{otherwise}, not {value!r}")
     try:
         seconds = float(value)
     except OverflowError:
@@ -93,6 +111,22 @@ def as_bytes(message: object) -> bytes:
         raise TypeError("message must be bytes, bytearray or memoryview, not str; WriteText sends text")
     hint = "; WriteStream sends what comes in pieces" if hasattr(message, "__iter__") else ""
     raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}{hint}")
+
+
+def check_whole(name: str, value: object, least: int, optional: bool = False) -> None:
+    """Check that an argument is a whole number; where it is `optional`, `None` is accepted too.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is below `least`.
+    """
+    if optional and value is None:
+        return
+    expected = f"a whole number of at least {least}" + (", or None" if optional else "")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be {expected}, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {expected}, not {value!r}")
 
 
 def check_callable(name: str, value: object, optional: bool = False) -> None:

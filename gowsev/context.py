@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, TypeVarTuple, Unpack
 from weakref import finalize
 
-from gowsev.arguments import as_bytes, as_seconds, check_callable
+from gowsev.arguments import as_bytes, as_seconds, check_callable, seconds_or_none
 from gowsev.conn import Conn
 from gowsev.connection.events import CALL
 from gowsev.connection.fork import tell_in_child
@@ -283,8 +283,6 @@ class Context(Serving):
         """
         check_callable("callback", callback)
         seconds = as_seconds("delay", delay)
-        if seconds is None:
-            raise TypeError("delay must be a number of seconds, not None")
         self._loop.check_thread()
         return Timer(seconds, lambda timer: self._loop.queue.put((CALL, timer.run, (callback, args))))
 
@@ -303,7 +301,7 @@ class Context(Serving):
             TypeError: it is none of these.
             ValueError: it is negative, infinite or no number.
         """
-        self._loop.timeout = as_seconds("timeout", timeout)
+        self._loop.timeout = seconds_or_none("timeout", timeout)
 
     def EventLoopIteration(self) -> bool:
         """Wait for one event, and handle it with at most one callback.
@@ -345,7 +343,7 @@ class Context(Serving):
             TypeError, ValueError: `timeout` is no number of seconds of at least 0.
             RuntimeError: this is not the thread that made the context.
         """
-        seconds = as_seconds("timeout", timeout)
+        seconds = seconds_or_none("timeout", timeout)
         self._loop.check_thread()
         self._loop.stop(seconds)
 
@@ -365,7 +363,7 @@ class Context(Serving):
                 this is not the main thread, the only one that Python lets handle signals.
             RuntimeError: this is not the thread that made the context.
         """
-        shut_down_on_signal(servers, self._loop, as_seconds("timeout", timeout))
+        shut_down_on_signal(servers, self._loop, seconds_or_none("timeout", timeout))
 
     def attach(self, part: Part) -> Callable[..., None]:
         """Tell a part of this package what becomes of the context; return its `Post`, for this thread; see `Part`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gevent.event import Event
 
-from gowsev.arguments import as_seconds, check_callable
+from gowsev.arguments import as_seconds, check_callable, check_whole
 from gowsev.version import __version__
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Health:
         most_lag: messages of channels that may wait for the loop.
 
     Raises:
-        TypeError, ValueError: `own` is not callable, or a time no number of seconds of at least 0.
+        TypeError, ValueError: `own` is not callable, a time no number of seconds of at least 0, or `most_lag` no whole
+            number of at least 0.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class Health:
         most_lag: int = 10_000,
     ) -> None:
         check_callable("own", own, optional=True)
+        check_whole("most_lag", most_lag, 0)
         self._context = context
         self._channels = channels
         self._own = own
-        self._ready_within = as_seconds("ready_within", ready_within) or 0.0
-        self._alive_within = as_seconds("alive_within", alive_within) or 0.0
+        self._ready_within = as_seconds("ready_within", ready_within)
+        self._alive_within = as_seconds("alive_within", alive_within)
         self._most_lag = most_lag
         self._began = self._asked = time.monotonic()
         self._turned = Event()

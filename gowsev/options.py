@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 from wsgiref.types import WSGIApplication
 
-from gowsev.arguments import as_networks, as_seconds, as_strings, as_tokens
+from gowsev.arguments import as_networks, as_strings, as_tokens, check_whole, seconds_or_none
 
 __all__ = ["Options"]
 
@@ -106,12 +106,14 @@ class Options:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        _whole_numbers(self, ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes"))
-        _whole_numbers(self, ("backlog", "compression_min_bytes"), optional=False)
+        for name in ("max_message_bytes", "max_connections", "outbox_bytes", "inbox_messages", "inbox_bytes"):
+            check_whole(name, getattr(self, name), 1, optional=True)
+        check_whole("backlog", self.backlog, 1)
+        check_whole("compression_min_bytes", self.compression_min_bytes, 1)
         if self.backlog > _MOST_BACKLOG:
             raise ValueError(f"backlog must be at most {_MOST_BACKLOG}, not {self.backlog!r}")
         for name in ("handshake_timeout", "ping_interval", "ping_timeout", "close_timeout"):
-            value = as_seconds(name, getattr(self, name))
+            value = seconds_or_none(name, getattr(self, name))
             if value == 0:
                 raise ValueError(f"{name} must be above 0; None turns it off")
             _set(self, name, value)
@@ -133,18 +135,6 @@ class Options:
 
 def _set(options: Options, name: str, value: object) -> None:
     object.__setattr__(options, name, value)
-
-
-def _whole_numbers(options: Options, names: Iterable[str], optional: bool = True) -> None:
-    wanted = "a whole number of at least 1" + (", or None" if optional else "")
-    for name in names:
-        value = getattr(options, name)
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be {wanted}, not {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

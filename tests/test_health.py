@@ -158,7 +158,9 @@ def test_channels_that_were_never_there_are_away(serve):
     assert answer(gowsev.Health(server.context, channels, ready_within=PROMPT))[0] == 503
 
 
-@pytest.mark.parametrize("wrong", [{"own": 1}, {"ready_within": -1}, {"alive_within": "soon"}])
+@pytest.mark.parametrize(
+    "wrong", [{"own": 1}, {"ready_within": None}, {"ready_within": -1}, {"alive_within": "soon"}, {"most_lag": 0.5}]
+)
 def test_arguments_are_checked(serve, wrong):
     with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
         gowsev.Health(serve().context, **wrong)

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from gowsev import options
-from gowsev.arguments import as_seconds
+from gowsev.arguments import as_seconds, seconds_or_none
 from gowsev.options import Options
 
 DEFAULTS = {
@@ -159,17 +159,23 @@ SECONDS_REFUSED = [
 
 
 @pytest.mark.parametrize(("value", "expected"), SECONDS_ACCEPTED)
-def test_as_seconds(value, expected):
-    seconds = as_seconds("delay", value)
+def test_seconds_or_none(value, expected):
+    seconds = seconds_or_none("delay", value)
     assert seconds == expected
     assert type(seconds) is type(expected)
 
 
 @pytest.mark.parametrize(("value", "error"), SECONDS_REFUSED)
-def test_as_seconds_refuses(value, error):
-    with pytest.raises(error, match=r"^delay must be a ") as caught:
-        as_seconds("delay", value)
-    assert type(caught.value) is error
+def test_seconds_are_refused(value, error):
+    for check in as_seconds, seconds_or_none:
+        with pytest.raises(error, match=r"^delay must be a ") as caught:
+            check("delay", value)
+        assert type(caught.value) is error
+
+
+def test_seconds_that_must_be_given():
+    with pytest.raises(TypeError, match=r"^delay must be a number of seconds or a timedelta, not None$"):
+        as_seconds("delay", None)
 
 
 def test_every_field_has_a_row():

@@ -484,7 +484,7 @@ def test_a_real_fork(run, serve, tmp_path, patched):
         ({"opened": 5}, TypeError, "^opened must be callable"),
         ({"failed": 5}, TypeError, "^failed must be callable"),
         ({"first_pause": 0}, ValueError, "^first_pause must be a number of seconds above 0"),
-        ({"longest_pause": None}, ValueError, "^longest_pause must be"),
+        ({"longest_pause": None}, TypeError, "^longest_pause must be"),
         ({"lasting": -1}, ValueError, "^lasting must be"),
         ({"headers": {"Upgrade": "x"}}, ValueError, "header Upgrade is made by the handshake"),
         ({"timeout": "x"}, TypeError, "^timeout must be"),

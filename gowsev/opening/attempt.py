@@ -17,7 +17,7 @@ import gevent.socket
 from gevent import monkey
 from websockets.client import ClientProtocol
 
-from gowsev.arguments import as_seconds, as_tokens
+from gowsev.arguments import as_tokens, seconds_or_none
 from gowsev.connection.fork import telling_in_child
 from gowsev.connection.sockets import close_socket
 from gowsev.connection.tls import TLSSocket
@@ -103,7 +103,7 @@ def check_wanted(
 ) -> Wanted:
     """Check the arguments of `Dial`, which names what may be wrong with them."""
     target = parse_url(url)
-    seconds = as_seconds("timeout", timeout)
+    seconds = seconds_or_none("timeout", timeout)
     offered = as_tokens("subprotocols", subprotocols)
     pairs = _checked_headers(headers or ())
     if origin is not None:
