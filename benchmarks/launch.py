@@ -162,14 +162,14 @@ def free_port():
 
 
 @contextlib.contextmanager
-def serving(peer, mode="echo", arguments=(), tree=ROOT):
-    """Run a server; give its process and its port. gowsev is the one of `tree`.
+def serving(peer, mode="echo", arguments=(), tree=None):
+    """Run a server; give its process and its port. gowsev is the installed one, or that of `tree`.
 
     Raises:
         Unavailable: it does not start; the text is its last output.
     """
     port = free_port()
-    environ = {**os.environ, "PYTHONPATH": str(tree), **peer.environ}
+    environ = {**os.environ, **({"PYTHONPATH": str(tree)} if tree else {}), **peer.environ}
     # A file, as nobody reads a pipe while it runs, and one that is full would stop it.
     with tempfile.TemporaryFile() as said:
         process = start([*peer.command, str(port), mode, *arguments], stderr=said, env=environ)
@@ -242,7 +242,7 @@ def make_certificate(folder):
     return paths
 
 
-def measure(peer, scenario, seconds, certificate, tree=ROOT):
+def measure(peer, scenario, seconds, certificate, tree=None):
     """Start a server, drive it through one scenario, stop it; return the driver's figures.
 
     Raises:

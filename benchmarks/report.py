@@ -18,6 +18,8 @@ from medians import MINE, figure, median
 from picture import draw
 from scenarios import GROWTH, SCENARIOS
 
+from gowsev.version import build
+
 PACKAGES = ("gevent", "picows", "socketify", "aiohttp", "websockets", "uvloop", "gevent-websocket")
 
 #: What the README shows, and the heads of its columns.
@@ -180,8 +182,8 @@ def machine():
 
 def versions_of(packages):
     """Return the names and versions of Python, of gowsev and of those packages that are installed."""
-    found = [f"CPython {platform.python_version()}"]
-    for package in (MINE, *packages):
+    found = [f"CPython {platform.python_version()}", f"{MINE} {importlib.metadata.version(MINE)}, {build()}"]
+    for package in packages:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

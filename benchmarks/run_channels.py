@@ -25,9 +25,7 @@ from channel_scenarios import COSTS, SCENARIOS
 from channel_servers import CHANNEL_PEERS, PACKAGES, fleet
 from launch import ROOT
 
-from gowsev.version import build
-
-PACKAGES_OF_PYTHON = ("gevent", "redis", "python-socketio", "channels", "channels-redis", "daphne", "Django")
+PACKAGES_OF_PYTHON = ("gevent", "redis", "hiredis", "python-socketio", "channels", "channels-redis", "daphne", "Django")
 PACKAGES_OF_NODE = ("socket.io", "@socket.io/redis-streams-adapter", "redis")
 HEADS = {
     "delivery_us": "µs a delivery",
@@ -177,7 +175,6 @@ def versions(servers):
     """Return the names and versions of all that takes part."""
     found = [
         *report.versions_of(PACKAGES_OF_PYTHON),
-        f"gowsev's {build()} build",
         report.output("redis-server", "--version").split(" sha=")[0],
     ]
     if "socketio" in servers:

@@ -271,6 +271,19 @@ def test_memory_is_measured_and_pings_are_answered(files):
     assert set(figures) == {"kb"}, figures
 
 
+def test_a_server_has_the_installed_package_unless_a_tree_is_given(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    said = tmp_path / "said"
+    program = (
+        "import os, socket, sys, time; open(sys.argv[3], 'w').write(os.environ.get('PYTHONPATH', 'none')); "
+        "held = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(600)"
+    )
+    peer = launch.Peer("says where from", (sys.executable, "-c", program))
+    for tree, expected in ((None, "none"), (tmp_path, str(tmp_path))):
+        with launch.serving(peer, arguments=(str(said),), tree=tree):
+            assert said.read_text() == expected
+
+
 def test_server_that_does_not_start_is_unavailable():
     peer = launch.Peer("nobody", (sys.executable, "-c", "raise SystemExit('there is no such library')"))
     with pytest.raises(launch.Unavailable, match="there is no such library"):
