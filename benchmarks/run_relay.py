@@ -105,7 +105,11 @@ def measure(processes, joined, subscribers, args, seconds):
         subscribed = SUBSCRIBED.search(load.stdout.readline())
         watched = [*clocks, *([Server(redis.process.pid)] if redis else [])]
         before = [clock.cpu() for clock in watched]
-        delivered = DELIVERED.search(load.stdout.read())
+        text, delivered = "", None
+        for line in load.stdout:  # to its last one, and no further: then it closes all its connections
+            text += line
+            if delivered := DELIVERED.search(text):
+                break
         used = [clock.cpu() - earlier for clock, earlier in zip(watched, before, strict=True)]
         if not subscribed or not delivered:
             said.seek(0)
