@@ -86,7 +86,8 @@ def compiled_extensions():
     """
     from mypyc.build import mypycify
 
-    options = ["--config-file=setup.cfg", "--cache-dir=build/mypyc/cache"]
+    # What these import of the other modules may import what is not installed here: an extra.
+    options = ["--config-file=setup.cfg", "--cache-dir=build/mypyc/cache", "--follow-imports=silent"]
     made = mypycify([*options, *modules()], group_name="gowsev", debug_level="0", target_dir="build/mypyc")
     for extension in made:
         # The warnings of a compiler that comes after this version of mypyc are no errors.
