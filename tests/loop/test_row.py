@@ -45,15 +45,15 @@ def test_a_row_gathers_for_as_long_as_a_flush_takes(flush, event, flushed):
     queue, batch, gatherer = EventQueue(), Batch(), Gatherer(flush)
     batch.held = True
 
-    def handle(number):
+    def handle(_event):
         compute(event)
         if not gatherer.held:
             batch.add(gatherer)
         gatherer.held += 1
 
     for number in range(1, 8):
-        queue.put(number)
-    Row(queue, batch).handle(0, handle)
+        queue.put((number, None, None))
+    Row(queue, batch).handle((0, None, None), handle)
     assert gatherer.flushed == flushed
     batch.flush()
     assert sum(gatherer.flushed) == 8
