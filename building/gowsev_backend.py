@@ -86,7 +86,7 @@ def compiled_extensions():
     """
     from mypyc.build import mypycify
 
-    # What these import of the other modules may import what is not installed here: an extra.
+    # Modules that are imported for their types only may import what is not installed here: an extra's package.
     options = ["--config-file=setup.cfg", "--cache-dir=build/mypyc/cache", "--follow-imports=silent"]
     made = mypycify([*options, *modules()], group_name="gowsev", debug_level="0", target_dir="build/mypyc")
     for extension in made:
