@@ -32,6 +32,8 @@ PREPARATION = 300
 CORES = sorted(os.sched_getaffinity(0))
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
+#: With it, Python finds the package as it lies in this tree, and not the installed one.
+CHECKOUT = {"PYTHONPATH": str(ROOT)}
 
 
 class Unavailable(Exception):
@@ -97,6 +99,18 @@ def build_gorilla():
     run(["go", "build", "-o", str(BUILD / "gorilla"), str(SERVERS / "gorilla_server.go")], env=environ)
 
 
+def check_pure():
+    """Check that the checkout's gowsev is pure, and that the installed one is not, with which it is compared.
+
+    Raises:
+        Unavailable: it is no other build than the installed one.
+    """
+    asked = (sys.executable, "-c", "from gowsev.version import build; print(build())")
+    installed, ours = (run(asked, env={**os.environ, **more}, cwd="/").strip() for more in ({}, CHECKOUT))
+    if (installed, ours) != ("compiled", "pure"):
+        raise Unavailable(f"the installed gowsev is {installed}, and that of this tree {ours}")
+
+
 def install_ws():
     if shutil.which("node") is None:
         raise Unavailable("there is no node here")
@@ -106,6 +120,9 @@ def install_ws():
 
 PEERS = {
     "gowsev": Peer("gowsev", python_server("gowsev"), deflate=True, write_each=True),
+    "gowsev_pure": Peer(
+        "gowsev, pure", python_server("gowsev"), check_pure, deflate=True, write_each=True, environ=CHECKOUT
+    ),
     "picows": Peer("picows on uvloop", python_server("picows")),
     "socketify": Peer("uWebSockets (socketify)", python_server("socketify")),
     "aiohttp": Peer("aiohttp on uvloop", python_server("aiohttp"), deflate=True),

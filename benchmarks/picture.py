@@ -23,7 +23,7 @@ PANELS = (
 #: A bar longer than this many times the median of its panel is cut off there, hatched; its figure stands beside it.
 CUT = 3
 UNITS = {"us": "µs of processor time", "kb": "KB of memory", "p50_us": "µs", "p99_us": "µs"}
-COLOURS = {MINE: "#0b6e4f", "floor": "#cfd8dc"}
+COLOURS = {MINE: "#0b6e4f", "gowsev_pure": "#7fb5a2", "floor": "#cfd8dc"}
 OTHER = "#90a4ae"
 
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 __all__ = ["COMPILED", "__version__", "build", "is_compiled"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: The modules on the way of a message: those that a build compiles where it can, from the same source.
 COMPILED = (

@@ -32,6 +32,8 @@ from import_graph import circles, imports
 from redis_server import needs_redis
 from scenarios import GROWTH, SCENARIOS, Scenario
 
+from gowsev.version import build
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -382,8 +384,8 @@ def test_peers_are_left_out_where_they_cannot_join():
     assert "floor" in joining["fanout_1"]
     assert "floor" not in joining["churn"]
     assert "gorilla" not in joining["echo_tls"]
-    assert joining["fanout_write_1"] == {"gowsev"}
-    assert joining["echo_deflate"] == {"gowsev", "aiohttp", "websockets", "ws"}
+    assert joining["fanout_write_1"] == {"gowsev", "gowsev_pure"}
+    assert joining["echo_deflate"] == {"gowsev", "gowsev_pure", "aiohttp", "websockets", "ws"}
 
 
 def test_scenarios_that_take_long_have_fewer_rounds():
@@ -394,6 +396,14 @@ def test_scenarios_are_commands_of_the_driver():
     for scenario in SCENARIOS.values():
         arguments = driver.parse([*scenario.driver.split(), "--port", "1", "--pid", "1"])
         assert scenario.figure in {"memory": ("kb",), "churn": ("us",)}.get(arguments.kind, ("us", "p50_us", "p99_us"))
+
+
+def test_the_pure_build_takes_part_beside_the_compiled_one_only():
+    if build() == "compiled":
+        launch.check_pure()
+        return
+    with pytest.raises(launch.Unavailable, match=f"the installed gowsev is {build()}, and that of this tree"):
+        launch.check_pure()
 
 
 # -- medians and tables ------------------------------------------------------------------------------------------------
