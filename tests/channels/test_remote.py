@@ -147,8 +147,6 @@ def publish_in_child(remote, message):
     remote.Publish("news", message)
 
 
-# Python 3.12 and newer warn of threads, which another test, or gevent that looks names up, may have left.
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_a_connection_of_its_own(remote):
     remote.Publish("news", "parent 1")
     children = [

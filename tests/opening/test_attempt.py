@@ -88,7 +88,6 @@ server {{
 """
 
 
-@needs_nginx
 @pytest.mark.parametrize("kind", [ssl.SSLContext, gevent.ssl.SSLContext, monkey.get_original("ssl", "SSLContext")])
 def test_a_tls_context_of_each_kind_is_taken(serve, certificate, authority, kind):
     # The last is another than the first where gevent's has taken its name, as in a context that was made before.
@@ -97,6 +96,7 @@ def test_a_tls_context_of_each_kind_is_taken(serve, certificate, authority, kind
     assert converse(f"wss://localhost:{serve(certificate=certificate).port}/", ssl_context=context).tls
 
 
+@needs_nginx
 def test_a_certificate_of_the_clients(serve, tmp_path, authority, certificate):
     class Door(Recorder):
         def ConnRequested(self, context, request):
