@@ -219,7 +219,7 @@ def test_certificates_change_and_vanish_under_load(serve, authority, client_tls,
 
 
 def test_a_shutdown_says_goodbye_to_thousands_in_time(serve, many_files):
-    server = serve(Recorder(), close_timeout=PATIENCE * 4)
+    server = serve(Recorder(), ping_interval=None, close_timeout=PATIENCE * 4)
     clients = open_clients(server, min(5000, (many_files - 300) // 2))
     wait_until(lambda: server.context.Stats().connections == len(clients))
     codes = []
