@@ -57,7 +57,7 @@ def check_tree(tree):
     Raises:
         Unavailable: it would not.
     """
-    environ = {**os.environ, "PYTHONPATH": str(tree)}
+    environ = {**os.environ, **launch.taken_from(tree)}
     found = launch.run([sys.executable, "-c", "import gowsev; print(gowsev.__file__)"], env=environ, cwd="/").strip()
     if not Path(found).is_relative_to(tree):
         raise Unavailable(f"gowsev would come from {found}, not from {tree}")

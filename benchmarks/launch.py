@@ -32,8 +32,6 @@ PREPARATION = 300
 CORES = sorted(os.sched_getaffinity(0))
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
-#: With it, Python finds the package as it lies in this tree, and not the installed one.
-CHECKOUT = {"PYTHONPATH": str(ROOT)}
 
 
 class Unavailable(Exception):
@@ -67,6 +65,11 @@ class Peer:
     def arguments(self, scenario):
         """What the server is told besides port and mode."""
         return () if "--ping" in scenario.server and not self.pings else scenario.server
+
+
+def taken_from(tree):
+    """Return what makes Python find the package as it lies in a tree, and not the installed one."""
+    return {"PYTHONPATH": str(tree)}
 
 
 def python_server(name):
@@ -106,7 +109,7 @@ def check_pure():
         Unavailable: it is no other build than the installed one.
     """
     asked = (sys.executable, "-c", "from gowsev.version import build; print(build())")
-    installed, ours = (run(asked, env={**os.environ, **more}, cwd="/").strip() for more in ({}, CHECKOUT))
+    installed, ours = (run(asked, env={**os.environ, **more}, cwd="/").strip() for more in ({}, taken_from(ROOT)))
     if (installed, ours) != ("compiled", "pure"):
         raise Unavailable(f"the installed gowsev is {installed}, and that of this tree {ours}")
 
@@ -121,7 +124,7 @@ def install_ws():
 PEERS = {
     "gowsev": Peer("gowsev", python_server("gowsev"), deflate=True, write_each=True),
     "gowsev_pure": Peer(
-        "gowsev, pure", python_server("gowsev"), check_pure, deflate=True, write_each=True, environ=CHECKOUT
+        "gowsev, pure", python_server("gowsev"), check_pure, deflate=True, write_each=True, environ=taken_from(ROOT)
     ),
     "picows": Peer("picows on uvloop", python_server("picows")),
     "socketify": Peer("uWebSockets (socketify)", python_server("socketify")),
@@ -186,7 +189,7 @@ def serving(peer, mode="echo", arguments=(), tree=None):
         Unavailable: it does not start; the text is its last output.
     """
     port = free_port()
-    environ = {**os.environ, **({"PYTHONPATH": str(tree)} if tree else {}), **peer.environ}
+    environ = {**os.environ, **(taken_from(tree) if tree else {}), **peer.environ}
     # A file, as nobody reads a pipe while it runs, and one that is full would stop it.
     with tempfile.TemporaryFile() as said:
         process = start([*peer.command, str(port), mode, *arguments], stderr=said, env=environ)
