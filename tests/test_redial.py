@@ -430,8 +430,7 @@ def test_one_that_has_not_begun_begins_in_the_child_that_drives_the_loop(scripte
     redial(waiting.handler, listener.url)
     disown_all()
     waiting.context.SetTimeout(0.01)
-    wait_until(lambda: waiting.context.EventLoopIteration() and waiting.handler.events)
-    assert waiting.handler.events == [("opened", 1)]
+    wait_until(lambda: waiting.context.EventLoopIteration() and ("opened", 1) in waiting.handler.events)
 
 
 FORKING = """
