@@ -356,15 +356,28 @@ def scripted():
         listener.close()
 
 
-@pytest.fixture
-def redis_server(tmp_path):
-    """A real Redis."""
+@contextlib.contextmanager
+def running_redis(folder):
     from redis_server import RedisServer
 
-    server = RedisServer(tmp_path / "redis")
+    server = RedisServer(folder / "redis")
     yield server
     server.thaw()
     server.kill()
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """A real Redis."""
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis_for_module(tmp_path_factory):
+    """The same for several tests, which leave it running."""
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(params=["memory", "redis"])

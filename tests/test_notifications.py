@@ -130,16 +130,30 @@ class Member(User):
         return client
 
 
-@pytest.fixture
-def site(run, tmp_path, redis_server):
-    opened = Site(run, tmp_path, redis_server)
+@contextlib.contextmanager
+def running_site(run, folder, redis_server):
+    opened = Site(run, folder, redis_server)
     yield opened
     opened.end()
 
 
+@pytest.fixture(scope="module")
+def site(run_for_module, tmp_path_factory, redis_for_module):
+    """What several tests share, since four workers take a core four seconds to begin and to end."""
+    with running_site(run_for_module, tmp_path_factory.mktemp("site"), redis_for_module) as opened:
+        yield opened
+
+
 @pytest.fixture
-def network(site):
-    opened = Network(site.port)
+def new_site(run, tmp_path, redis_server):
+    """One of which nobody has read anything."""
+    with running_site(run, tmp_path, redis_server) as opened:
+        yield opened
+
+
+@pytest.fixture
+def network(new_site):
+    opened = Network(new_site.port)
     yield opened
     opened.close()
 
@@ -199,23 +213,23 @@ def test_a_logout_ends_the_connections_of_that_login_on_all_workers(site):
             assert joined(late, "user:1")["recovered"]
 
 
-def test_what_cannot_be_told_is_told_later(site, redis_server):
+def test_what_cannot_be_told_is_told_later(site, redis_for_module):
     ann = Member(site, "ann")
     with ann.join() as client:
-        joined(client, "user:1")
-        redis_server.kill()
+        begin = joined(client, "user:1")["position"]
+        redis_for_module.kill()
         task = site.script("task.py", "user:1", "while Redis was away")
         assert task.wait() == 0
         assert task.output == "stored; the app will tell it\n"
         wait_until(lambda: "notices wait to be told" in site.program.output)
-        redis_server.start()
+        redis_for_module.start()
         told(client, lambda message: message.get("notice", {}).get("text") == "while Redis was away")
         task = site.script("task.py", "user:1", "the end")
         assert task.wait() == 0
         last = told(client, lambda message: message.get("notice", {}).get("text") == "the end")
         assert last["position"] == task.output.strip()
-    with Remote(redis_server.url) as remote:  # whichever worker told it, that was once
-        assert len(remote.History("user:1")) == 2
+    with Remote(redis_for_module.url) as remote:  # whichever worker told it, that was once
+        assert len(remote.History("user:1", begin)) == 2
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
@@ -295,9 +309,9 @@ def on_several_workers(tabs):
 
 
 @needs_chromium
-def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server, chromium):
+def test_nothing_is_missing_and_nothing_comes_twice(new_site, network, redis_server, chromium):
     url = f"http://127.0.0.1:{network.port}/"
-    sender = Member(site, "bob")
+    sender = Member(new_site, "bob")
     expected = {"user:1": [], "room:1": []}
 
     def publish(number):
@@ -307,7 +321,7 @@ def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server,
                 texts.append(f"notice {len(texts)} {channel}")
                 assert sender.notify(channel, texts[-1])
         expected["user:1"].append(f"task {len(expected['user:1'])}")
-        assert site.script("task.py", "user:1", expected["user:1"][-1]).wait() == 0
+        assert new_site.script("task.py", "user:1", expected["user:1"][-1]).wait() == 0
 
     with chromium.profile() as first, chromium.profile() as second:
         ann, also_ann, bob = tabs = [Tab(first, url, "ann"), Tab(first, url, "ann"), Tab(second, url, "bob")]
@@ -327,7 +341,7 @@ def test_nothing_is_missing_and_nothing_comes_twice(site, network, redis_server,
         before = {tab.worker for tab in tabs}
         publishing = threading.Thread(target=publish, args=(10,))
         publishing.start()
-        site.reload()
+        new_site.reload()
         in_thread(publishing.join)
         wait_until(lambda: not before & {tab.worker for tab in tabs}, PATIENCE * 2)
         all_have_it()
