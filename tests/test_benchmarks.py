@@ -689,10 +689,10 @@ def test_figures_of_channels_are_put_into_the_document(tmp_path):
 
 @needs_redis
 def test_the_relay_is_loaded_in_memory_and_in_several_processes(capsys):
-    words = ["--processes", "1", "2", "--subscribers", "20", "--deliveries", "200"]
+    words = ["--processes", "1", "2", "--subscribers", "20", "--deliveries", "5000"]
     assert command.main(["--relay", *words]) == 0
     heads, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
-    assert [row[:4] for row in rows] == [["20", "1", "no", "10"], ["20", "1", "yes", "10"], ["20", "2", "yes", "10"]]
+    assert [row[:4] for row in rows] == [["20", "1", "no", "250"], ["20", "1", "yes", "250"], ["20", "2", "yes", "250"]]
     assert all(len(row) == len(heads) for row in rows)
     assert all(float(row[heads.index("CPU of the relays a delivery (µs)")]) > 0 for row in rows)
 
