@@ -115,6 +115,7 @@ def echo_over_tls():
     subprocess.run([*make.split(), *names], check=True, capture_output=True, timeout=PATIENCE)
     Path("tls_echo.py").write_text(ECHO, "utf-8")
     trust = ssl.create_default_context(cafile="cert.pem")
+    trust.maximum_version = ssl.TLSVersion.TLSv1_2  # the client has two threads: `for_two_threads` in programs.py
     with (
         serving("tls_echo.py") as port,
         connect(f"wss://127.0.0.1:{port}/", ssl=trust, open_timeout=PATIENCE) as client,

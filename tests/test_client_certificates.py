@@ -384,7 +384,7 @@ def test_websockets_shows_a_certificate(serve, asking, files):
     tls = ssl.create_default_context(cafile=files[2])
 
     def converse():
-        with websockets_client(f"wss://localhost:{server.port}/", ssl=tls) as client:
+        with websockets_client(f"wss://localhost:{server.port}/", tls=tls) as client:
             client.send(b"hello")
             return client.recv(PATIENCE)
 

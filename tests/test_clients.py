@@ -12,10 +12,10 @@ import pytest
 import websocket
 import websockets
 import websockets.asyncio.client
-import websockets.sync.client
 import wsproto
 import wsproto.events as ws
 from conftest import PATIENCE, Recorder, echo, in_thread, listeners_of, wait_until
+from programs import websockets_client
 
 import gowsev
 
@@ -144,7 +144,7 @@ def test_websockets_sees_that_deflate_is_spoken(serve):
 
 def with_threads(url, tls, task):
     def run():
-        with websockets.sync.client.connect(url, ssl=tls, proxy=None) as connection:
+        with websockets_client(url, tls) as connection:
             return task(connection)
 
     return in_thread(run)
@@ -196,7 +196,7 @@ def test_websockets_agrees_on_a_subprotocol(serve):
     server = serve(EchoBoth(), subprotocols=("v2", "v1"))
 
     def run():
-        with websockets.sync.client.connect(server.url, subprotocols=["v1", "v2"], proxy=None) as connection:
+        with websockets_client(server.url, subprotocols=["v1", "v2"]) as connection:
             return connection.subprotocol
 
     assert in_thread(run) == "v2"

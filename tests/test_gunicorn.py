@@ -80,7 +80,8 @@ def gunicorn(tmp_path):
     yield start
     for program in programs:
         if program.process.poll() is None:
-            program.end(signal.SIGQUIT)
+            program.process.send_signal(signal.SIGQUIT)
+            program.process.wait(PATIENCE * 2)  # gunicorn kills after 30 s a worker that had only begun and missed it
 
 
 #: What every monkey-patched process says at its very end, with a gevent before 26.5 and a greenlet of 3.5.1 or newer.

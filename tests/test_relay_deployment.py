@@ -97,13 +97,13 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
                 assert found in response.read().decode()
         # As the page does it: its origin is the proxy's.
         address = f"wss://localhost:{port}/"
-        with websockets_client(address, ssl=tls, origin=url.rstrip("/")) as client:
+        with websockets_client(address, tls=tls, origin=url.rstrip("/")) as client:
             client.send("subscribe:a")
             assert client.recv(timeout=PATIENCE) == b"OK"
             client.send(b"publish:a:" + b"x" * 500_000)
             assert [client.recv(timeout=PATIENCE) for _ in range(2)] == [b"OK", b"x" * 500_000]
         with pytest.raises(InvalidStatus) as refused:
-            websockets_client(address, ssl=tls, origin="https://elsewhere.example").__enter__()
+            websockets_client(address, tls=tls, origin="https://elsewhere.example").__enter__()
         assert refused.value.response.status_code == 403
 
 
@@ -130,7 +130,7 @@ def test_nginx_that_passes_tcp_on_tells_whose_connection_it_is_and_passes_a_rela
 
     def connects():
         """A client is answered; return its own port."""
-        with websockets_client(f"wss://localhost:{port}/", ssl=tls, origin=url) as client:
+        with websockets_client(f"wss://localhost:{port}/", tls=tls, origin=url) as client:
             client.send("subscribe:a")
             assert client.recv(timeout=PATIENCE) == b"OK"
             return client.socket.getsockname()[1]
@@ -206,7 +206,7 @@ class Deployed:
     def connects(self):
         """One more client comes and goes."""
         tls = ssl.create_default_context(cafile=self.authority)
-        with websockets_client(f"wss://localhost:{self.port}/", ssl=tls):
+        with websockets_client(f"wss://localhost:{self.port}/", tls=tls):
             return True
 
     def nobody_got_a_502(self):

@@ -336,7 +336,7 @@ def test_clients_of_both_libraries_meet_over_plain_and_tls(run, copy):
     cert = copy.with_name("localhost-cert.pem")
     with (
         websockets_client(program.url()) as plain,
-        websockets_client(tls_url, ssl=trusting(cert)) as encrypted,
+        websockets_client(tls_url, tls=trusting(cert)) as encrypted,
         websocket_client(program.url()) as other_plain,
         websocket_client(tls_url, sslopt={"context": trusting(cert)}) as other_encrypted,
     ):
@@ -385,7 +385,7 @@ def test_the_certificate_of_the_first_start_is_kept(run, copy):
     kept = None
     for start in ("first", "second"):
         program = run(copy, "--port", 0, "--tls-port", 0)
-        with websockets_client(program.url("wss"), ssl=trusting(cert)) as client:
+        with websockets_client(program.url("wss"), tls=trusting(cert)) as client:
             client.send("unsubscribe-all")
             assert client.recv() == b"OK"
         assert program.end() == 0
@@ -410,7 +410,7 @@ def without_cryptography(tmp_path):
 def test_the_command_openssl_makes_the_certificate_too(run, copy, without_cryptography):
     program = run(copy, "--port", 0, "--tls-port", 0, **without_cryptography)
     url = program.url("wss")
-    with websockets_client(url, ssl=trusting(copy.with_name("localhost-cert.pem"))) as client:
+    with websockets_client(url, tls=trusting(copy.with_name("localhost-cert.pem"))) as client:
         client.send("unsubscribe-all")
         assert client.recv() == b"OK"
     assert stat.S_IMODE(copy.with_name("localhost-key.pem").stat().st_mode) == 0o600
@@ -454,7 +454,7 @@ def test_a_certificate_of_ones_own(run, copy, certificate, client_tls):
     program = run(copy, "--port", 0, "--tls-port", 0, "--cert", cert, "--key", key)
     authority = ssl.create_default_context()
     authority.load_verify_locations(cadata="".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
-    with websockets_client(program.url("wss"), ssl=authority) as client:
+    with websockets_client(program.url("wss"), tls=authority) as client:
         client.send("unsubscribe-all")
         assert client.recv() == b"OK"
     assert program.end() == 0

@@ -14,6 +14,7 @@ import pytest
 import websockets.sync.server
 from conftest import PATIENCE, Recorder, echo, in_thread, wait_until
 from gevent.event import Event
+from programs import for_two_threads
 from scripted_server import accepting, answer_close, close_frame, frame, reset, until_the_end
 
 import gowsev
@@ -200,7 +201,7 @@ def test_tls_with_either_kind_of_context(serve, certificate, authority, made_by)
 def test_tls_against_another_library(library, certificate, client_tls):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    with gowsev.Dial(library(echo_in_thread, ssl=context), ssl_context=client_tls) as conn:
+    with gowsev.Dial(library(echo_in_thread, ssl=for_two_threads(context)), ssl_context=client_tls) as conn:
         conn.WriteMessage(gowsev.TextMessage, "hello")
         assert conn.ReadMessage() == (gowsev.TextMessage, "hello")
 
