@@ -338,7 +338,7 @@ def test_who_is_closed_and_comes_back_at_once_meets_a_new_worker(gunicorn, tmp_p
     wait_until(lambda: len(attempts) >= ATTEMPTS, PATIENCE * 4)
     clients.kill()
     # A worker that has just been forked would not hear its master, which would wait the whole `--graceful-timeout`.
-    wait_until(lambda: server.output.count("Booting worker") == server.output.count("loaded\n"))
+    wait_until(lambda: server.output.count("Booting worker") == server.output.count("loaded"))
     assert set(attempts) == {101}
     assert set(ends) == {1001}
     assert complaints(server) == []
