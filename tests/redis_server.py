@@ -11,6 +11,8 @@ import subprocess
 import pytest
 import redis
 from conftest import PATIENCE, wait_until
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 #: Another server, such as Valkey's, may be named by the environment; both its programs are in one folder.
 SERVER = os.environ.get("REDIS_SERVER") or shutil.which("redis-server") or shutil.which("valkey-server")
@@ -24,6 +26,13 @@ needs_redis = pytest.mark.skipif(
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return sock.getsockname()[1]
+
+
+def shown(answer):
+    """A reply as text: the items of lists, of those inside them too, each on a line."""
+    if isinstance(answer, list):
+        return "\n".join(map(shown, answer))
+    return "" if answer is None else answer.decode() if isinstance(answer, bytes) else str(answer)
 
 
 class RedisServer:
@@ -60,10 +69,19 @@ class RedisServer:
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)
 
-    def cli(self, *words):
-        """Ask it something with Redis's own client."""
-        command = [CLI, "-p", str(self.port), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout.strip()
+    def cli(self, *words, db=0):
+        """Ask it something; return the answer as redis-cli shows it, which is nothing while there is no server."""
+        retry = Retry(NoBackoff(), 0)  # else it would wait for one that loads its data, and every greenlet with it
+        connection = redis.Connection("127.0.0.1", self.port, db, socket_timeout=PATIENCE, protocol=2, retry=retry)
+        try:
+            connection.send_command(*words)
+            return shown(connection.read_response()).strip()
+        except redis.ConnectionError:
+            return ""
+        except redis.ResponseError as error:
+            return str(error)
+        finally:
+            connection.disconnect()
 
     def client(self):
         return redis.Redis.from_url(self.url)

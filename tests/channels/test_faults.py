@@ -66,7 +66,7 @@ def test_redis_that_loads_its_data(tmp_path):
             server.options = ["--key-load-delay", "200"]  # microseconds, after each command
             loading = []
             watch = gevent.spawn(lambda: loading.append(wait_until(lambda: "loading" in node.channels.Status().reason)))
-            server.start()
+            in_thread(server.start)  # which waits for each answer, and may not keep the node from asking
             watch.join()
             assert loading
             wait_until(lambda: node.channels.Status().up)

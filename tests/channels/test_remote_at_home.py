@@ -85,7 +85,7 @@ def test_a_task_of_celerys(run, tmp_path, redis_server):
 
     def all_ran():
         # And the worker knows it: told to end before, it reads no result, for which its child waits for half a minute.
-        return len(published(redis_server, "ran")) == 20 and redis_server.cli("-n", "1", "hlen", "unacked") == "0"
+        return len(published(redis_server, "ran")) == 20 and redis_server.cli("hlen", "unacked", db=1) == "0"
 
     wait_until(lambda: worker.process.poll() is not None or all_ran(), PATIENCE * 2)
     assert worker.end() == 0, worker.output
