@@ -3,7 +3,8 @@
 import gevent
 import pytest
 
-from gowsev.connection.gathering import Batch
+from gowsev.connection.gathering import Batch, Held
+from gowsev.wire.encoder import FRAGMENT_BYTES
 
 
 def test_a_flush_without_memory_is_made_up_for_by_the_next():
@@ -26,6 +27,30 @@ def test_a_flush_without_memory_is_made_up_for_by_the_next():
         batch.flush()
     batch.flush()
     assert [gatherer.flushes for gatherer in gatherers] == [1, 1, 1]
+
+
+def test_what_interrupts_a_flush_leaves_the_rest_to_the_next_and_then_what_it_was_at():
+    flushed, scarce = [], ["c"]
+
+    class Gatherer:
+        def __init__(self, name):
+            self.name = name
+
+        def flush(self):
+            if self.name in scarce:
+                scarce.remove(self.name)
+                raise MemoryError
+            flushed.append(self.name)
+
+    batch = Batch()
+    batch.held = True
+    for name in "abcd":
+        batch.add(Gatherer(name))
+    with pytest.raises(MemoryError):
+        batch.flush()
+    assert flushed == ["a", "b"]
+    batch.flush()
+    assert flushed == ["a", "b", "d", "c"]
 
 
 class Noting:
@@ -56,3 +81,19 @@ def test_while_it_is_held_the_hub_flushes_once():
         assert noting.flushes == flushes
     gevent.sleep(0)
     assert noting.flushes == 2
+
+
+def test_held_counts_messages_and_their_bytes():
+    held, stream = Held(), object()
+    assert (held.take(), held.size, held.count) == (None, 0, 0)
+    held.add(1, b"abc")
+    held.add_stream(stream)  # as long as a fragment, and not counted as a message
+    held.add(2, b"de")
+    assert (held.size, held.count) == (5 + FRAGMENT_BYTES, 2)
+    taken = [(held.take(), held.size, held.count) for _ in range(4)]
+    assert taken == [
+        ((1, b"abc"), 2 + FRAGMENT_BYTES, 1),
+        ((0, stream), 2, 1),
+        ((2, b"de"), 0, 0),
+        (None, 0, 0),
+    ]

@@ -9,7 +9,7 @@ import pytest
 from tables import feed, frame, unframe
 
 from gowsev.wire.deflate import Deflate
-from gowsev.wire.encoder import LARGE, Encoder, MaskingEncoder
+from gowsev.wire.encoder import FRAGMENT_BYTES, LARGE, Encoder, MaskingEncoder
 from gowsev.wire.protocol import Protocol
 
 TEXT, BINARY = 1, 2
@@ -150,3 +150,30 @@ def test_masking_encoder_never_sends_a_large_payload_as_it_is(deflate):
 def test_masking_encoder_compresses():
     [(first, masked, payload)] = unframe(MaskingEncoder(Deflate(takeover=True)).encode(TEXT, b"Hello"))
     assert (first, masked, payload) == (FIN | RSV1 | TEXT, True, bytes.fromhex("f2 48 cd c9 c9 07 00"))
+
+
+KINDS = pytest.mark.parametrize(("kind", "masked"), [(Encoder, False), (MaskingEncoder, True)])
+
+
+@KINDS
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_fragments(kind, masked, opcode):
+    """RFC 6455 section 5.4: the first has the opcode, the last has FIN."""
+    fragments = kind().fragments(opcode)
+    chunks = [*fragments.add(b"one"), *fragments.add(b""), *fragments.add(b"two" * 50), fragments.end(b"")]
+    assert unframe(b"".join(chunks)) == [(opcode, masked, b"one"), (0, masked, b"two" * 50), (FIN, masked, b"")]
+    assert unframe(kind().fragments(opcode).end(b"all")) == [(FIN | opcode, masked, b"all")]
+
+
+@KINDS
+@pytest.mark.parametrize(("min_bytes", "compressed"), [(FRAGMENT_BYTES, True), (FRAGMENT_BYTES + 1, False)])
+def test_fragments_are_compressed_as_one_message(kind, masked, min_bytes, compressed):
+    """RFC 7692 section 6.1: only the first says so."""
+    fragments = kind(Deflate(min_bytes=min_bytes)).fragments(BINARY)
+    piece = INCOMPRESSIBLE * 4  # more than the compressor keeps to itself
+    data = b"".join([*fragments.add(piece), *fragments.add(piece), fragments.end(b"end")])
+    found = unframe(data)
+    assert [first for first, _, _ in found] == [BINARY | (RSV1 if compressed else 0), *[0] * (len(found) - 2), FIN]
+    assert all(is_masked is masked for _, is_masked, _ in found)
+    protocol = Protocol(client=kind is Encoder, deflate=Deflate())
+    assert feed(protocol, [data]) == [(BINARY, piece + piece + b"end")]

@@ -361,3 +361,9 @@ def test_any_reason_can_be_sent_and_read(reason):
     assert reason.startswith(read)
     # Nothing more would have fitted.
     assert read == reason or len(reason[: len(read) + 1].encode()) > 123
+
+
+def test_the_error_of_a_text_that_is_none():
+    """RFC 6455 sections 7.4.1 and 8.1."""
+    error = frames.invalid_text()
+    assert (error.code, str(error)) == (1007, "text is not valid UTF-8 (close code 1007)")
