@@ -44,13 +44,13 @@ def test_what_interrupts_a_flush_leaves_the_rest_to_the_next_and_then_what_it_wa
 
     batch = Batch()
     batch.held = True
-    for name in "abcd":
+    for name in "abcde":
         batch.add(Gatherer(name))
     with pytest.raises(MemoryError):
         batch.flush()
     assert flushed == ["a", "b"]
     batch.flush()
-    assert flushed == ["a", "b", "d", "c"]
+    assert flushed == ["a", "b", "d", "e", "c"]
 
 
 class Noting:

@@ -62,6 +62,11 @@ def test_encoder_compresses_equal_bytes_once():
     assert encoder.encode(BINARY, payload) == published
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_the_first_message_may_be_empty(opcode):
+    assert Encoder(Deflate()).encode(opcode, b"") == frame(FIN | opcode, b"", None)
+
+
 INCOMPRESSIBLE = random.Random(2).randbytes(20000)
 
 
