@@ -16,10 +16,11 @@ import ssl
 import subprocess
 import sys
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import websocket
 from conftest import PATIENCE, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
@@ -137,6 +138,18 @@ def for_two_threads(tls):
 
 def websockets_client(url, tls=None, **kwargs):
     return connect(url, ssl=tls and for_two_threads(tls), proxy=None, open_timeout=PATIENCE, **kwargs)
+
+
+@contextmanager
+def websocket_client(url, tls=None, **kwargs):
+    """A client of the library websocket-client, which reads and writes in turn."""
+    sslopt = {"context": tls} if tls else {}
+    client = websocket.create_connection(url, timeout=PATIENCE, sslopt=sslopt, http_no_proxy=["*"], **kwargs)
+    try:
+        yield client
+    finally:
+        client.close()
+        client.shutdown()  # after a close frame from the other side, `close` leaves the socket open
 
 
 def visit(port, stack):

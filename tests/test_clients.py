@@ -15,7 +15,7 @@ import websockets.asyncio.client
 import wsproto
 import wsproto.events as ws
 from conftest import PATIENCE, Recorder, echo, in_thread, listeners_of, wait_until
-from programs import websockets_client
+from programs import websocket_client, websockets_client
 
 import gowsev
 
@@ -222,24 +222,15 @@ def test_many_clients_of_websockets_at_once(serve):
 # -- websocket-client --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sslopt(tls):
-    return {} if tls is None else {"context": tls}
-
-
-def with_websocket_client(url, sslopt, task):
+def with_websocket_client(url, tls, task):
     def run():
-        connection = websocket.create_connection(url, timeout=PATIENCE, sslopt=sslopt, http_no_proxy=["*"])
-        try:
+        with websocket_client(url, tls) as connection:
             return task(connection)
-        finally:
-            connection.close()
-            connection.shutdown()  # which closes the socket where the close frame had been sent already
 
     return in_thread(run)
 
 
-def test_websocket_client_gets_back_what_it_sends(server, url, sslopt):
+def test_websocket_client_gets_back_what_it_sends(server, url, tls):
     def task(connection):
         answers = []
         for message in BINARIES:
@@ -250,11 +241,11 @@ def test_websocket_client_gets_back_what_it_sends(server, url, sslopt):
             answers.append(connection.recv())
         return answers
 
-    assert with_websocket_client(url, sslopt, task) == [*BINARIES, *TEXTS]
+    assert with_websocket_client(url, tls, task) == [*BINARIES, *TEXTS]
     assert closed_with(server, 1000, "")
 
 
-def test_websocket_client_pings_and_fragments(server, url, sslopt):
+def test_websocket_client_pings_and_fragments(server, url, tls):
     def task(connection):
         connection.ping("are you there")
         pong = connection.recv_data_frame(control_frame=True)
@@ -266,16 +257,16 @@ def test_websocket_client_pings_and_fragments(server, url, sslopt):
 
     pong = websocket.ABNF.OPCODE_PONG
     expected = (pong, b"are you there"), (pong, b"in between"), "grüezi"
-    assert with_websocket_client(url, sslopt, task) == expected
+    assert with_websocket_client(url, tls, task) == expected
 
 
-def test_websocket_client_closes_and_is_closed(server, url, sslopt):
+def test_websocket_client_closes_and_is_closed(server, url, tls):
     def closing(connection):
         connection.send_close(4000, "grüezi".encode())
         opcode, frame = connection.recv_data_frame(control_frame=True)
         return opcode, frame.data
 
-    assert with_websocket_client(url, sslopt, closing) == (websocket.ABNF.OPCODE_CLOSE, (4000).to_bytes(2, "big"))
+    assert with_websocket_client(url, tls, closing) == (websocket.ABNF.OPCODE_CLOSE, (4000).to_bytes(2, "big"))
     assert closed_with(server, 4000, "grüezi")
 
     def closed(connection):
@@ -284,7 +275,7 @@ def test_websocket_client_closes_and_is_closed(server, url, sslopt):
         return opcode, frame.data
 
     expected = websocket.ABNF.OPCODE_CLOSE, (4001).to_bytes(2, "big") + b"adieu"
-    assert with_websocket_client(url, sslopt, closed) == expected
+    assert with_websocket_client(url, tls, closed) == expected
 
 
 # -- wsproto, on a socket of our own -----------------------------------------------------------------------------

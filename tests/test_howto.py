@@ -1,6 +1,5 @@
 """The how-to guides of `docs/`, and its first server: what they show is run, and does what they say."""
 
-import contextlib
 import http.cookiejar
 import json
 import os
@@ -22,7 +21,7 @@ import websocket
 from browser import needs_chromium
 from conftest import PATIENCE, answered, in_thread, wait_until
 from nginx_server import needs_nginx, running_nginx
-from programs import read, snippets, websockets_client
+from programs import read, snippets, websocket_client, websockets_client
 from redis_server import free_port
 from test_gunicorn import NO_CONTROL_SOCKET, RUN
 from test_readme import dial, fetch, receive
@@ -441,12 +440,7 @@ def showing(page, name):
 
 
 def dial_tls(port, tls, path="/", **headers):
-    """A client that takes turns reading and writing, as TLS 1.3 wants it."""
-    client = websocket.create_connection(
-        f"wss://localhost:{port}{path}", timeout=PATIENCE, sslopt={"context": tls}, header=headers,
-        suppress_origin=True, http_no_proxy=["*"],
-    )  # fmt: skip
-    return contextlib.closing(client)
+    return websocket_client(f"wss://localhost:{port}{path}", tls, header=headers, suppress_origin=True)
 
 
 @needs_openssl
@@ -459,7 +453,7 @@ def test_tls_with_certificates_of_clients(machines):
     assert meter.wait() == 0, meter.output
     assert meter.output == page.shown(".venv/bin/python meter.py")
     with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
-        dial_tls(port, showing(page, "toaster"))
+        dial_tls(port, showing(page, "toaster")).__enter__()
     tls = showing(page, "meter-8")
     before = serial(port, tls)
     (page.folder / "key.pem").unlink()
@@ -516,9 +510,9 @@ def test_tls_with_certificates_of_clients_and_nginx_in_between(machines):
                 client.send("21 kWh")
                 assert client.recv() == "meter-7: 21 kWh", "what a client says of itself is not believed"
         with pytest.raises(websocket.WebSocketBadStatusException, match="400"):
-            dial_tls(port, ssl.create_default_context(cafile=page.folder / "cert.pem"))
+            dial_tls(port, ssl.create_default_context(cafile=page.folder / "cert.pem")).__enter__()
         with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
-            dial_tls(port, showing(page, "toaster"), **forged)
+            dial_tls(port, showing(page, "toaster"), **forged).__enter__()
 
 
 # -- scripts -----------------------------------------------------------------------------------------------------------

@@ -13,16 +13,14 @@ import ssl
 import stat
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import localhost_certificate as certificates
 import pytest
 import relay
-import websocket
 from conftest import PATIENCE, RELAY, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from programs import outcomes, websockets_client
+from programs import outcomes, websocket_client, websockets_client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 EXAMPLE = RELAY / "relay.py"
@@ -320,16 +318,6 @@ def trusting(cert):
     return context
 
 
-@contextmanager
-def websocket_client(url, **kwargs):
-    client = websocket.create_connection(url, timeout=PATIENCE, http_no_proxy=["*"], **kwargs)
-    try:
-        yield client
-    finally:
-        client.close()
-        client.shutdown()  # after a close frame from the other side, `close` leaves the socket open
-
-
 def test_clients_of_both_libraries_meet_over_plain_and_tls(run, copy):
     program = run(copy, "--port", 0, "--tls-port", 0)
     tls_url = program.url("wss")
@@ -338,7 +326,7 @@ def test_clients_of_both_libraries_meet_over_plain_and_tls(run, copy):
         websockets_client(program.url()) as plain,
         websockets_client(tls_url, tls=trusting(cert)) as encrypted,
         websocket_client(program.url()) as other_plain,
-        websocket_client(tls_url, sslopt={"context": trusting(cert)}) as other_encrypted,
+        websocket_client(tls_url, tls=trusting(cert)) as other_encrypted,
     ):
         websockets = [plain, encrypted, other_plain, other_encrypted]
         for client in websockets:
@@ -367,7 +355,7 @@ def test_a_signal_ends_it_in_order(run, copy, number):
     cert = copy.with_name("localhost-cert.pem")
     with (
         websockets_client(program.url()) as one,
-        websocket_client(program.url("wss"), sslopt={"context": trusting(cert)}) as two,
+        websocket_client(program.url("wss"), tls=trusting(cert)) as two,
     ):
         program.process.send_signal(number)
         with pytest.raises(ConnectionClosed) as closed:
