@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 
 import gevent
 from channel_tools import Node
@@ -136,49 +137,60 @@ def test_who_has_much_to_publish_waits_for_itself(redis_nodes, redis_server):
 
 
 class Polite:
-    """Publishes, and again when that is stored; notes how much others had stored meanwhile."""
+    """Publishes, and again when that is stored; notes how long each took, and how much others had stored meanwhile."""
 
     def __init__(self, node, id, others):
         self.node = node
         self.id = id
         self.others = others
-        self.before = []
+        self.delays, self.before = [], []
 
     def run(self, number):
-        most = len(self.before) + number
+        most = len(self.delays) + number
         self.publish(most)
-        wait_until(lambda: len(self.before) == most)
+        wait_until(lambda: len(self.delays) == most)
 
     def publish(self, most):
-        others = self.others[0]
+        begin, others = time.perf_counter(), self.others[0]
 
         def done(context, position, error):
             assert error is None
+            self.delays.append(time.perf_counter() - begin)
             self.before.append(self.others[0] - others)
-            if len(self.before) < most:
+            if len(self.delays) < most:
                 self.publish(most)
 
         assert self.node.channels.Publish("news", "y", done, id=self.id) is None
 
 
 @needs_redis
-def test_beside_one_with_thousands_in_flight_a_publisher_waits_for_few_of_others(redis_nodes):
+def test_a_publisher_keeps_half_of_what_it_has_alone_beside_one_with_thousands_in_flight(redis_nodes):
+    """By the medians of one round in three, since a machine that is busy otherwise spoils one now and then."""
     node = redis_nodes(limits=Limits(in_flight=5000))
-    flooder, stored, going = node.connect(), [0], [True]
-    polite = Polite(node, node.connect(), stored)
+    flooder, polite = node.connect(), node.connect()
+    stored, going = [0], []
 
     def flood(context, *_):
         stored[0] += 1
         if going:
             assert node.channels.Publish("flood", "x", flood, id=flooder) is None
 
+    def keeps_half():
+        alone, beside = (Polite(node, polite, stored) for _ in range(2))
+        alone.run(100)
+        going.append(True)
+        for _ in range(2000):
+            assert node.channels.Publish("flood", "x", flood, id=flooder) is None
+        beside.run(200)
+        going.clear()
+        wait_until(lambda: not node.channels.Status().in_flight)
+        alone.run(100)
+        assert 1 <= statistics.median(beside.before) <= 8
+        slower = statistics.median(beside.delays)
+        return statistics.median(alone.delays) > 0.2 * slower and slower < 0.1
+
     node.publish("connected")
-    for _ in range(2000):
-        assert node.channels.Publish("flood", "x", flood, id=flooder) is None
-    polite.run(200)
-    going.clear()
-    wait_until(lambda: not node.channels.Status().in_flight)
-    assert 1 <= statistics.median(polite.before) <= 8
+    assert any(keeps_half() for _ in range(3))
 
 
 @needs_redis

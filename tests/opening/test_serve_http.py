@@ -769,7 +769,7 @@ def test_a_program_that_ends_does_not_wait_to_say_that_its_loop_was_not_driven(m
         return gevent.wait(timeout=PATIENCE)
 
     # In a thread, whose hub has nothing from elsewhere that would be waited for.
-    assert gevent.get_hub().threadpool.apply(ends)
+    assert gevent.get_hub().threadpool.apply(ends), "it would be waited for"
 
 
 def test_what_leaves_a_loop_in_the_main_greenlet_is_only_raised(idle, caplog):
