@@ -7,38 +7,17 @@ from gowsev.connection.gathering import Batch, Held
 from gowsev.wire.encoder import FRAGMENT_BYTES
 
 
-def test_a_flush_without_memory_is_made_up_for_by_the_next():
-    class Gatherer:
-        def __init__(self, scarce):
-            self.scarce, self.flushes = scarce, 0
-
-        def flush(self):
-            if self.scarce:
-                self.scarce = False
-                raise MemoryError
-            self.flushes += 1
-
-    batch = Batch()
-    batch.held = True
-    gatherers = [Gatherer(scarce) for scarce in (True, False, False)]
-    for gatherer in gatherers:
-        batch.add(gatherer)
-    with pytest.raises(MemoryError):
-        batch.flush()
-    batch.flush()
-    assert [gatherer.flushes for gatherer in gatherers] == [1, 1, 1]
-
-
-def test_what_interrupts_a_flush_leaves_the_rest_to_the_next_and_then_what_it_was_at():
-    flushed, scarce = [], ["c"]
+@pytest.mark.parametrize(("scarce", "before", "after"), [("a", "", "bcdea"), ("c", "ab", "dec"), ("e", "abcd", "e")])
+def test_what_a_flush_without_memory_leaves_is_flushed_by_the_next_and_last_what_it_was_at(scarce, before, after):
+    flushed, lacking = [], [scarce]
 
     class Gatherer:
         def __init__(self, name):
             self.name = name
 
         def flush(self):
-            if self.name in scarce:
-                scarce.remove(self.name)
+            if self.name in lacking:
+                lacking.remove(self.name)
                 raise MemoryError
             flushed.append(self.name)
 
@@ -48,9 +27,9 @@ def test_what_interrupts_a_flush_leaves_the_rest_to_the_next_and_then_what_it_wa
         batch.add(Gatherer(name))
     with pytest.raises(MemoryError):
         batch.flush()
-    assert flushed == ["a", "b"]
+    assert flushed == [*before]
     batch.flush()
-    assert flushed == ["a", "b", "d", "e", "c"]
+    assert flushed == [*before, *after]
 
 
 class Noting:
