@@ -52,12 +52,16 @@ class RedisServer:
         self.start()
 
     def start(self):
+        self.launch()
+        wait_until(lambda: self.cli("ping") == "PONG")
+
+    def launch(self):
+        """Start it without waiting until it answers."""
         command = [SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
         command += ["--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "local", *self.options]
         with (self.folder / "log").open("ab") as log:
             environ = os.environ | self.environ
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ)
-        wait_until(lambda: self.cli("ping") == "PONG")
 
     def kill(self):
         self.process.kill()

@@ -8,6 +8,8 @@ import functools
 import gc
 import io
 import ssl
+import subprocess
+import sys
 import wsgiref.simple_server
 
 import gevent
@@ -760,16 +762,18 @@ def test_a_loop_that_is_gone_is_no_fault(caplog, monkeypatch):
     assert not caplog.records
 
 
-def test_a_program_that_ends_does_not_wait_to_say_that_its_loop_was_not_driven(monkeypatch):
-    monkeypatch.setattr("gowsev.loop.loop._UNDRIVEN", 3600)
+#: A program of its own, whose hub has nothing from elsewhere that would be waited for.
+UNDRIVEN = f"""
+import gevent, gowsev, gowsev.loop.loop as module
+module._UNDRIVEN = 3600
+loop = module.Loop(gowsev.Options())
+loop.expect_driver()
+assert gevent.wait(timeout={PATIENCE}), "it would be waited for"
+"""
 
-    def ends():
-        loop = Loop(gowsev.Options())
-        loop.expect_driver()
-        return gevent.wait(timeout=PATIENCE)
 
-    # In a thread, whose hub has nothing from elsewhere that would be waited for.
-    assert gevent.get_hub().threadpool.apply(ends), "it would be waited for"
+def test_a_program_that_ends_does_not_wait_to_say_that_its_loop_was_not_driven():
+    subprocess.run([sys.executable, "-c", UNDRIVEN], timeout=PATIENCE * 2, check=True)
 
 
 def test_what_leaves_a_loop_in_the_main_greenlet_is_only_raised(idle, caplog):
