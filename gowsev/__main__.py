@@ -11,7 +11,7 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING
 
 from gowsev.bench import measure
-from gowsev.shell import ending_with_its_reader
+from gowsev.shell import end_by_interrupt, ending_with_its_reader
 from gowsev.version import COMPILED, __version__, build, is_compiled
 from gowsev.wire.frames import apply_mask
 
@@ -66,4 +66,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":  # pragma: no cover  # in a process of its own
+    end_by_interrupt()
     main()

@@ -42,7 +42,9 @@ _TO_ALL = b"to all"
 _SERVER = """
 import gevent.os
 from gowsev.bench import serve
+from gowsev.shell import end_by_interrupt
 
+end_by_interrupt()
 serve(lambda port: print(port, flush=True), lambda: gevent.os.tp_read(0, 1))
 """
 

@@ -1,12 +1,14 @@
-"""What becomes of a command of the shell when nobody reads what it prints any more: `python -m gowsev | head -1`.
+"""How a command of the shell ends before it is done: by Ctrl-C, or because nobody reads what it prints any more.
 
-Most programs are then ended by SIGPIPE. Python ignores this signal, and a program with sockets must: it would be ended
-by a peer that goes away. So the command ends by itself, as if it had been that signal. Of commands it knows nothing.
+Most programs are ended by a signal then, SIGINT or SIGPIPE. Python makes the first an exception, which can be lost. The
+second it ignores, and a program with sockets must: it would be ended by a peer that goes away. So the command ends by
+itself, as if it had been that signal. Of commands it knows nothing.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,10 +18,23 @@ from gevent import monkey
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["NOBODY_READS", "ending_with_its_reader"]
+__all__ = ["NOBODY_READS", "end_by_interrupt", "ending_with_its_reader"]
 
 #: The exit code: what a shell tells of a program that SIGPIPE has ended.
 NOBODY_READS = 141
+
+
+def end_by_interrupt() -> None:
+    """Let Ctrl-C end this process at once, without a traceback, unless it is ignored or handled by the program.
+
+    Python's `KeyboardInterrupt` is lost where an object is being finalized, and late where a pipe is read to its end:
+    `tail` and `publish` went on after a Ctrl-C.
+
+    Raises:
+        ValueError: this is not the main thread, the only one that Python lets handle signals.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _nobody_reads() -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gowsev.channels.bell import Bell
 from gowsev.channels.errors import ChannelsError
 from gowsev.channels.remote import Remote
-from gowsev.shell import ending_with_its_reader
+from gowsev.shell import end_by_interrupt, ending_with_its_reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,8 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     arguments = _arguments(words)
     try:
-        # Ctrl-C is the end of `tail`.
-        with suppress(KeyboardInterrupt), Remote(arguments.url, prefix=arguments.prefix) as remote:
+        with Remote(arguments.url, prefix=arguments.prefix) as remote:
             {"publish": _publish, "members": _members, "tail": _tail}[arguments.command](remote, arguments)
     except (ChannelsError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
@@ -79,4 +77,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":  # pragma: no cover  # in a process of its own
+    end_by_interrupt()
     sys.exit(main())

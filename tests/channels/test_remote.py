@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -248,8 +249,8 @@ def test_tail(redis_server, remote, tmp_path):
 
     wait_until(published)  # the other may not have begun when the first were published
     for program in programs:
-        program.send_signal(2)
-        assert program.wait(PATIENCE) == 0
+        program.send_signal(signal.SIGINT)
+        assert program.wait(PATIENCE) == -signal.SIGINT
     assert set(outputs[1].read_bytes().split()) == {b"\xff"}
 
 
@@ -274,8 +275,8 @@ def test_tail_waits_for_what_is_published(redis_server, remote, tmp_path):
     redis_server.cli("client", "kill", "type", "pubsub")
     remote.Publish("news", "2")
     wait_until(lambda: output.read_bytes() == b"1\n2\n")
-    program.send_signal(2)
-    assert program.wait(PATIENCE) == 0
+    program.send_signal(signal.SIGINT)
+    assert program.wait(PATIENCE) == -signal.SIGINT
 
 
 def test_what_goes_wrong_in_the_shell(redis_server):
