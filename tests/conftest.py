@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import socket
 import ssl
 import sys
 import urllib.error
@@ -111,6 +112,19 @@ def listening():
     sock.bind(("127.0.0.1", 0))
     sock.listen()
     return sock
+
+
+@pytest.fixture
+def silent_address():
+    """A host and a port that answer nothing: the backlog of the socket that listens there is full."""
+    with socket.socket() as full, contextlib.ExitStack() as clients:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        yield full.getsockname()
 
 
 def in_real_thread(function, *args):

@@ -80,19 +80,24 @@ class Line:
 
     def _open(self) -> Any:
         address = self._address
+        limit = min(ANSWER, self._timeout)
+        sock: Any
         if address.path:
-            sock: Any = gevent.socket.socket(gevent.socket.AF_UNIX)
-            sock.settimeout(min(ANSWER, self._timeout))
-            try:
-                sock.connect(address.path)
-            except BaseException:
-                sock.close()
-                raise
+            sock = gevent.socket.socket(gevent.socket.AF_UNIX)
+            sock.settimeout(limit)
         else:
-            sock = gevent.socket.create_connection((address.host, address.port), min(ANSWER, self._timeout))
-            sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
-        if address.tls is not None:
-            sock = _wrap(sock, address.host, address.tls)
+            sock = gevent.socket.create_connection((address.host, address.port), limit)
+        try:
+            if address.path:
+                sock.connect(address.path)
+            else:
+                sock.setsockopt(gevent.socket.IPPROTO_TCP, gevent.socket.TCP_NODELAY, 1)
+            if address.tls is not None:
+                sock = _wrap(sock, address.host, address.tls)
+                sock.do_handshake()
+        except BaseException:  # the end of the greenlet, too
+            sock.close()
+            raise
         sock.settimeout(self._timeout)
         self._sock = sock
         self._readable = _poll()
@@ -181,21 +186,18 @@ def ask_once(address: Address, *words: Any) -> Any:
 
 
 def _wrap(sock: Any, host: str, options: dict[str, Any]) -> Any:
-    """Begin TLS, with redis-py's options."""
-    try:
-        # gevent's class: `create_default_context` makes the standard library's, which would block every greenlet.
-        context: Any = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_CLIENT)
-        requirement = _NO_TLS_CHECK.get(options.get("cert_reqs", "required"), gevent.ssl.CERT_REQUIRED)
-        checked = options.get("check_hostname", True) and requirement != gevent.ssl.CERT_NONE
-        context.check_hostname = checked
-        context.verify_mode = requirement
-        if "ca_certs" in options or "ca_path" in options:
-            context.load_verify_locations(options.get("ca_certs"), options.get("ca_path"))
-        else:
-            context.load_default_certs()
-        if "certfile" in options:
-            context.load_cert_chain(options["certfile"], options.get("keyfile"), options.get("password"))
-        return context.wrap_socket(sock, server_hostname=host)
-    except BaseException:
-        sock.close()
-        raise
+    """Return a socket for TLS, with redis-py's options, before its handshake."""
+    # gevent's class: `create_default_context` makes the standard library's, which would block every greenlet.
+    context: Any = gevent.ssl.SSLContext(gevent.ssl.PROTOCOL_TLS_CLIENT)
+    requirement = _NO_TLS_CHECK.get(options.get("cert_reqs", "required"), gevent.ssl.CERT_REQUIRED)
+    checked = options.get("check_hostname", True) and requirement != gevent.ssl.CERT_NONE
+    context.check_hostname = checked
+    context.verify_mode = requirement
+    if "ca_certs" in options or "ca_path" in options:
+        context.load_verify_locations(options.get("ca_certs"), options.get("ca_path"))
+    else:
+        context.load_default_certs()
+    if "certfile" in options:
+        context.load_cert_chain(options["certfile"], options.get("keyfile"), options.get("password"))
+    # The handshake is begun by who closes the socket when it fails: gevent's does not at a greenlet's end.
+    return context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)

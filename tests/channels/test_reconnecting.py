@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 from itertools import count
 
 import gevent
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, listening, open_sockets, wait_until
 from gevent.server import StreamServer
 from redis_server import needs_redis
 
@@ -90,6 +93,25 @@ def test_notifications_that_are_lost_while_something_is_sent(redis_server):
     assert notifications.peer is None
     gevent.sleep(0.1)
     assert len(listener.told) == 4
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_connection_that_is_closed_while_it_is_opened_closes_its_socket(scheme, silent_address):
+    """Where nobody accepts it, or nobody answers its TLS handshake. What is left to the garbage gives a warning."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listening())
+        port = (silent_address if scheme == "redis" else listener.getsockname())[1]
+        before = open_sockets()
+        notifications = notifications_of(f"{scheme}://127.0.0.1:{port}", Listener())
+        notifications.start()
+        wait_until(lambda: open_sockets() - before)
+        if scheme == "rediss":
+            accepted = stack.enter_context(listener.accept()[0])
+            assert accepted.recv(1) == b"\x16"  # the handshake has begun
+            before.add(f"socket:[{os.fstat(accepted.fileno()).st_ino}]")
+        notifications.close()
+        wait_until(lambda: open_sockets() <= before)
+        gc.collect()
 
 
 def test_a_refusal_of_what_is_followed_anew_is_told_once(redis_server):

@@ -37,19 +37,8 @@ def listening():
 
 
 @pytest.fixture
-def silent():
-    """An address that answers nothing: its backlog is full."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.listen(0)
-        waiting = []
-        for _ in range(4):
-            waiting.append(socket.socket())
-            waiting[-1].setblocking(False)
-            waiting[-1].connect_ex(sock.getsockname())
-        yield entry(socket.AF_INET, *sock.getsockname())
-        for each in waiting:
-            each.close()
+def silent(silent_address):
+    return entry(socket.AF_INET, *silent_address)
 
 
 @pytest.fixture

@@ -503,18 +503,9 @@ def test_a_host_that_there_is_not():
     assert isinstance(caught.value.__cause__, socket.gaierror)
 
 
-def test_a_timeout_while_connecting():
-    with socket.socket() as full, contextlib.ExitStack() as clients:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        # What exceeds the backlog is not answered at all.
-        for _ in range(3):
-            client = clients.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex(full.getsockname())
-        port = full.getsockname()[1]
-        with pytest.raises(gowsev.DialError, match=f"timed out after {SHORT} s connecting$"):
-            gowsev.Dial(f"ws://127.0.0.1:{port}/", timeout=SHORT)
+def test_a_timeout_while_connecting(silent_address):
+    with pytest.raises(gowsev.DialError, match=f"timed out after {SHORT} s connecting$"):
+        gowsev.Dial(f"ws://127.0.0.1:{silent_address[1]}/", timeout=SHORT)
 
 
 @pytest.mark.parametrize(
