@@ -7,6 +7,7 @@ an answer to one that was taken back in between confirms nothing.
 from __future__ import annotations
 
 from collections import Counter, deque
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
@@ -143,9 +144,9 @@ class Notifications(Lasting):
         finally:
             self._open = False
             line.shut()
-            writer.kill()
+            with closing(line):  # also where this greenlet is ended in its wait
+                writer.kill()
             self._greenlets.remove(writer)  # pragma: no cover - run, but not traced behind a switch
-            line.close()  # pragma: no cover - likewise
             # At the end of the context there is nothing to look up.
             if not self._closed:  # pragma: no branch - run, but not traced behind a switch
                 self._listener.cut_off(tuple(self._names))

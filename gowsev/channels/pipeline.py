@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -180,9 +181,9 @@ class Pipeline(Lasting):
         finally:
             line.shut()
             self._to_read.set()
-            reader.join()
+            with closing(line):  # also where this greenlet is ended in its wait
+                reader.join()
             self._greenlets.remove(reader)
-            line.close()
             self._return_sent()
             self._expire("" if self._broken is None else describe(self._broken))
             self._lost()

@@ -114,6 +114,19 @@ def test_a_connection_that_is_closed_while_it_is_opened_closes_its_socket(scheme
         gc.collect()
 
 
+@pytest.mark.parametrize("kind", ["notifications", "pipeline"])
+def test_a_connection_that_is_closed_in_the_moment_of_its_end_closes_its_socket(redis_server, pipeline, kind):
+    """One that is lost waits for its other greenlet, and is itself ended in this wait; what is left gives a warning."""
+    before = open_sockets()
+    connection = pipeline if kind == "pipeline" else notifications_of(redis_server.url, Listener())
+    connection.start()
+    wait_until(lambda: connection.peer)
+    connection.close()  # it begins to end
+    connection.close()
+    wait_until(lambda: open_sockets() <= before)
+    gc.collect()
+
+
 def test_a_refusal_of_what_is_followed_anew_is_told_once(redis_server):
     redis_server.cli("acl", "setuser", "app", "on", ">sesame", "~*", "&open", "+@all")
     listener = Listener()
