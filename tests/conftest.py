@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -46,6 +47,10 @@ pytest.register_assert_rewrite("programs")
 # compiled, as in many containers, each would compile all of it: a seventh of its start.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A shell without job control, and nohup, let what they start ignore these signals, and that what it starts itself.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 # Servers under test are on this machine, whatever proxies its environment names.
 os.environ["no_proxy"] = ",".join(
     [*filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"))), "localhost", "127.0.0.1", "::1"]
