@@ -477,6 +477,7 @@ VIOLATIONS = [
         for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
     ),
     ("not masked", "5.1", frame(FIN | TEXT, b"Hello", None), 1002, True),
+    ("nothing, not masked, before four bytes", "5.1", frame(FIN | BINARY, b"", None) + bytes(4), 1002, True),
     ("ping not masked", "5.1", frame(FIN | PING, b"", None), 1002, True),
     ("5 in 16 bits", "5.2", b"\x82\xfe\x00\x05" + MASK + bytes(5), 1002, False),
     ("5 in 64 bits", "5.2", b"\x82\xff" + bytes(7) + b"\x05" + MASK + bytes(5), 1002, False),
