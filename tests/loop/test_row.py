@@ -9,24 +9,36 @@ from gowsev.loop.queue import EventQueue
 from gowsev.loop.row import Row
 
 
+class Clock:
+    """The time in which nothing else runs: a busy machine stands still for as long as what is gathered here."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: clock.now)
+        yield clock
+
+
 class Gatherer:
     """Something that takes long to flush."""
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    def __init__(self, take_time):
+        self._take_time = take_time
         self.held = 0
         self.flushed = []
 
     def flush(self):
         self.flushed.append(self.held)
         self.held = 0
-        time.sleep(self.seconds)
-
-
-def compute(seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        pass
+        self._take_time()
 
 
 @pytest.mark.parametrize(
@@ -41,12 +53,12 @@ def compute(seconds):
     ],
     ids=["long flush", "very long flush", "short flush"],
 )
-def test_a_row_gathers_for_as_long_as_a_flush_takes(flush, event, flushed):
-    queue, batch, gatherer = EventQueue(), Batch(), Gatherer(flush)
+def test_a_row_gathers_for_as_long_as_a_flush_takes(flush, event, flushed, clock):
+    queue, batch, gatherer = EventQueue(), Batch(), Gatherer(lambda: clock.pass_by(flush))
     batch.held = True
 
     def handle(_event):
-        compute(event)
+        clock.pass_by(event)
         if not gatherer.held:
             batch.add(gatherer)
         gatherer.held += 1
