@@ -18,6 +18,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from datetime import datetime
 
 import gevent
@@ -185,6 +186,16 @@ def test_the_log_has_the_client_behind_a_trusted_proxy(relay):
     with websockets_client(url, additional_headers={"X-Forwarded-For": "203.0.113.9, 198.51.100.1"}) as client:
         assert ask(client, "subscribe:a") == OK
     program.wait_for('"peer": "198.51.100.1"')
+    assert program.end() == 0
+
+
+def test_the_log_has_who_is_refused_behind_a_trusted_proxy(relay, token_file):
+    program = relay("--log-format", "json", "--trusted-proxy", "127.0.0.0/8", "--token-file", token_file)
+    url = wait_until(lambda: re.search(r"ws://[\d.:]+/", program.output))[0]
+    with pytest.raises(InvalidStatus):
+        websockets_client(url, additional_headers={"X-Forwarded-For": "198.51.100.1"}).__enter__()
+    line = json.loads(program.wait_for("^.*Connection refused.*$")[0])
+    assert (line["level"], line["peer"]) == ("info", "198.51.100.1")
     assert program.end() == 0
 
 
@@ -695,6 +706,15 @@ def test_log_lines_can_be_json(relay):
     assert closed["bytes_received"] > closed["bytes_sent"] > 0
     for line in lines:
         assert datetime.fromisoformat(line["time"]).tzinfo is not None
+
+
+def test_a_relay_whose_redis_never_came_ends_at_once_and_has_lost_nothing(relay):
+    program = relay("--backplane", f"redis://127.0.0.1:{free_port()}/0")
+    program.wait_for("the Redis at .* is away")
+    began = time.monotonic()
+    assert program.end() == 0
+    assert time.monotonic() - began < 4  # a publish that waits holds it up for five seconds
+    assert "may not be stored" not in program.output
 
 
 # -- workers ---------------------------------------------------------------------------------------------------------

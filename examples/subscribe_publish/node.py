@@ -44,7 +44,8 @@ NOT_ALLOWED = 1008
 GAP = 4001, "messages were lost: subscribe again"
 #: Seconds for which commands under way may still be answered when the relay stops.
 LAST_ANSWERS = 2.0
-#: Where a relay publishes when it starts, to see whether it can. No command subscribes to a name with a blank.
+#: Whose members a relay asks for when it starts, to see whether Redis answers. No command subscribes to a name with a
+#: blank.
 PROBE = "relay probe"
 
 #: Seconds for which a subscription waits for a backplane that is away; beyond, it is refused at once.
@@ -98,14 +99,13 @@ class Node(Service):
             self.when_there(context, partial(logger.info, "The backplane is there", extra={"backplane": "up"}))
 
     def when_there(self, context: gowsev.Context, callback: Callable[[], object]) -> None:
-        """Call something once the backplane takes messages."""
+        """Call something once the backplane answers."""
 
         def probe(context: gowsev.Context) -> None:
-            error = self.channels.Publish(PROBE, b"", probed)
-            if error is not None:
-                probed(context, None, error)
+            # It connects, and is no publish: one that waits for Redis would hold up the relay's end.
+            self.channels.Members(PROBE, probed)
 
-        def probed(context: gowsev.Context, _position: str | None, error: Exception | None) -> None:
+        def probed(context: gowsev.Context, _members: object, error: Exception | None) -> None:
             if error is None:
                 callback()
             else:  # what it is, channels tell
@@ -119,6 +119,8 @@ class Node(Service):
         if self.access.lets_in(request.headers):
             return None
         self.counters.refuse("connection")
+        peer = self._peer_of(request)
+        logger.info("Connection refused from %s: no token, or one that is not known", peer, extra={"peer": peer})
         return gowsev.Reject(401, "This relay takes a token.\n", {"WWW-Authenticate": 'Bearer realm="relay"'})
 
     def replace_tokens(self, context: gowsev.Context, tokens: tuple[Token, ...]) -> None:
@@ -134,8 +136,7 @@ class Node(Service):
         conn = context.Conn(id)
         assert conn is not None, "it has just been accepted"
         self._since[id] = time.monotonic()
-        host, port = self._proxies.client(conn) if self._proxies else conn.peer
-        about = {"connection": id, "peer": f"{host}:{port}" if port else host or "unknown"}
+        about = {"connection": id, "peer": self._peer_of(conn)}
         if conn.subprotocol == SUBPROTOCOL:
             self.v2.began(id)
         token = self.access.began(id, conn.headers)
@@ -144,6 +145,11 @@ class Node(Service):
         elif token:
             about["token"] = token
         logger.info("Connection accepted %d from %s", id, about["peer"], extra=about)
+
+    def _peer_of(self, asked: gowsev.Request | gowsev.Conn) -> str:
+        """Who that is, as far as the proxies are believed, for the log."""
+        host, port = self._proxies.client(asked) if self._proxies else asked.peer
+        return f"{host}:{port}" if port else host or "unknown"
 
     def ConnClosed(self, context: gowsev.Context, id: int) -> None:
         conn = context.Conn(id)
