@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: an argument is wrong, or nobody reads what is printed.
     """
-    parser = argparse.ArgumentParser(prog="python -m gowsev", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gowsev", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--bench",
         nargs="?",

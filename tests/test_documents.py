@@ -223,6 +223,20 @@ def test_command_names_what_exists(document, command):
     CHECKS[program](document, arguments)
 
 
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+PROGRAMS = [[str(path)] for path in EXAMPLES if "ArgumentParser" in path.read_text("utf-8")]
+PROGRAMS += [["-m", "gowsev"], ["-m", "gowsev.channels"], ["-m", "gowsev.channels", "tail"]]
+PROGRAMS += [[str(ROOT / "examples/subscribe_publish/client.py"), command] for command in ("subscribe", "publish")]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: " ".join(program[-2:]).removeprefix(str(ROOT)))
+def test_no_program_takes_the_beginning_of_an_option_for_it(program, tmp_path):
+    command = [sys.executable, *program, "--hel"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE * 4, check=False)
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+
+
 # -- links -------------------------------------------------------------------------------------------------------------
 
 

@@ -610,6 +610,9 @@ MISTAKES = [
     (["--token-file", os.devnull], "cannot read the tokens in '/dev/null': there is no token in it"),
     (["--workers", "2", "--backplane", "nonsense"], "--backplane is like redis://host:6379/0: .*"),
     (["--log-format", "xml"], "argument --log-format: .*"),
+    (["--max-publishs", "5"], r"unrecognized arguments: --max-publishs \.\.\.; see --help"),
+    (["--token", "secret"], r"unrecognized arguments: --token \.\.\.; see --help"),
+    (["--token=secret"], r"unrecognized arguments: --token=\.\.\.; see --help"),
 ]
 
 

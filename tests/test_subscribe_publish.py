@@ -473,7 +473,7 @@ MISTAKES = [
     (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1:9000: .*"),
     (["--allowed-origin", "example.com"], r"argument --allowed-origin: .* origins like .*, not 'example\.com'"),
     (["--allowed-origin", "https://x.com/"], r"argument --allowed-origin: .* origins like .*, not 'https://x\.com/'"),
-    (["extra"], r"unrecognized arguments: extra"),
+    (["extra"], r"unrecognized arguments: \.\.\.; see --help"),
 ]
 
 

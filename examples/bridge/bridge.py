@@ -102,7 +102,9 @@ def seconds(text: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve what an outside WebSocket server sends to local clients.")
+    parser = argparse.ArgumentParser(
+        description="Serve what an outside WebSocket server sends to local clients.", allow_abbrev=False
+    )
     parser.add_argument(
         "url", nargs="?", default="ws://localhost:9100/", help="the outside server (default: %(default)s, the ticker)"
     )

@@ -54,7 +54,9 @@ def seconds(text: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Send a tick at an interval to every WebSocket client.")
+    parser = argparse.ArgumentParser(
+        description="Send a tick at an interval to every WebSocket client.", allow_abbrev=False
+    )
     parser.add_argument("--host", default="localhost", help="address to listen on (default: %(default)s)")
     parser.add_argument(
         "--port", type=int, default=9100, metavar="N", help="port to listen on (default: %(default)s; 0: any free one)"

@@ -90,7 +90,7 @@ def make_application():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="A Django page that counts its visits, live.")
+    parser = argparse.ArgumentParser(description="A Django page that counts its visits, live.", allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: %(default)s; 0: any free)")
     args = parser.parse_args()

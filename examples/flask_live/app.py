@@ -123,7 +123,9 @@ def create_app():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="A Flask app with a live page for users who are logged in.")
+    parser = argparse.ArgumentParser(
+        description="A Flask app with a live page for users who are logged in.", allow_abbrev=False
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="port (default: %(default)s; 0: any free)")
     args = parser.parse_args()

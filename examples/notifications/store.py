@@ -127,5 +127,7 @@ def last_notices(channel):
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description="Make the database, with two users and two rooms.").parse_args()
+    argparse.ArgumentParser(
+        description="Make the database, with two users and two rooms.", allow_abbrev=False
+    ).parse_args()
     create()

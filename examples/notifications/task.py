@@ -28,7 +28,7 @@ def notify(channel, text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Notify a user or a room.")
+    parser = argparse.ArgumentParser(description="Notify a user or a room.", allow_abbrev=False)
     parser.add_argument("channel", help="user:ID or room:ID")
     parser.add_argument("text", help="what to say")
     arguments = parser.parse_args()

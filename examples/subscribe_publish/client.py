@@ -161,14 +161,14 @@ def main() -> None:
     connecting.add_argument(
         "--cafile", metavar="FILE", help="trust the certificates in this file, such as a self-signed one"
     )
-    parser = argparse.ArgumentParser(description=description, parents=[connecting])
+    parser = argparse.ArgumentParser(description=description, parents=[connecting], allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     subscribing = commands.add_parser(
-        "subscribe", parents=[connecting], help="print what arrives on channels, a line each"
+        "subscribe", parents=[connecting], allow_abbrev=False, help="print what arrives on channels, a line each"
     )
     subscribing.add_argument("channel", nargs="+", type=channel, metavar="CHANNEL")
     subscribing.set_defaults(run=lambda args: Subscriber(args).run())
-    publishing = commands.add_parser("publish", parents=[connecting], help="publish to a channel")
+    publishing = commands.add_parser("publish", parents=[connecting], allow_abbrev=False, help="publish to a channel")
     publishing.add_argument("channel", type=channel, metavar="CHANNEL")
     publishing.add_argument("body", nargs="?", metavar="BODY", help="without it, each line of standard input is one")
     publishing.set_defaults(run=publish)

@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> str:
 
 def main() -> None:
     description, *_ = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     text = "of the relay, or of several that are one"
     parser.add_argument("--url", nargs="+", default=["ws://localhost:9000/"], help=text)
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="present the token in this file")

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -19,7 +20,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import gevent
 import gevent.socket
@@ -41,7 +42,14 @@ logger = logging.getLogger("relay")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and repeat no address that may hold a password."""
+    """A parser whose errors are one line, and repeat nothing that may be a secret."""
+
+    def parse_args(self, *given: Any) -> argparse.Namespace:
+        args, rest = self.parse_known_args(*given)
+        if rest:
+            names = [re.sub("=.*", "=...", word, flags=re.DOTALL) if word.startswith("-") else "..." for word in rest]
+            self.error(f"unrecognized arguments: {' '.join(names)}; see --help")
+        return args
 
     def error(self, message: str) -> NoReturn:
         for given in sys.argv[1:]:
@@ -59,6 +67,7 @@ def arguments() -> argparse.ArgumentParser:
         description=description,
         epilog="Without --cert and --key, TLS uses a self-signed certificate for localhost, made on the first start. "
         "Browsers get a page to try the relay with at /; monitors look at /healthz and /metrics.",
+        allow_abbrev=False,
     )
     add = parser.add_argument_group("listening").add_argument
     add("--host", default="", help="address to listen on (default: all interfaces)")

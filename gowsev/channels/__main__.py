@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m gowsev.channels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gowsev.channels", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("publish", "publish a message, and print its position"),
         ("tail", "print what is published from now on, until Ctrl-C"),
         ("members", "print who is there, and with how many connections"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("--url", required=True, help="such as redis://localhost:6379/0")
         command.add_argument("--prefix", default="gowsev")
         command.add_argument("channel")
