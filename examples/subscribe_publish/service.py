@@ -110,12 +110,12 @@ def add_access(group: argparse._ArgumentGroup) -> None:
     text = """believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose
         connections they pass on; may be repeated"""
     group.add_argument("--trusted-proxy", type=proxy, action="append", default=[], metavar="ADDRESS", help=text)
-    text = """in which header they say so (default: %(default)s); where that is the PROXY protocol's, version 1 or 2,
-        nobody else may connect"""
-    headers = "x-forwarded-for", "forwarded", "proxy-protocol"
-    group.add_argument("--proxy-header", choices=headers, default=headers[0], help=text)
+    text = f"""in which header they say so (default: {PROXY_HEADERS[0]}); where that is the PROXY protocol's, version 1
+        or 2, nobody else may connect"""
+    group.add_argument("--proxy-header", choices=PROXY_HEADERS, help=text)
 
 
+PROXY_HEADERS = "x-forwarded-for", "forwarded", "proxy-protocol"
 #: Options that are whole numbers: each with its name in the program, and its help.
 LIMIT_OPTIONS = (
     ("--max-connections", "max_connections", "connections that each process takes"),
@@ -175,6 +175,10 @@ def main() -> None:
     args = parser.parse_args()
     if (args.cert is None) != (args.key is None):
         parser.error("--cert and --key go together")
+    if args.cert is not None and args.tls_port is None:
+        parser.error("--cert and --key are for TLS, and --tls-port is none")
+    if args.proxy_header is not None and not args.trusted_proxy:
+        parser.error("--proxy-header takes a --trusted-proxy, who is believed in it")
     if args.workers > 1 and args.backplane is None:
         # They would be separate relays, and who hears whom a matter of luck.
         parser.error("more than one of --workers takes a --backplane, which makes them one relay")
@@ -196,9 +200,10 @@ def run(args: argparse.Namespace) -> None:
     """Serve, until a signal ends it."""
     tokens = TokenFile(args.token_file) if args.token_file is not None else None
     rates = Rates(args.max_publishes, args.max_publish_bytes)
-    by_protocol = args.proxy_header == "proxy-protocol"  # the peer is the client then
+    header = args.proxy_header or PROXY_HEADERS[0]
+    by_protocol = header == "proxy-protocol"  # the peer is the client then
     by_header = args.trusted_proxy and not by_protocol
-    proxies = gowsev.TrustedProxies(args.trusted_proxy, args.proxy_header) if by_header else None
+    proxies = gowsev.TrustedProxies(args.trusted_proxy, header) if by_header else None
     node = Node(limits_of(args), tokens.tokens if tokens else (), rates, proxies)
     page = Page(token=tokens is not None)
     options = gowsev.Options(
