@@ -471,6 +471,7 @@ MISTAKES = [
     (["--key", "key.pem"], r"--cert and --key go together"),
     (["--port", "0", "--cert", "a", "--key", "b"], r"cannot read the certificate in 'a' and 'b': No such file .*"),
     (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1:9000: .*"),
+    (["--host", "unix:/run/relay"], r"argument --host: expected a name or an address, .* TCP, not 'unix:/run/relay'"),
     (["--allowed-origin", "example.com"], r"argument --allowed-origin: .* origins like .*, not 'example\.com'"),
     (["--allowed-origin", "https://x.com/"], r"argument --allowed-origin: .* origins like .*, not 'https://x\.com/'"),
     (["extra"], r"unrecognized arguments: \.\.\.; see --help"),

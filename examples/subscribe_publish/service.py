@@ -70,7 +70,8 @@ def arguments() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument_group("listening").add_argument
-    add("--host", default="", help="address to listen on (default: all interfaces)")
+    text = "address to listen on, of TCP: a unix socket is none (default: all interfaces)"
+    add("--host", type=host, default="", help=text)
     text = "port for ws:// (default: %(default)s; 0: any free one)"
     add("--port", type=port, default=9000, metavar="N", help=text)
     text = 'port for wss:// (default: %(default)s; 0: any free one; "none": no TLS)'
@@ -107,8 +108,8 @@ def add_access(group: argparse._ArgumentGroup) -> None:
     text = """let only clients in that present a token of this file, one a line, and do what its line allows; it is
         read again when it changes (default: anyone)"""
     group.add_argument("--token-file", type=Path, metavar="FILE", help=text)
-    text = """believe proxies at this address, in this network, or behind a unix socket ("unix") as to whose
-        connections they pass on; may be repeated"""
+    text = """believe proxies at this address, or in this network, as to whose connections they pass on; may be
+        repeated"""
     group.add_argument("--trusted-proxy", type=proxy, action="append", default=[], metavar="ADDRESS", help=text)
     text = f"""in which header they say so (default: {PROXY_HEADERS[0]}); where that is the PROXY protocol's, version 1
         or 2, nobody else may connect"""
@@ -132,6 +133,12 @@ LIMIT_OPTIONS = (
 )
 #: Of those that have a limit by default.
 LIMIT_DEFAULTS = {"max_message_bytes": 1 << 20} | dataclasses.asdict(LIMITS)
+
+
+def host(text: str) -> str:
+    if "/" in text:
+        raise argparse.ArgumentTypeError(f"expected a name or an address, since the relay listens on TCP, not {text!r}")
+    return text
 
 
 def port(text: str) -> int:
