@@ -569,7 +569,8 @@ def test_health_and_metrics_tell_how_things_are(relay):
 def test_without_prometheus_client_metrics_say_what_they_need(relay, tmp_path):
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')\n")
     program = relay(PYTHONPATH=str(tmp_path))
-    assert curl(program, "metrics")[::2] == (501, "Metrics need the Python package prometheus-client.\n")
+    needed = "Metrics need the Python package prometheus-client: pip install '.[relay]' brings it.\n"
+    assert curl(program, "metrics")[::2] == (501, needed)
     assert curl(program, "healthz")[0] == 200
 
 
@@ -583,7 +584,8 @@ def test_the_relay_needs_no_package_but_gowsev(run, tmp_path):
     assert program.end() == 0
     refused = run(RELAY / "relay.py", *options, "--backplane", "redis://localhost/", PYTHONPATH=str(tmp_path))
     assert refused.process.wait(PATIENCE) == 2
-    assert refused.output == "relay.py: error: --backplane takes the Python package redis: not installed\n"
+    needed = "--backplane takes the Python package redis: not installed; pip install '.[relay]' brings it"
+    assert refused.output == f"relay.py: error: {needed}\n"
 
 
 # -- configuration and the log ---------------------------------------------------------------------------------------

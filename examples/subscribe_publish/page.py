@@ -67,7 +67,8 @@ class Page:
         elif path in self.apps:
             return self.apps[path](environ, lambda status, more: start_response(status, SAFE + more))
         elif path == "/metrics":
-            status, body = "501 Not Implemented", b"Metrics need the Python package prometheus-client.\n"
+            status = "501 Not Implemented"
+            body = b"Metrics need the Python package prometheus-client: pip install '.[relay]' brings it.\n"
         else:
             status, body = "404 Not Found", b"There is nothing here. The page is at /.\n"
         start_response(status, [*headers, ("Content-Type", type), ("Content-Length", str(len(body)))])

@@ -261,7 +261,8 @@ def check_backplane(args: argparse.Namespace) -> None:
 
         Remote(args.backplane, prefix=args.backplane_prefix)  # which has not connected yet
     except ImportError as error:
-        raise ValueError(f"--backplane takes the Python package redis: {error}") from error
+        text = f"--backplane takes the Python package redis: {error}; pip install '.[relay]' brings it"
+        raise ValueError(text) from error
     except ValueError as error:
         of_prefix = str(error).startswith("prefix")
         option = "--backplane-prefix" if of_prefix else "--backplane is like redis://host:6379/0"
