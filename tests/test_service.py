@@ -597,10 +597,10 @@ MISTAKES = [
     (["--max-channels", "-1"], "argument --max-channels: .*"),
     (["--backplane", "http://localhost"], "--backplane is like redis://host:6379/0: .*"),
     (["--backplane", "redis://localhost:port"], "--backplane is like redis://host:6379/0: .*"),
-    (["--backplane", "redis://localhost/zero"], "--backplane is like redis://host:6379/0: url: a database is a number"),
+    (["--backplane", "redis://localhost/zero"], "--backplane is like redis://host:6379/0: a database is a number"),
     (
         ["--backplane", "redis://localhost?pasword=x"],
-        r"--backplane is like redis://host:6379/0: url: pasword cannot be chosen behind the \?",
+        r"--backplane is like redis://host:6379/0: pasword cannot be chosen behind the \?",
     ),
     (["--backplane", "rediss://localhost?ssl_cert_reqs=perhaps"], "--backplane is like .*perhaps"),
     (["--backplane", "redis://localhost", "--backplane-prefix", "{a}"], "--backplane-prefix: prefix must be a word .*"),

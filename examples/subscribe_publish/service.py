@@ -266,7 +266,7 @@ def check_backplane(args: argparse.Namespace) -> None:
     except ValueError as error:
         of_prefix = str(error).startswith("prefix")
         option = "--backplane-prefix" if of_prefix else "--backplane is like redis://host:6379/0"
-        raise ValueError(f"{option}: {error}") from error
+        raise ValueError(f"{option}: {str(error).removeprefix('url: ')}") from error
 
 
 def follow(context: gowsev.Context, node: Node, tokens: TokenFile) -> None:
