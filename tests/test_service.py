@@ -165,9 +165,10 @@ def test_a_token_may_do_what_its_line_says_and_refusals_are_in_the_log_by_name(r
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("secret secret2", "line 2: behind a token stand"),
-        ("secret name=a name=b", "line 2: behind a token stand"),
-        ("secret read=a", "line 2: behind a token stand"),
+        ("secret secret2", "line 2: word 2 is not understood; behind a token stand"),
+        ("secret name=a name=b", "line 2: word 3 is not understood; behind a token stand"),
+        ("secret read=a", "line 2: word 2 is not understood; behind a token stand"),
+        ("secret publish=a, b", "line 2: word 3 is not understood; .* with no blank behind a comma"),
         ("first", "line 2 repeats a token"),
     ],
 )

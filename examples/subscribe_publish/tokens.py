@@ -64,9 +64,15 @@ def parse_tokens(content: bytes) -> tuple[Token, ...]:
 
 
 def _token(number: int, words: list[str]) -> Token:
-    rules = dict(word.partition("=")[::2] for word in words[1:])
-    if not rules.keys() <= {"name", "subscribe", "publish"} or len(rules) < len(words) - 1:
-        raise ValueError(f"line {number}: behind a token stand name=, subscribe= and publish=, each once at most")
+    rules: dict[str, str] = {}
+    for place, word in enumerate(words[1:], 2):
+        what, _, value = word.partition("=")
+        if what not in ("name", "subscribe", "publish") or what in rules:
+            text = (
+                "behind a token stand name=, subscribe= and publish=, each once at most, with no blank behind a comma"
+            )
+            raise ValueError(f"line {number}: word {place} is not understood; {text}")
+        rules[what] = value
 
     def beginnings(what: str) -> tuple[str, ...] | None:
         return tuple(filter(None, rules[what].split(","))) if what in rules else None
