@@ -29,7 +29,7 @@ from allowance import Rates
 from conftest import PATIENCE, RELAY, wait_until
 from haproxy_server import needs_haproxy, passing_on, running_haproxy
 from node import LIMITS, Node
-from programs import outcomes, websockets_client
+from programs import fences, outcomes, websockets_client
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import free_port, needs_redis
 from shell_output import without_reader
@@ -176,6 +176,27 @@ def test_a_line_of_tokens_that_is_not_understood(line, said):
     with pytest.raises(ValueError, match=said) as raised:
         parse_tokens(f"first name=x\n{line}\n".encode())
     assert "secret" not in str(raised.value)
+
+
+def test_the_tokens_of_the_readme_may_do_what_it_says():
+    (block,) = (one.text for one in fences("examples/subscribe_publish/README.md") if one.text.startswith("# tokens"))
+    shop, reader, writer, anything = parse_tokens(block.encode())
+    assert [shop.may("subscribe", name) for name in ("shop/a", "news/a", "newsletter", "news")] == [1, 1, 0, 0]
+    assert [token.may("subscribe", "any") for token in (shop, reader, writer, anything)] == [0, 1, 0, 1]
+    assert [token.may("publish", "shop/a") for token in (shop, reader, writer, anything)] == [1, 0, 1, 1]
+    assert [token.may("publish", "any") for token in (shop, reader, writer, anything)] == [0, 0, 0, 1]
+
+
+def test_a_star_in_a_rule_is_a_character_and_the_log_warns(relay, token_file):
+    token_file.write_text("secret name=shop publish=shop/*\n")
+    program = relay("--token-file", token_file)
+    program.wait_for(r"The rule 'shop/\*' of the token 'shop' allows only names that begin so, \* included$")
+    with websockets_client(program.url(), **bearer("secret")) as client:
+        assert ask(client, "publish:shop/a:x") == b"Error: not published: this token may not publish there"
+        assert ask(client, "publish:shop/*a:x") == OK
+    token_file.write_text("secret name=shop subscribe=*\n")
+    program.wait_for(r"The rule '\*' of the token 'shop' allows only names that begin so, \* included$")
+    assert program.end() == 0
 
 
 # -- who the client is -----------------------------------------------------------------------------------------------

@@ -68,10 +68,9 @@ def _token(number: int, words: list[str]) -> Token:
     for place, word in enumerate(words[1:], 2):
         what, _, value = word.partition("=")
         if what not in ("name", "subscribe", "publish") or what in rules:
-            text = (
-                "behind a token stand name=, subscribe= and publish=, each once at most, with no blank behind a comma"
-            )
-            raise ValueError(f"line {number}: word {place} is not understood; {text}")
+            grammar = "behind a token stand name=, subscribe= and publish=, each once at most"
+            text = f"word {place} is not understood; {grammar}, with no blank behind a comma"
+            raise ValueError(f"line {number}: {text}")
         rules[what] = value
 
     def beginnings(what: str) -> tuple[str, ...] | None:
@@ -115,6 +114,7 @@ class TokenFile:
         self._read = self._seen = self._state()
         self._said = ""
         self.tokens = read_tokens(path)
+        self._warn()
 
     def follow(self) -> bool:
         """Read the file again if it has changed since, and is not being changed; return whether the tokens are others.
@@ -147,7 +147,16 @@ class TokenFile:
         changed = tokens != self.tokens
         self.tokens = tokens
         logger.info("Read the tokens in %r again: %d", str(self._path), len(tokens))
+        self._warn()
         return changed
+
+    def _warn(self) -> None:
+        """Say which rules allow less than they seem to."""
+        for token in self.tokens:
+            for beginning in (token.subscribe or ()) + (token.publish or ()):
+                if "*" in beginning:
+                    text = "The rule %r of the token %r allows only names that begin so, * included"
+                    logger.warning(text, beginning, token.name)
 
     def _state(self) -> tuple[int, int, int] | None:
         """What is another after each change; `None` if there is no regular file."""
