@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import termios
@@ -1038,8 +1039,6 @@ def test_a_subscriber_on_the_command_line_comes_back_and_has_missed_nothing(rela
 
 
 def test_the_command_line_client_over_tls_with_a_token(run, certificate, client_tls, token_file, tmp_path):
-    import ssl
-
     authority = tmp_path / "authority.pem"
     authority.write_text("".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
     cert, key = certificate
@@ -1088,6 +1087,34 @@ def test_the_load_checks_every_delivery(relay):
     assert re.search(r"^667 deliveries, each checked", done.stdout, re.MULTILINE)
     assert re.search(r"p50 [\d.]+  p90 [\d.]+  p99 [\d.]+  max [\d.]+", done.stdout)
     assert "delivering: 100%" in done.stderr
+
+
+def test_the_load_over_tls_with_a_token_and_what_it_says_without(run, certificate, client_tls, token_file, tmp_path):
+    authority = tmp_path / "authority.pem"
+    authority.write_text("".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
+    cert, key = certificate
+    options = ["--port", 0, "--tls-port", 0, "--cert", cert, "--key", key, "--token-file", token_file]
+    program = run(RELAY / "relay.py", "--host", "127.0.0.1", *options)
+    url = program.url("wss")
+
+    def load(*options):
+        command = [sys.executable, str(RELAY / "load.py"), "--url", url, "--subscribers", "60", "--messages", "5"]
+        command += ["--in-flight", "1", *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE * 2)
+
+    done = load("--cafile", authority, "--token-file", token_file)
+    assert done.returncode == 0, done.stderr
+    assert "300 deliveries, each checked" in done.stdout
+    for options, said in (
+        (["--cafile", authority], "dial .*: the server answered HTTP 401 Unauthorized"),
+        (["--cafile", "missing"], "cannot read the certificates in 'missing': .*"),
+        ([], "dial .*CERTIFICATE_VERIFY_FAILED.*"),
+    ):
+        done = load(*options)
+        assert done.returncode == 1
+        assert re.fullmatch(rf"load\.py: FAILED: {said}", done.stderr.splitlines()[-1])
+        assert "Greenlet" not in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_load_fails_on_what_is_not_its_own(relay):

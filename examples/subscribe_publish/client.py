@@ -45,6 +45,18 @@ def say(text: str) -> None:
     print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True)
 
 
+def trusting(cafile: str | None) -> ssl.SSLContext | None:
+    """Return a TLS context that trusts the certificates in a file; `None` without a file.
+
+    Raises:
+        ValueError: it cannot be read; the text names it.
+    """
+    try:
+        return None if cafile is None else ssl.create_default_context(cafile=cafile)
+    except OSError as error:
+        raise ValueError(f"cannot read the certificates in {cafile!r}: {error}") from error
+
+
 def dial(args: argparse.Namespace) -> gowsev.DialledConn:
     """Connect.
 
@@ -53,11 +65,7 @@ def dial(args: argparse.Namespace) -> gowsev.DialledConn:
         DialError: the relay is away.
     """
     try:
-        context = ssl.create_default_context(cafile=args.cafile) if args.cafile is not None else None
-    except OSError as error:
-        raise Failed(f"cannot read the certificates in {args.cafile!r}: {error}") from error
-    try:
-        headers = authorization(args.token_file)
+        headers, context = authorization(args.token_file), trusting(args.cafile)
         conn = gowsev.Dial(args.url, headers=headers, ssl_context=context, subprotocols=[SUBPROTOCOL])
     except gowsev.DialError as error:
         if error.status is not None and error.status < 500:

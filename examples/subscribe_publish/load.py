@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import gevent.pool
+from client import trusting
 from service import count
 from tokens import authorization
 from tqdm import tqdm
@@ -35,9 +36,9 @@ DIALLING = 50
 class Load(gowsev.Handler):
     """The subscribers, and the one who publishes to all their channels in turn."""
 
-    def __init__(self, args: argparse.Namespace, bar: tqdm) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.bar = bar
+        self.bar: tqdm
         self.next_of: dict[int, int] = {}
         """By connection: the number that it must receive next."""
         self.publisher = 0
@@ -95,21 +96,24 @@ def channel(number: int) -> bytes:
 
 def connect(args: argparse.Namespace, load: Load, context: gowsev.Context) -> None:
     """Open all connections, and subscribe."""
-    headers = authorization(args.token_file)
+    headers, tls = authorization(args.token_file), trusting(args.cafile)
     # The driver is not what is measured: it answers pings, and sends none.
     options = gowsev.Options(ping_interval=None)
-    open_to = partial(gowsev.Dial, timeout=60.0, headers=headers, options=options, proxy=None)
+    open_to = partial(gowsev.Dial, timeout=60.0, headers=headers, ssl_context=tls, options=options, proxy=None)
 
-    def dial(number: int) -> tuple[int, gowsev.DialledConn]:
-        conn = open_to(args.url[number % len(args.url)])
-        conn.WriteMessage(gowsev.BinaryMessage, b"subscribe:" + channel(number % args.channels))
-        _, answer = conn.ReadMessage()
-        if answer != b"OK":
-            raise SystemExit(f"a subscription was answered with {answer!r}")
-        return number, conn
+    def dial(number: int) -> tuple[int, gowsev.DialledConn | Exception]:
+        try:
+            conn = open_to(args.url[number % len(args.url)])
+            conn.WriteMessage(gowsev.BinaryMessage, b"subscribe:" + channel(number % args.channels))
+            _, answer = conn.ReadMessage()
+        except (gowsev.DialError, gowsev.ConnectionClosed, ValueError, OSError) as error:
+            return number, error  # raised here, gevent would print it
+        return number, conn if answer == b"OK" else ValueError(f"a subscription was answered with {answer!r}")
 
     with tqdm(total=args.subscribers, desc="subscribing", unit=" subscribers") as bar:
         for number, conn in gevent.pool.Pool(DIALLING).imap_unordered(dial, range(args.subscribers)):
+            if isinstance(conn, Exception):
+                raise conn
             load.next_of[context.AddConn(conn)] = number % args.channels
             bar.update()
     load.publisher = context.AddConn(open_to(args.url[0]))
@@ -120,19 +124,19 @@ def run(args: argparse.Namespace) -> str:
     # A round over all channels reaches each subscriber once; the last round may be cut short.
     rounds, rest = divmod(args.messages, args.channels)
     total = rounds * args.subscribers + sum(subscribers_of(number, args) for number in range(rest))
-    bar = tqdm(total=total, desc="delivering", unit=" messages", unit_scale=True)
-    load = Load(args, bar)
+    load = Load(args)
     context = gowsev.MakeContext(load, gowsev.Options(raise_errors=True))
     connecting = time.monotonic()
     connect(args, load, context)
     began = time.monotonic()
     print(f"{args.subscribers} subscribers on {args.channels} channels in {began - connecting:.1f} s")
+    load.bar = tqdm(total=total, desc="delivering", unit=" messages", unit_scale=True)
     context.SetTimeout(1.0)
     load.publish(context)
     while not load.done and time.monotonic() - began < args.seconds:
         context.EventLoopIteration()
     took = time.monotonic() - began
-    bar.close()
+    load.bar.close()
     if load.failed:
         return load.failed
     if not load.done:
@@ -159,6 +163,8 @@ def main() -> None:
     text = "of the relay, or of several that are one"
     parser.add_argument("--url", nargs="+", default=["ws://localhost:9000/"], help=text)
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="present the token in this file")
+    text = "trust the certificates in this file, such as a self-signed one"
+    parser.add_argument("--cafile", metavar="FILE", help=text)
     for option, default, text in (
         ("subscribers", 1000, "connections that subscribe"),
         ("channels", 1, "over which they are spread evenly"),
@@ -175,7 +181,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         wrong = run(args)
-    except (gowsev.DialError, ValueError, OSError) as error:
+    except (gowsev.DialError, gowsev.ConnectionClosed, ValueError, OSError) as error:
         wrong = str(error)
     if wrong:
         sys.exit(f"{parser.prog}: FAILED: {wrong}")
