@@ -1059,6 +1059,37 @@ def test_the_command_line_client_over_tls_with_a_token(run, certificate, client_
     assert "CERTIFICATE_VERIFY_FAILED" in done.stderr
 
 
+def test_a_publisher_on_the_command_line_says_how_many_lines_were_published(relay):
+    program = relay("--max-message-bytes", 10_000, "--max-publishes", 3)
+    done = client_of(program, "publish", "news", input="x\n" * 1000)
+    limit = r"client\.py: not published: at most 3 publishes a second for each client; lines published before: (\d+)\n"
+    assert done.returncode == 1
+    assert 3 <= int(re.fullmatch(limit, done.stderr)[1]) < 1000
+    done = client_of(program, "publish", "news", input=f"1\n{'2' * 10_000}\n3\n")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"client\.py: connection closed with code 1009.*; lines published: 1, and perhaps the next\n", done.stderr
+    )
+    done = client_of(program, "publish", "news", "x" * 10_000)
+    assert done.returncode == 1
+    assert re.fullmatch(r"client\.py: connection closed with code 1009.*; perhaps it was published\n", done.stderr)
+    # As after `tail -f`: the next line comes when the relay has ended.
+    command = [sys.executable, str(RELAY / "client.py"), "--url", program.url(), "publish", "news"]
+    with (
+        websockets_client(program.url()) as watching,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as publishing,
+    ):
+        assert ask(watching, "subscribe:news") == OK
+        publishing.stdin.write("1\n2\n")
+        assert [watching.recv(timeout=PATIENCE) for _ in range(2)] == [b"1", b"2"]
+        assert program.end() == 0
+        publishing.stdin.write("3\n")
+        assert publishing.wait(PATIENCE) == 1
+        assert publishing.stderr.read() == (
+            "client.py: connection closed with code 1001: shutting down; lines published: 2, and perhaps the next\n"
+        )
+
+
 def test_mistakes_of_the_command_line_client_are_one_line(relay):
     program = relay("--max-channel-bytes", 3)
     done = client_of(program, "subscribe", "long-name")

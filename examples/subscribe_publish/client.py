@@ -142,6 +142,12 @@ class Subscriber:
 
 
 def publish(args: argparse.Namespace) -> None:
+    """Publish, one after the other.
+
+    It does not come back when the connection is lost: nobody knows then whether the last one was published, and sent
+    again it might be there twice.
+    """
+    published = 0
     try:
         with dial(args) as conn:
             lines = (line.removesuffix(b"\n") for line in sys.stdin.buffer)
@@ -149,9 +155,15 @@ def publish(args: argparse.Namespace) -> None:
                 send(conn, body, do="publish", channel=args.channel)
                 answer, _ = receive(conn)
                 if "error" in answer:
-                    raise Failed(answer["error"])
-    except (gowsev.ConnectionClosed, gowsev.DialError) as error:
+                    raise Refused(answer["error"])
+                published += 1
+    except gowsev.DialError as error:
         raise Failed(str(error)) from error
+    except gowsev.ConnectionClosed as error:
+        so_far = f"lines published: {published}, and perhaps the next"
+        raise Failed(f"{error}; {so_far if args.body is None else 'perhaps it was published'}") from error
+    except Refused as error:
+        raise Failed(f"{error}; lines published before: {published}" if args.body is None else str(error)) from error
 
 
 def channel(text: str) -> str:
