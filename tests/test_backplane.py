@@ -409,3 +409,18 @@ def test_a_stopping_relay_answers_what_is_under_way(relays):
         stopping = b"Error: not published: the relay is stopping"
         assert answers == [OK] * answers.count(OK) + [stopping] * answers.count(stopping)
     assert program.process.wait(PATIENCE) == 0
+
+
+def test_a_stopping_relay_does_not_wait_for_ever_for_the_answer_to_a_publish(relays, redis_server):
+    (program,) = relays(1, "-v")
+    with websockets_client(program.url(), subprotocols=["relay.v2"]) as client:
+        redis_server.freeze()
+        client.send(json.dumps({"do": "publish", "id": 1, "channel": "a"}) + "\nlate")
+        program.wait_for("sent message .*late")
+        began = time.monotonic()
+        program.process.send_signal(signal.SIGTERM)
+        assert list(client) == []
+        assert client.close_code == 1001
+        assert time.monotonic() - began >= 2
+    redis_server.thaw()
+    assert program.process.wait(PATIENCE) == 0
