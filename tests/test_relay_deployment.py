@@ -88,13 +88,11 @@ def test_nginx_with_the_snippet_carries_pages_and_websockets(run, certificate, c
         tls = ssl.create_default_context()
         tls.load_verify_locations(cadata="".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
         url = f"https://localhost:{port}/"
-        for path, found in (
-            ("", "<title>Relay</title>"),
-            ("healthz", '"status": "ok"'),
-            ("metrics", "gowsev_connections"),
-        ):
+        for path, found in (("", "<title>Relay</title>"), ("healthz", '"status": "ok"')):
             with urllib.request.urlopen(url + path, timeout=PATIENCE, context=tls) as response:
                 assert found in response.read().decode()
+        with answered(403):
+            urllib.request.urlopen(url + "metrics", timeout=PATIENCE, context=tls)
         # As the page does it: its origin is the proxy's.
         address = f"wss://localhost:{port}/"
         with websockets_client(address, tls=tls, origin=url.rstrip("/")) as client:
@@ -155,7 +153,7 @@ def deployed(run, redis_server, certificate, client_tls, tmp_path):
 class Deployed:
     def __init__(self, run, url, certificate, client_tls, folder):
         self.run, self.url, self.certificate, self.folder = run, url, certificate, folder
-        self.port = free_port()
+        self.port, *self.metrics = (free_port() for _ in range(3))
         self.authority = folder / "authority.pem"
         self.authority.write_text("".join(ssl.DER_cert_to_PEM_cert(one) for one in client_tls.get_ca_certs(True)))
         self.access = folder / "access"
@@ -178,6 +176,8 @@ class Deployed:
             cert=("/etc/ssl/relay-and-key.pem", both),
             one=("127.0.0.1:9000", f"127.0.0.1:{ports[0]}"),
             two=("127.0.0.1:9002", f"127.0.0.1:{ports[1]}"),
+            first=("127.0.0.1:9100", f"127.0.0.1:{self.metrics[0]}"),
+            second=("127.0.0.1:9102", f"127.0.0.1:{self.metrics[1]}"),
         )
         return running_haproxy(self.folder, self.port, lines)
 
@@ -246,6 +246,9 @@ def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(deployed, 
             tls = ssl.create_default_context(cafile=deployed.authority)
             with answered(403):
                 urllib.request.urlopen(f"https://localhost:{deployed.port}/metrics", timeout=PATIENCE, context=tls)
+            for port in deployed.metrics:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as response:
+                    assert b"relay_subscriptions" in response.read()
     if front == "nginx":
         deployed.nobody_got_a_502()
 
