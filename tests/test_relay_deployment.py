@@ -11,6 +11,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from gowsev.channels import Remote
 
 DOCUMENT = "examples/subscribe_publish/README.md"
 ANALYZE = shutil.which("systemd-analyze")
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl (Debian's package curl)")
 
 
 def block(language, name=""):
@@ -45,14 +48,17 @@ def replaced(text, **replacements):
 
 @snippets(DOCUMENT, "relay.service")
 @pytest.mark.skipif(ANALYZE is None, reason="needs systemd-analyze (Debian's package systemd)")
-def test_the_unit_is_one_that_systemd_understands(tmp_path):
-    unit = tmp_path / "relay.service"
+@pytest.mark.parametrize(("name", "port"), [("relay.service", "9000"), ("relay@.service", "%i")])
+def test_the_unit_is_one_that_systemd_understands(tmp_path, name, port):
+    unit = tmp_path / name
     # The programs must exist, and Redis's unit may not be installed here.
     python = sys.executable
     text = replaced(block("ini"), python=("/opt/gowsev/.venv/bin/python", python), kill=("=kill ", f"={python} "))
-    unit.write_text(replaced(text, redis=(" redis-server.service", "")))
-    done = subprocess.run([ANALYZE, "verify", unit], capture_output=True, text=True, timeout=PATIENCE)
-    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "relay.service" in line]
+    text = replaced(text, redis=(" redis-server.service", ""), port=("--port 9000 ", f"--port {port} "))
+    unit.write_text(text)
+    started = tmp_path / name.replace("@", "@9002")
+    done = subprocess.run([ANALYZE, "verify", started], capture_output=True, text=True, timeout=PATIENCE)
+    complaints = [line for line in (done.stdout + done.stderr).splitlines() if "relay" in line]
     assert complaints == []
 
 
@@ -251,6 +257,27 @@ def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(deployed, 
                     assert b"relay_subscriptions" in response.read()
     if front == "nginx":
         deployed.nobody_got_a_502()
+
+
+@needs_redis
+@needs_curl
+@snippets(DOCUMENT, "restart.sh")
+def test_the_loop_over_two_units_waits_for_the_first_before_it_ends_the_second(deployed, tmp_path):
+    ports = [free_port(), free_port()]
+    asked = tmp_path / "asked"
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    systemctl.chmod(0o700)
+    loop = replaced(block("bash"), one=(" 9000 ", f" {ports[0]} "), two=(" 9002;", f" {ports[1]};"))
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", "-c", loop], env=environ) as process:
+        for count, port in enumerate(ports, 1):
+            wait_until(lambda count=count: asked.exists() and len(asked.read_text().splitlines()) == count)
+            time.sleep(1.5)  # in which it asks for /healthz, and nothing more may come
+            assert asked.read_text().splitlines()[-1] == f"restart relay@{port}"
+            deployed.relay(port)
+        assert process.wait(PATIENCE) == 0
+    assert asked.read_text() == "".join(f"restart relay@{port}\n" for port in ports)
 
 
 @needs_redis
