@@ -29,11 +29,13 @@ from access import Access
 from allowance import Rates
 from conftest import PATIENCE, RELAY, wait_until
 from haproxy_server import needs_haproxy, passing_on, running_haproxy
+from metrics import REASONS
 from node import LIMITS, Node
-from programs import fences, outcomes, websockets_client
+from programs import fences, outcomes, read, websockets_client
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import free_port, needs_redis
 from shell_output import without_reader
+from test_readme import code, rows
 from tokens import parse_tokens
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -586,6 +588,25 @@ def test_health_and_metrics_tell_how_things_are(relay):
         labels = f'build="{build()}",python="{platform.python_version()}",version="{gowsev.__version__}"'
         assert f"gowsev_build_info{{{labels}}} 1.0" in body
     wait_until(lambda: re.search(r"^gowsev_loop_delay_seconds_count [1-9]", curl(program, "metrics")[2], re.MULTILINE))
+
+
+@needs_curl
+def test_the_alerts_of_the_readme_name_what_is_on_the_page_from_the_start(relay):
+    body = curl(relay(), "metrics")[2]
+    assert dict(re.findall(r'^relay_refusals_total\{reason="(\w+)"\} (\S+)$', body, re.MULTILINE)) == (
+        dict.fromkeys(REASONS, "0.0")
+    )
+    text = read("examples/subscribe_publish/README.md")
+    alerts = [code(alert) for alert, _ in rows(text, "alert on", "because")]
+    assert 0 < len(alerts) <= 8
+    there = set(re.findall(r"^(\w+)[ {]", body, re.MULTILINE))
+    for alert in alerts:
+        named = set(re.findall(r"\b(?:gowsev|relay|process)_\w+", alert))
+        assert named
+        assert named <= there
+        assert set(re.findall(r'reason="(\w+)"', alert)) <= {*REASONS}
+    told = re.search(r"\(`relay_refusals_total`: (.*?)\)", text, re.DOTALL)[1]
+    assert sorted(re.findall(r"`(\w+)`", told)) == sorted(REASONS)
 
 
 @needs_curl

@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 #: What clients are told.
 AWAY = "the backplane is away"
 REFUSED = "the backplane refused it"
+#: Why commands and connections are refused. Each is on the page from the start: an increase is seen only from a value.
+REASONS = (
+    "away", "backplane", "channels", "connection", "in_flight", "invalid",
+    "name", "perhaps", "rate", "stopping", "token", "unsubscribed",
+)  # fmt: skip
 
 
 class Refusal(NamedTuple):
     """Why a command was not carried out."""
 
     reason: str
-    """One word, by which they are counted."""
+    """One of `REASONS`, by which they are counted."""
     text: str
     certain: bool = True
 
@@ -91,7 +96,8 @@ def metrics_of(node: Node, context: gowsev.Context, worker: int, folder: Path | 
                 yield CounterMetricFamily(f"relay_{name}", text, value=getattr(counters, name))
             refusals = CounterMetricFamily("relay_refusals", "Commands and connections refused.", labels=["reason"])
             waiting = GaugeMetricFamily("relay_waiting", "What waits for clients' turns.", labels=["kind"])
-            for family, numbers in ((refusals, counters.refusals), (waiting, node.waiting())):
+            refused = dict.fromkeys(REASONS, 0) | counters.refusals
+            for family, numbers in ((refusals, refused), (waiting, node.waiting())):
                 for kind, number in sorted(numbers.items()):
                     family.add_metric([kind], number)
                 yield family
