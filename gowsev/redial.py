@@ -28,7 +28,7 @@ from gevent.event import Event
 from gowsev.arguments import as_seconds, check_callable
 from gowsev.errors import DialError
 from gowsev.loop.attachments import Part
-from gowsev.opening.attempt import check_wanted
+from gowsev.opening.attempt import check_names, check_wanted
 from gowsev.opening.dial import connection_of
 from gowsev.wire.frames import GOING_AWAY, INTERNAL_ERROR
 
@@ -90,6 +90,7 @@ class Redial:
         lasting: float | timedelta = 5.0,
         **dial: Any,  # `check_wanted` looks at them
     ) -> None:
+        check_names("Redial", dial)
         check_callable("opened", opened, optional=True)
         check_callable("failed", failed, optional=True)
         self._first = _positive("first_pause", first_pause)

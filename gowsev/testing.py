@@ -16,7 +16,7 @@ import gevent
 from gowsev.context import Context, MakeContext
 from gowsev.errors import ConnectionClosed
 from gowsev.loop.callbacks import CALLBACKS
-from gowsev.opening.attempt import check_wanted
+from gowsev.opening.attempt import check_names, check_wanted
 from gowsev.opening.dial import BinaryMessage, DialledConn, TextMessage, connection_of
 from gowsev.options import Options
 
@@ -232,6 +232,7 @@ class Client:
         answer_pings: bool = True,
         **arguments: Any,  # `check_wanted` looks at them
     ) -> None:
+        check_names("Client", arguments)
         self.timeout = timeout
         arguments.setdefault("proxy", None)
         #: The connection that `Dial` opened.

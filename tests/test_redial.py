@@ -492,7 +492,12 @@ def test_a_real_fork(run, serve, tmp_path, patched):
         ({"lasting": -1}, ValueError, "^lasting must be"),
         ({"headers": {"Upgrade": "x"}}, ValueError, "header Upgrade is made by the handshake"),
         ({"timeout": "x"}, TypeError, "^timeout must be"),
-        ({"colour": "red"}, TypeError, "colour"),
+        ({"colour": "red"}, TypeError, r"^Redial\(\) got an unexpected keyword argument 'colour'$"),
+        (
+            {"max_message_bytes": 4},
+            TypeError,
+            r"^Redial\(\) got .* 'max_message_bytes'; options=gowsev\.Options\(max_message_bytes=\.\.\.\) takes it$",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_the_call(client, arguments, error, text):

@@ -113,6 +113,14 @@ def test_an_unknown_option_is_refused():
         Server(Echo(), max_conections=1)
 
 
+def test_an_argument_that_dial_does_not_know_is_refused():
+    with Server(Echo()) as server:
+        with pytest.raises(TypeError, match=r"^Client\(\) got an unexpected keyword argument 'colour'$"):
+            server.dial(colour="red")
+        with pytest.raises(TypeError, match=r"'ping_interval'; options=gowsev\.Options\(ping_interval=.* takes it$"):
+            Client(server.url, ping_interval=5)
+
+
 def test_a_path_begins_with_a_slash():
     with Server(Echo()) as server, pytest.raises(ValueError, match="path must begin with '/', not 'live'"):
         server.dial("live")

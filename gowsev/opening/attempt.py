@@ -6,10 +6,11 @@ one more round, as is another address of a server behind a SOCKS proxy that does
 
 from __future__ import annotations
 
+import inspect
 import os
 import ssl
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import gevent
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     Value = TypeVar("Value")
 
-__all__ = ["Opened", "Wanted", "check_wanted", "open_connection"]
+__all__ = ["Opened", "Wanted", "check_names", "check_wanted", "open_connection"]
 
 #: What is allowed at most for `follow_redirects`; browsers follow 20.
 _MOST_REDIRECTS = 20
@@ -120,6 +121,23 @@ def check_wanted(
     wanted = Wanted(target, seconds, pairs, origin, offered, ssl_context, options, proxy, path, follow_redirects)
     wanted.choose_proxy()
     return wanted
+
+
+#: The names of these arguments.
+_NAMES = frozenset(inspect.signature(check_wanted).parameters)
+
+
+def check_names(function: str, names: Iterable[str]) -> None:
+    """Check the names of arguments that a function takes for `Dial`.
+
+    Raises:
+        TypeError: `Dial` has no such argument; the text names it, and `function`.
+    """
+    for name in names:
+        if name not in _NAMES:
+            known = name in {field.name for field in fields(Options)}
+            hint = f"; options=gowsev.Options({name}=...) takes it" if known else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
 
 
 def _checked_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
