@@ -97,8 +97,12 @@ def as_networks(name: str, value: object) -> tuple[str, ...]:
     return names
 
 
-def as_bytes(message: object) -> bytes:
+def as_bytes(message: object, otherwise: str = "") -> bytes:
     """Return a binary message as bytes.
+
+    Args:
+        message: what was given.
+        otherwise: what else may be given, for the text of an error.
 
     Raises:
         TypeError: it is not bytes, a bytearray or a memoryview.
@@ -107,10 +111,12 @@ def as_bytes(message: object) -> bytes:
         return message
     if isinstance(message, bytes | bytearray | memoryview):
         return bytes(message)
+    expected, hint = f"{otherwise}bytes, bytearray or memoryview", ""
     if isinstance(message, str):
-        raise TypeError("message must be bytes, bytearray or memoryview, not str; WriteText sends text")
-    hint = "; WriteStream sends what comes in pieces" if hasattr(message, "__iter__") else ""
-    raise TypeError(f"message must be bytes, bytearray or memoryview, not {type(message).__name__}{hint}")
+        hint = "; WriteText sends text"
+    elif not otherwise and hasattr(message, "__iter__"):
+        hint = "; WriteStream sends what comes in pieces"
+    raise TypeError(f"message must be {expected}, not {type(message).__name__}{hint}")
 
 
 def check_whole(name: str, value: object, least: int, optional: bool = False) -> None:

@@ -213,7 +213,7 @@ class Context(Serving):
         if isinstance(message, str):
             opcode, payload = TEXT, message.encode()
         else:
-            opcode, payload = BINARY, as_bytes(message)
+            opcode, payload = BINARY, as_bytes(message, "str, ")
         if not self._batch.held:
             self._loop.check_thread()
         return self._connections.groups.broadcast(tuple(ids), opcode, payload)

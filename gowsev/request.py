@@ -200,6 +200,8 @@ def header_pairs(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> tupl
     """
     if isinstance(headers, Headers):
         pairs = tuple(headers.raw_items())
+    elif isinstance(headers, str | bytes) or not isinstance(headers, Iterable):
+        raise TypeError(f"headers must be a mapping or pairs of str, not {headers!r}")
     else:
         items = headers.items() if isinstance(headers, Mapping) else headers
         pairs = tuple(cast("Iterable[tuple[str, str]]", items))

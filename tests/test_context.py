@@ -822,6 +822,13 @@ def test_broadcast_tells_who_could_not_take_it(serve):
     assert server.context.Broadcast([], b"news") == []
 
 
+@pytest.mark.parametrize("message", [5, None, ["bytes"], {"a": 1}, object()])
+def test_broadcast_of_what_is_no_message_says_what_it_takes(idle, message):
+    expected = f"message must be str, bytes, bytearray or memoryview, not {type(message).__name__}"
+    with pytest.raises(TypeError, match=f"^{expected}$"):
+        idle(listen=False).context.Broadcast([1], message)
+
+
 @pytest.mark.parametrize("first", ["Write", "Broadcast"])
 def test_what_a_callback_publishes_passes_by_who_is_closing(serve, first):
     server = serve()

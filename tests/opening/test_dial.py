@@ -376,6 +376,14 @@ def test_headers_that_cannot_be_sent_are_refused_before_anything_is(scripted, he
     assert listener.heads == []
 
 
+@pytest.mark.parametrize("headers", ["Authorization: Bearer x", b"Authorization: Bearer x", 5])
+def test_headers_that_are_no_pairs_are_told_as_they_were_given(headers):
+    text = re.escape(f"headers must be a mapping or pairs of str, not {headers!r}")
+    for function in (lambda: gowsev.Dial("ws://localhost/", headers=headers), lambda: gowsev.Reject(headers=headers)):
+        with pytest.raises(TypeError, match=f"^{text}$"):
+            function()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
