@@ -33,6 +33,7 @@ from gowsev.connection.liveness import PING, SILENT, Liveness
 from gowsev.connection.offering import WOULD_BLOCK
 from gowsev.connection.sending import Sending
 from gowsev.connection.sockets import close_socket, half_close, send_at_once
+from gowsev.wire.frames import TOO_BIG
 from gowsev.wire.protocol import DONE, OPEN
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ class Connection(Sending):
         if protocol.state == DONE and not self._reported:
             if protocol.failure is not None:
                 self.end = str(protocol.failure)
+                if protocol.failure.code == TOO_BIG:
+                    self.end += "; see max_message_bytes of gowsev.Options"
             self._drop_line()
             self._begin_closing()
             self._report()

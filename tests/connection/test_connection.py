@@ -268,6 +268,16 @@ def test_the_peer_half_closes_without_a_close_frame(transport, caplog):
     assert "ended without a close frame" in caplog.text
 
 
+def test_the_log_names_the_option_by_which_a_message_is_too_long_and_the_peer_is_not_told(serve, caplog):
+    caplog.set_level(logging.INFO, "gowsev")
+    server = serve(max_message_bytes=10)
+    client = server.client()
+    client.send_binary(bytes(11))
+    assert client.read_close() == (1009, "message longer than 10 bytes")
+    wait_until(lambda: server.handler.closed)
+    assert "message longer than 10 bytes (close code 1009); see max_message_bytes of gowsev.Options" in caplog.text
+
+
 def test_the_end_comes_inside_a_frame(transport):
     server = transport(Recorder())
     client = server.client()

@@ -423,7 +423,9 @@ def test_options_hold_for_the_connection(serve):
     conn.WriteMessage(gowsev.BinaryMessage, b"x")
     assert conn.ReadMessage() == (gowsev.BinaryMessage, b"x" * 1000)
     conn.WriteMessage(gowsev.BinaryMessage, b"xx")
-    with pytest.raises(gowsev.ConnectionClosed):
+    with pytest.raises(
+        gowsev.ConnectionClosed, match=r"longer than 1000 bytes .*; see max_message_bytes of gowsev\.Options$"
+    ):
         conn.ReadMessage()
     wait_until(lambda: server.handler.closed)
     assert server.handler.closed[0][2] == 1009
