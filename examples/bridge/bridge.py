@@ -38,17 +38,14 @@ class Bridge(gowsev.Handler):
     def dial(self, context: gowsev.Context, url: str, longest_pause: float) -> None:
         """Keep a connection to the outside server, from when the loop is driven until the context is shut down."""
         first_pause = min(FIRST_PAUSE, longest_pause)
+        # Why an attempt failed, and when the next one comes, gowsev logs itself.
         self.outside = gowsev.Redial(
-            context, url, opened=self.opened, failed=self.failed, first_pause=first_pause, longest_pause=longest_pause
+            context, url, opened=self.opened, first_pause=first_pause, longest_pause=longest_pause
         )
         self.shown = re.sub("//[^/?#]*@", "//", url, count=1)
 
     def opened(self, context: gowsev.Context, id: int) -> None:
         logger.info("Connected to %s", self.shown)
-
-    def failed(self, context: gowsev.Context, error: gowsev.DialError, pause: float) -> None:
-        logger.warning("%s", error)
-        logger.info("Trying again in %.2g s", pause)
 
     # -- the callbacks -------------------------------------------------------------------------------------------
 
