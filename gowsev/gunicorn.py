@@ -6,7 +6,7 @@ its contexts down: each connection is closed with 1001, and the loops end.
 
 The order is what matters. A client that is closed comes back at once, and must not come back to this worker, which
 would refuse it. So connections are closed only when the worker's listeners are, and when every client that was accepted
-before has been answered.
+before has been answered. gunicorn's quick shutdown (Ctrl-C) waits for none of these: no worker stays to come back to.
 
 The only importer of gunicorn, which is an extra; no other module imports this one.
 """
@@ -32,6 +32,8 @@ _LOOK = 0.1
 _SHARE = 0.8
 #: Seconds that a client that was accepted last has to ask for its upgrade.
 _LAST_ARRIVALS = 1.0
+#: Seconds that connections get of a quick shutdown, which is not to take long.
+_QUICK = 1.0
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -39,6 +41,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     They have four fifths of gunicorn's `graceful_timeout` to answer, or `Options.close_timeout` where that is shorter.
     The worker's listeners are closed first, which gunicorn does within a second: give `graceful_timeout` three or more.
+    On SIGINT and SIGQUIT, gunicorn's quick shutdown, connections are closed at once, and have a second to answer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # gunicorn's, which its versions may change
@@ -69,6 +72,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             return super().handle_request(listener_name, req, sock, addr)
         finally:
             self._arrivals.discard(sock)
+
+    def handle_quit(self, sig: Any, frame: Any) -> None:
+        """Begin a quick shutdown. A signal's handler, which must not wait."""
+        gevent.spawn(self._quit, sig, frame)
+
+    def _quit(self, sig: Any, frame: Any) -> None:
+        self._wait_until(shut_down_all(_QUICK), time.monotonic() + _QUICK)
+        super().handle_quit(sig, frame)
 
     def _close_connections(self) -> None:
         while self.alive:

@@ -292,6 +292,26 @@ def test_our_worker_closes_connections_before_it_ends(gunicorn):
     clients[-1].close()
 
 
+@pytest.mark.parametrize("in_terminal", [False, True])
+def test_our_worker_closes_connections_on_ctrl_c(gunicorn, in_terminal):
+    server = gunicorn("gowsev.gunicorn.Worker")
+    pid = int(server.wait_for(r"Booting worker with pid: (\d+)")[1])
+    clients = [RawClient("127.0.0.1", server.port, path="/live") for _ in range(3)]
+    assert all(map(echoes, clients))
+    if in_terminal:  # which tells the workers, too; the master tells them then once more
+        os.kill(pid, signal.SIGINT)
+    server.process.send_signal(signal.SIGINT)
+    for client in clients[:-1]:  # one never answers
+        assert client.read_close() == (1001, "shutting down")
+        client.send_close(1001)
+        assert client.read_to_end() == b""
+        client.close()
+    assert server.process.wait(PATIENCE) == 0  # long before gunicorn's `--graceful-timeout` of 30 s
+    assert server.output.count("closed with 1001") == 2
+    assert complaints(server) == []
+    clients[-1].close()
+
+
 #: The pages' framework takes half the start of a worker, and these tests replace a dozen.
 PLAIN_APP = APP.partition("app = flask")[0].replace("flask, ", "")
 PLAIN_APP += "app = context.ServeHTTP\nprint('loaded', flush=True)\n"
@@ -425,6 +445,22 @@ def test_the_worker_waits_no_longer_than_it_may(idle, worker):
     stuck.set()
     loop.join(PATIENCE)
     client.close()
+
+
+def test_a_quick_shutdown_closes_connections_and_leaves(idle, worker):
+    server = idle(listen=False)
+    loop = gevent.spawn(server.context.EventLoop)
+    running = worker(server.context.ServeHTTP, 20)
+    client = RawClient("127.0.0.1", running.port)
+    assert echoes(client)
+    closing = gevent.spawn(client.read_close)
+    running.handle_quit(signal.SIGINT, None)
+    with pytest.raises(SystemExit):  # in the main greenlet, which in gunicorn is the worker's
+        running.greenlet.join(PATIENCE)
+    assert closing.value == (1001, "shutting down")
+    client.close()
+    loop.join(PATIENCE)
+    assert len(server.handler.closed) == 1
 
 
 @pytest.mark.parametrize("asks", [True, False])
