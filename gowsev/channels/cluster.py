@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import Event
 
-from gowsev.channels.errors import ChannelsAway
 from gowsev.channels.line import FAILED, ask_once
 from gowsev.channels.places import find_slots
 from gowsev.channels.reconnecting import pause
@@ -175,5 +174,5 @@ class Cluster:
         late = [command for command in self._waiting if command.deadline <= now]
         self._waiting = [command for command in self._waiting if command not in late]
         for command in late:
-            command.answered(ChannelsAway(reason, certain=not command.number))
+            command.give_up(reason)
         self._user.away([name for name, place in self._names.items() if place is None], reason)

@@ -62,9 +62,10 @@ class Command:
         words: makes the words to send, of the number that the command gets, and whether it was sent before.
         size: in bytes, about.
         answered: called with the answer, which may be an error of Redis's, or `ChannelsAway`.
+        publishes: whether it stores a message.
     """
 
-    __slots__ = ("account", "answered", "deadline", "key", "number", "size", "words")
+    __slots__ = ("account", "answered", "deadline", "key", "number", "publishes", "size", "words")
 
     def __init__(
         self,
@@ -73,14 +74,20 @@ class Command:
         words: Callable[[int, bool], tuple[Any, ...]],
         size: int,
         answered: Callable[[Any], object],
+        publishes: bool = False,
     ) -> None:
         self.account = account
         self.key = key
         self.words = words
         self.size = size
         self.answered = answered
+        self.publishes = publishes
         self.number = 0  # not sent yet
         self.deadline = time.monotonic() + PATIENCE
+
+    def give_up(self, reason: str) -> None:
+        """Answer that Redis is away."""
+        self.answered(ChannelsAway(reason, certain=not (self.publishes and self.number)))
 
 
 class Pipeline(Lasting):
@@ -282,7 +289,7 @@ class Pipeline(Lasting):
         late = [command for command in self._again if is_late(command)]
         self._again = deque(command for command in self._again if not is_late(command))
         for command in [*late, *self._turns.remove(is_late)]:
-            command.answered(ChannelsAway(reason, certain=not command.number))
+            command.give_up(reason)
 
 
 def _way(line: Line) -> float:

@@ -98,7 +98,8 @@ class Redis:
         def answered(answer: Any) -> None:
             self._receiver.settled(publishing, *self._outcome(answer))
 
-        self._servers.ask(Command(publishing.account, keys[0], words, len(publishing.payload), answered))
+        size = len(publishing.payload)
+        self._servers.ask(Command(publishing.account, keys[0], words, size, answered, publishes=True))
         return None
 
     def _outcome(self, answer: Any) -> tuple[Position | None, Exception | None]:

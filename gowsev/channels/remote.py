@@ -92,7 +92,7 @@ class Remote:
         def words(number: int, again: bool) -> tuple[Any, ...]:
             return publish_words(keys, self._session, number, text, payload, self._limits, again, key or "")
 
-        answer = self._ask(words)
+        answer = self._ask(words, publishes=True)
         if len(answer) > 3:  # stored, but not notified
             raise Refused(self._address.hide(answer[3].decode("utf-8", "replace")), certain=False)
         return str(position_of(answer))
@@ -143,27 +143,27 @@ class Remote:
     def __exit__(self, *exc_info: object) -> None:
         self.Close()
 
-    def _ask(self, words: Callable[[int, bool], tuple[Any, ...]]) -> Any:
+    def _ask(self, words: Callable[[int, bool], tuple[Any, ...]], publishes: bool = False) -> Any:
         """Ask Redis, several times if necessary."""
         if self._pid != os.getpid():
             # Nothing is done to the parent's connection, and its lock may be held by a thread that is not here.
             self._begin()  # pragma: no cover - in a child, whose coverage is not measured
         with self._lock:
             self._number += 1
-            sent = False
+            perhaps_stored = False
             attempt = 0
             while True:
                 try:
-                    asked = words(self._number, sent)
+                    asked = words(self._number, perhaps_stored)
                     connection = self._routes.connect(asked[3])
-                    sent = True
+                    perhaps_stored = publishes
                     return self._try(connection, asked)
                 except redis.ResponseError as error:
                     if not comes_later(error, self._routes.cluster):
                         raise self._refusal(error) from error
-                    self._give_up(error, attempt, sent)
+                    self._give_up(error, attempt, perhaps_stored)
                 except FAILED as error:  # the next attempt has a new connection
-                    self._give_up(error, attempt, sent)
+                    self._give_up(error, attempt, perhaps_stored)
                 attempt += 1
                 time.sleep(pause(attempt + 1))
 
@@ -171,11 +171,11 @@ class Remote:
         reason = self._address.hide(describe(error))
         return ChannelsAway(reason, certain=False) if reason.startswith("UNKNOWN") else Refused(reason)
 
-    def _give_up(self, error: Exception, attempt: int, sent: bool) -> None:
+    def _give_up(self, error: Exception, attempt: int, perhaps_stored: bool) -> None:
         """Close the connection; raise if there is no other attempt."""
         self._routes.close()
         if attempt + 1 == _ATTEMPTS:
-            raise ChannelsAway(self._address.hide(describe(error)), certain=not sent) from error
+            raise ChannelsAway(self._address.hide(describe(error)), certain=not perhaps_stored) from error
 
     def _try(self, connection: redis.Connection, words: tuple[Any, ...]) -> Any:
         try:

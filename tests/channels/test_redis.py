@@ -359,14 +359,17 @@ def test_a_publish_that_waited_for_too_long_fails(redis_nodes, redis_server):
     node.join()
     id = node.connect()
     redis_server.freeze()
-    answers, subscriptions = [], []
+    answers, subscriptions, lists = [], [], []
     node.channels.Subscribe(id, "news", "e.0.e", done=lambda context, answer: subscriptions.append(answer))
+    node.channels.Members("news", lambda context, members, error: lists.append(error))
     node.channels.Publish("news", "sent", lambda context, *answer: answers.append(answer))
     _, error = wait_until(lambda: answers, 60)[0]
-    assert isinstance(wait_until(lambda: subscriptions)[0].error, ChannelsAway)
     assert isinstance(error, ChannelsAway)
     assert not error.certain
     assert str(error).endswith("perhaps it was stored")
+    for other in (wait_until(lambda: subscriptions)[0].error, wait_until(lambda: lists)[0]):
+        assert isinstance(other, ChannelsAway)
+        assert other.certain, "it stores nothing"
     assert node.channels.Status().in_flight == 0
 
 

@@ -105,6 +105,26 @@ def test_redis_is_away(redis_server, remote):
     assert in_thread(remote.Publish, "news", "y")
 
 
+@pytest.mark.parametrize(
+    ("call", "certain"),
+    [
+        (lambda remote: remote.Publish("news", "x"), False),
+        (lambda remote: remote.Members("news"), True),
+        (lambda remote: remote.History("news"), True),
+    ],
+)
+def test_what_only_reads_has_certainly_stored_nothing(redis_server, remote, call, certain):
+    remote.Publish("news", "1")
+    redis_server.freeze()
+    asking = gevent.spawn(in_thread, call, remote)
+    gevent.sleep(0.2)
+    redis_server.kill()  # else it would take half a minute
+    with pytest.raises(ChannelsAway) as raised:
+        asking.get(timeout=PATIENCE)
+    assert raised.value.certain == certain
+    assert ("perhaps it was stored" in str(raised.value)) != certain
+
+
 def test_redis_comes_back_while_a_publish_is_tried_again(redis_server, remote):
     remote.Publish("news", "1")
     redis_server.kill()
