@@ -54,6 +54,7 @@ class Admission:
         self._driver = driver
         self._asks = asks
         self._abandoned = 0  # questions that wait for the loop, though no greenlet waits for the answer any more
+        self._answering: set[Request] = set()
 
     def check_thread(self) -> None:
         """Check that this is the context's thread.
@@ -103,10 +104,18 @@ class Admission:
         if self._driver.refuses:
             return refusal(503, f"{self._driver.refuses}\n", reason="stopping")
         limit = self.options.max_connections
-        if limit is not None and len(self._connections) + self._abandoned >= limit:
+        if limit is not None and len(self._connections) + self._abandoned + len(self._answering) >= limit:
             text = "The server has as many connections as it takes: see max_connections of gowsev.Options.\n"
             return refusal(503, text, option="max_connections")
         return None
+
+    def hold(self, request: Request) -> None:
+        """Count a request among the connections, since its answer may have to wait until the client reads."""
+        self._answering.add(request)
+
+    def release(self, request: Request) -> None:
+        """Count it no more: it becomes a connection, or has failed."""
+        self._answering.discard(request)
 
     def refused(self, reason: str, asked: bool = True) -> None:
         """Count a client that is not let in; `reason` is a word, `asked` whether it has asked for an upgrade."""
@@ -152,6 +161,7 @@ class Admission:
     def disown(self, events: list[Event]) -> None:
         """In a forked child: the questions among these events are answered by the parent."""
         self._abandoned = 0
+        self._answering.clear()
         for kind, subject, _ in events:
             if kind == REQUESTED:
                 subject.taken = True  # the copy of the greenlet that waits for it does not count it as abandoned

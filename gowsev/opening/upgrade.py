@@ -89,6 +89,12 @@ class Receiver(Protocol):
         May block the calling greenlet.
         """
 
+    def hold(self, request: Request) -> None:
+        """Keep a place for a request that is accepted, while its answer is on its way."""
+
+    def release(self, request: Request) -> None:
+        """Give that place back."""
+
     def accept(self, sock: Any, request: Request, handshake: Handshake, leftover: bytes) -> None:
         """Take a socket whose upgrade has been answered, and what was read of it beyond the request."""
 
@@ -159,7 +165,12 @@ def switch_protocols(
     Raises:
         OSError: the response could not be sent.
     """
-    sock.sendall(handshake.response.serialize())
+    # A client that does not read what was sent before lets this wait: meanwhile others ask for the last place.
+    receiver.hold(request)
+    try:
+        sock.sendall(handshake.response.serialize())
+    finally:
+        receiver.release(request)
     leftover, taken = take()
     receiver.accept(taken, request, handshake, leftover)
 

@@ -25,6 +25,7 @@ from raw import RawClient, binary
 
 import gowsev
 from gowsev.loop.loop import Loop
+from gowsev.opening import adoption
 from gowsev.wire import frames
 
 HANDLERS = {"pywsgi": WSGIHandler, "gowsev": gowsev.WebSocketHandler, "gevent-websocket": GeventWebSocketHandler}
@@ -381,6 +382,39 @@ def test_refusals_after_gevent_websockets_handshake_are_close_frames(beside, why
     assert client.read_to_end() == b""
     assert server.handler.of("accepted") == []
     assert server.context.Stats().rejected == 1
+
+
+@pytest.mark.parametrize("end", ["reads", "leaves"])
+def test_an_answer_that_waits_for_its_client_to_read_has_a_place(beside, end):
+    full = []
+
+    def app(context):
+        def view(environ, start_response):
+            if environ["PATH_INFO"] == "/full":  # as after a page that the client has not read
+                sock, _ = adoption.socket_of(environ)
+                sock.settimeout(0)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        sock.send(b"x" * 1000)
+                full.append(sock)
+            return context.ServeHTTP(environ, start_response)
+
+        return view
+
+    server = beside(app, "pywsgi", max_connections=1)
+    first = server.client(handshake=False)
+    first.send(upgrade(path="/full"))
+    wait_until(lambda: full)
+    assert ask(server, upgrade()).startswith(b"HTTP/1.1 503 ")
+    assert server.context.Stats().accepted == 0
+    if end == "reads":
+        assert first.read_head().lstrip(b"x").startswith(b"HTTP/1.1 101 ")
+        assert echoes(first)
+        assert ask(server, upgrade()).startswith(b"HTTP/1.1 503 ")
+    else:
+        first.reset()
+        wait_until(lambda: full[0].closed)
+        assert echoes(server.client())
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
