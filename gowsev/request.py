@@ -94,7 +94,10 @@ class Request:
 
     @property
     def peer(self) -> tuple[str, int]:
-        """The address at the other end; behind a proxy that is the proxy's. A unix socket has `("", 0)`."""
+        """The address at the other end; `("", 0)` for a unix socket.
+
+        Behind a proxy that is the proxy's, unless `Options.proxy_protocol` believes it.
+        """
         return self._peer
 
     @property

@@ -314,7 +314,9 @@ def read_buffered(rfile: Any, sock: Any) -> bytes:
 def _host_and_port(address: Any) -> tuple[str, int]:
     """A socket's address as `Request` has it; IPv4 through an IPv6 socket looks like IPv4."""
     if isinstance(address, tuple):
-        return str(address[0]).removeprefix("::ffff:"), int(address[1])
+        host = str(address[0])
+        mapped = host.removeprefix("::ffff:")  # RFC 4291 section 2.5.5.2; others that begin so are no IPv4
+        return mapped if "." in mapped and ":" not in mapped else host, int(address[1])
     return os.fsdecode(address or ""), 0
 
 

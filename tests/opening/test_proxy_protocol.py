@@ -33,6 +33,7 @@ VALID = [
     ("2.1, the longest line of TCP6", f"PROXY TCP6 {WORST} {WORST} 65535 65535\r\n".encode(), (WORST, 65535)),
     ("2.1, one double colon", b"PROXY TCP6 2001:DB8::1 ::1 0 1\r\n", ("2001:db8::1", 0)),
     ("2.1, IPv4 in IPv6", b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", ("192.0.2.1", 1)),
+    ("2.1, no IPv4 though it begins so", b"PROXY TCP6 ::ffff:0:102:304 ::1 1 2\r\n", ("::ffff:0:102:304", 1)),
     ("2.1, the short form of an unknown connection", b"PROXY UNKNOWN\r\n", None),
     ("2.1, the worst case", f"PROXY UNKNOWN {WORST} {WORST} 65535 65535\r\n".encode(), None),
     ("2.1, the receiver must ignore anything before the CRLF", b"PROXY UNKNOWN \xff\n \r\n", None),
