@@ -45,8 +45,9 @@ class Stats:
     """How many of them took at most so many seconds, for some bounds from 0.001 to 10.0."""
     refusals: dict[str, int] = field(default_factory=dict)
     """Clients that were not let in, by reason: one of the options `allowed_origins`, `handshake_timeout`,
-    `max_connections` and `proxy_protocol`; or `handshake` (not as RFC 6455 has it), `http` (no HTTP), `program` (a
-    `Reject`), `stopping` (a `Shutdown`, or the loop has ended), `tls` (no TLS handshake)."""
+    `max_connections` and `proxy_protocol`; or `client_certificate` (none that is accepted), `handshake` (not as
+    RFC 6455 has it), `http` (no HTTP), `program` (a `Reject`), `stopping` (a `Shutdown`, or the loop has ended), `tls`
+    (no TLS handshake)."""
     closed_by_code: dict[int, int] = field(default_factory=dict)
     """The connections of `closed`, by `Conn.close_code`; those that were closed for a faulty message have 1006, too."""
 

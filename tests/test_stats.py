@@ -1,10 +1,14 @@
 """`Stats`: plain counters, all of them 0 to begin with."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
 from gowsev.stats import Stats
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_counters_begin_at_zero():
@@ -48,3 +52,13 @@ def test_a_snapshot_does_not_go_on_counting():
 
 def test_snapshots_compare_by_value():
     assert Stats(accepted=2) == Stats(accepted=2) != Stats(accepted=3)
+
+
+def test_each_reason_of_a_refusal_is_listed():
+    source = "".join(path.read_text() for path in (ROOT / "gowsev" / "opening").glob("*.py"))
+    reasons = set(re.findall(r'(?:option=|reason=|\.refused\()"(\w+)"', source)) | {"handshake"}
+    assert len(reasons) > 8
+    stats = (ROOT / "gowsev" / "stats.py").read_text().split("refusals: ")[1].split("closed_by_code: ")[0]
+    monitoring = (ROOT / "docs" / "monitoring.md").read_text().split("| `refusals`")[1].split("\n")[0]
+    for text in (stats, monitoring):
+        assert {reason for reason in reasons if f"`{reason}`" not in text} == set()
