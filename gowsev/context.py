@@ -51,7 +51,7 @@ def MakeContext(handler: Callbacks[Context], options: Options | None = None) -> 
 
     Args:
         handler: any object with the methods of `Handler`.
-        options: limits and intervals; the defaults are safe.
+        options: limits and intervals of the clients that come to it; the defaults are safe. A `Dial` has its own.
 
     Raises:
         TypeError: `handler` lacks a method or has an async one, or `options` is no `Options`.

@@ -27,7 +27,7 @@ _MOST_BACKLOG = (1 << 31) - 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """Settings of a `Context`, or of a `Dial`.
+    """Settings of a `Context`, for the clients that come to it; or of a `Dial` or `Redial`, for what that opens.
 
     Raises:
         TypeError: a value has the wrong type.

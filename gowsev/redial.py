@@ -70,8 +70,9 @@ class Redial:
         first_pause: seconds; the bound after a connection that has lasted.
         longest_pause: seconds; the bound at last.
         lasting: seconds for which a connection must have been open for the next pause to be a first one.
-        dial: further arguments, as for `Dial`; `headers` may be a function that returns them, which is called for each
-            attempt, in the greenlet that dials.
+        dial: further arguments, as for `Dial`. `options` are those of its connections, for which those of the context
+            do not hold. `headers` may be a function that returns them, which is called for each attempt, in the
+            greenlet that dials.
 
     Raises:
         TypeError, ValueError, ImportError: as `Dial` does; or a number of seconds is none, or 0.

@@ -87,8 +87,8 @@ class Serving:
         `ConnAccepted` is not called for it, as in Go.
 
         Args:
-            conn: what `Dial` returned, or an open `WebSocket` of gevent-websocket or websocket-client; it must not be
-                used by itself any more.
+            conn: what `Dial` returned, which keeps the options that it was dialled with, or an open `WebSocket` of
+                gevent-websocket or websocket-client; it must not be used by itself any more.
 
         Returns:
             Its id.

@@ -122,6 +122,22 @@ def test_what_dial_takes_it_takes_too(client, serve, tmp_path):
     assert server.handler.of("accepted")
 
 
+@pytest.mark.parametrize(
+    "dialled", [gowsev.Redial, lambda context, *args, **kw: context.AddConn(gowsev.Dial(*args, **kw))]
+)
+def test_options_are_its_own_and_not_those_of_the_context(serve, dialled):
+    handler, server = Client(), serve()
+    context = gowsev.MakeContext(handler, gowsev.Options(max_message_bytes=10))
+    with testing.drive(context):
+        dialled(context, server.url, options=gowsev.Options(max_message_bytes=20))
+        wait_until(lambda: server.handler.of("accepted"))
+        for size in (20, 21):
+            server.context.Write(1, bytes(size))
+        wait_until(lambda: server.handler.closed)
+    assert handler.events[0] == ("message", 1, bytes(20))
+    assert server.handler.closed[0][2] == 1009
+
+
 def test_headers_may_be_made_anew_for_each_attempt(client, serve):
     class Door(Recorder):
         def ConnRequested(self, context, request):

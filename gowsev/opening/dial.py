@@ -234,7 +234,8 @@ def Dial(
         subprotocols: those offered, in order of preference.
         ssl_context: for `wss://`, with a certificate of the client's where the server wants one; by default one that
             checks the server's certificate against the system's authorities.
-        options: limits and intervals, as for a context.
+        options: limits and intervals of this connection. `AddConn` does not change them: those of a context are for the
+            clients that come to it.
         proxy: the URL of a proxy, with user and password where it wants them: `http://` (by CONNECT), `socks5://`, or
             `socks5h://`, which looks up the server's name itself. `None` for none; `True` for that of the environment
             (`wss_proxy`, `https_proxy`, `all_proxy` and so on, but for what `no_proxy` names).
