@@ -551,7 +551,7 @@ def test_script_with_a_loop_of_its_own(page, gowsev_server):
 @snippets("docs/scripts-and-bridges.md", "bridge.py")
 def test_bridge_that_reconnects(page, gowsev_server, gowsev_client):
     outside = gowsev_server(Outside())
-    sooner = ("failed=failed)", "failed=failed, first_pause=0.05, longest_pause=0.2)")
+    sooner = ("opened=opened)", "opened=opened, first_pause=0.05, longest_pause=0.2)")
     program = page.start("bridge.py", port=outside.port, replace=[sooner])
     program.wait_for("connected")
     client = gowsev_client(f"ws://127.0.0.1:{program.port()}/")
@@ -559,11 +559,13 @@ def test_bridge_that_reconnects(page, gowsev_server, gowsev_client):
     assert client.receive() == "hellohello"
     outside.context.Shutdown()
     outside.loop.join(PATIENCE)
-    program.wait_for(r"lost, with 1001\n(.*Connection refused.*; again in 0\.\d s\n){2}")
+    program.wait_for(r"lost, with 1001\n(.*Connection refused.*; it is dialled again in 0\.\d s\n){2}")
     gowsev_server(Outside(), port=f"127.0.0.1:{outside.port}", reuse_port=True)
     program.wait_for(r"(?s)connected.*connected")
     client.send("again")
     assert client.receive() == "againagain"
+    client.send("x" * (1 << 19) + "y")
+    program.wait_for(r"message longer than .*; see max_message_bytes of gowsev.Options\nlost, with 1006$")
 
 
 @snippets("docs/scripts-and-bridges.md", "feeds.py")
@@ -580,7 +582,7 @@ def test_bridge_of_two_feeds(page, gowsev_server, gowsev_client):
         heard.append(client.receive())  # what a feed says first may be heard, too
     outside.context.Shutdown()
     assert sorted(client.receive() for _ in range(2)) == ["north is away", "south is away"]
-    program.wait_for(r"north: dial .*; again in")
+    program.wait_for(r"dial .*/north: .*; it is dialled again in")
 
 
 # -- in service --------------------------------------------------------------------------------------------------------
