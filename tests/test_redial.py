@@ -122,6 +122,24 @@ def test_what_dial_takes_it_takes_too(client, serve, tmp_path):
     assert server.handler.of("accepted")
 
 
+def test_it_comes_back_from_a_silence(client, scripted):
+    def script(sock, head):
+        sock.sendall(accepting(head))
+        until_the_end(sock)  # which answers no ping
+
+    link = redial(client, scripted(script).url, options=gowsev.Options(ping_interval=0.05, ping_timeout=0.05))
+    wait_until(lambda: link.id == 2)
+    assert client.events[:3] == [("opened", 1), ("closed", 1, 1006, ""), ("opened", 2)]
+
+
+def test_it_comes_back_from_a_close_of_the_program(client, serve):
+    link = redial(client, serve().url)
+    wait_until(lambda: link.id == 1)
+    client.context.Close(link.id)
+    wait_until(lambda: link.id == 2)
+    assert client.events == [("opened", 1), ("closed", 1, 1000, ""), ("opened", 2)]
+
+
 @pytest.mark.parametrize(
     "dialled", [gowsev.Redial, lambda context, *args, **kw: context.AddConn(gowsev.Dial(*args, **kw))]
 )
