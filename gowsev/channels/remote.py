@@ -42,8 +42,11 @@ _ATTEMPTS = 6
 class Remote:
     """Channels over Redis for a task, a script, or a view that may wait. A context manager, which closes it.
 
-    Threads may share one, and wait for each other; only real threads of a patched process need one each. The first call
-    connects. A child that was forked has a connection of its own.
+    Greenlets (such as views under gevent) may share one, and wait for each other; so may the threads of a process that
+    is not patched. In a patched one, each real thread, such as those of gevent's pool, needs its own. The first call
+    connects. While Redis is away a call takes up to half a minute where Redis is silent, some two seconds where it
+    refuses connections, and raises `ChannelsAway`; this comes on top of the wait for others' calls. A child that was
+    forked has a connection of its own.
 
     Args:
         url: as for `Channels`.
@@ -98,7 +101,7 @@ class Remote:
         return str(position_of(answer))
 
     def Members(self, channel: str) -> dict[str, int]:
-        """Return who is there, over all processes, and with how many connections. Blocks.
+        """Return who is there, over all processes, and with how many connections. Blocks, as `Publish` does.
 
         Raises:
             TypeError, ValueError: `channel` is not what it should be.
@@ -110,7 +113,7 @@ class Remote:
         return members_of(self._ask(lambda _number, _again: words))
 
     def History(self, channel: str, after: str | None = None) -> list[Publication]:
-        """Return what is kept of a channel, the oldest first. Blocks.
+        """Return what is kept of a channel, the oldest first. Blocks, as `Publish` does.
 
         Args:
             channel: its name.
