@@ -137,8 +137,11 @@ class Channels(Part):
         """Subscribe a connection to a channel. Whether it may, the program must decide before.
 
         What was published since `after` is delivered first, in order; then `done(context, subscription)` is called, and
-        from then on everything published is delivered. To subscribe again changes nothing, and is answered all the
-        same. A connection that ends is unsubscribed by itself.
+        from then on everything published is delivered. A connection that ends is unsubscribed by itself.
+
+        To subscribe again changes nothing, and delivers nothing for its `after`. It is answered with the channel's
+        newest position, and `recovered` is whether that is `after`; or as the first time, if that is not answered yet.
+        To get what came since a position, `Unsubscribe` first.
 
         Args:
             id: the connection's.

@@ -216,6 +216,7 @@ def test_to_subscribe_again_changes_nothing(nodes):
     node.channels.Subscribe(id, "news")
     assert node.subscribe(id) == Subscription("news", position, False)
     assert node.subscribe(id, after=position) == Subscription("news", position, True)
+    assert node.subscribe(id, after=answers[0].position) == Subscription("news", position, False)
     node.wait_for(id, "x")
 
 
