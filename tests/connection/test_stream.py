@@ -621,7 +621,7 @@ def test_wrong_arguments(serve, write, arguments, text):
 
 
 def test_no_iterable_is_broadcast(serve):
-    with pytest.raises(TypeError, match="not generator; WriteStream sends what comes in pieces"):
+    with pytest.raises(TypeError, match="must be str, bytes, bytearray or memoryview, not generator"):
         serve().context.Broadcast([1], (b"" for _ in range(3)))
 
 
