@@ -29,6 +29,8 @@ _MOST_BACKLOG = (1 << 31) - 1
 class Options:
     """Settings of a `Context`, for the clients that come to it; or of a `Dial` or `Redial`, for what that opens.
 
+    What each does stands below its field in `gowsev/options.py`, and in the table of `docs/at-a-glance.md`.
+
     Raises:
         TypeError: a value has the wrong type.
         ValueError: a value is out of its range; the text names the field, the value and what was expected.

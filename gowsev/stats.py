@@ -9,7 +9,10 @@ __all__ = ["Stats"]
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of a context, since it was made where nothing else is said; bytes are those on the socket."""
+    """Counters of a context, since it was made where nothing else is said; bytes are those on the socket.
+
+    What each counts stands below its field in `gowsev/stats.py`.
+    """
 
     connections: int = 0
     """Open now."""
