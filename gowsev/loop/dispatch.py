@@ -101,7 +101,7 @@ class Dispatch(Generic[Context]):
     def _closed(self, connection: Connection) -> None:
         if connection.end:
             logger.info(
-                "connection %d from %s: %s", connection.id, format_address(connection.request.peer), connection.end
+                "connection %d with %s: %s", connection.id, format_address(connection.request.peer), connection.end
             )
         try:
             self._handler.ConnClosed(self._context, connection.id)

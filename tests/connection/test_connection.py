@@ -295,7 +295,7 @@ def test_the_peer_resets_the_connection(transport, caplog):
     client.reset()
     wait_until(lambda: server.handler.closed)
     assert server.handler.closed == [("closed", 1, 1006, "")]
-    assert "connection 1 from 127.0.0.1:" in caplog.text, "and why; gevent's TLS reads a reset as an ordinary end"
+    assert "connection 1 with 127.0.0.1:" in caplog.text, "and why; gevent's TLS reads a reset as an ordinary end"
 
 
 def test_the_peer_resets_a_congested_connection(transport):
