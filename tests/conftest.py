@@ -60,6 +60,17 @@ os.environ["no_proxy"] = ",".join(
 PATCHED = monkey.is_module_patched("socket")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run the tests that take long")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip what takes long, before its fixtures are made: in one place, which is one line of the summary."""
+    if item.get_closest_marker("long") and not item.config.option.long:
+        pytest.skip("takes long: --long runs it")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Let a process that is done take what others have before them, since single tests take half a minute."""

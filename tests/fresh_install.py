@@ -86,7 +86,7 @@ def try_it(folder, constraints, tests):
         with tarfile.open(sdist) as archive:
             archive.extractall(folder, filter="data")
         # The command, not `-m pytest`, which would put the source before the installed package.
-        run(python.parent / "pytest", *tests, cwd=folder / sdist.name.removesuffix(".tar.gz"))
+        run(python.parent / "pytest", "--long", *tests, cwd=folder / sdist.name.removesuffix(".tar.gz"))
 
 
 def main():

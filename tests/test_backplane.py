@@ -268,6 +268,7 @@ def traffic(relays):
         thread.join(PATIENCE)
 
 
+@pytest.mark.long
 def test_nothing_acknowledged_is_lost_or_doubled_when_redis_is_killed_and_restarted(traffic, redis_server):
     more, finish = traffic
     for _ in range(3):
@@ -279,6 +280,7 @@ def test_nothing_acknowledged_is_lost_or_doubled_when_redis_is_killed_and_restar
     assert len(told) > 800
 
 
+@pytest.mark.long
 def test_nothing_is_lost_or_doubled_when_connections_to_redis_are_cut(traffic, redis_server):
     more, finish = traffic
     for _ in range(10):

@@ -687,6 +687,7 @@ def test_figures_of_channels_are_put_into_the_document(tmp_path):
 # -- the relay ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @needs_redis
 def test_the_relay_is_loaded_in_memory_and_in_several_processes(capsys):
     words = ["--processes", "1", "2", "--subscribers", "20", "--deliveries", "5000"]

@@ -76,6 +76,7 @@ def test_only_a_build_that_compiles_asks_for_mypy(checkout, from_sdist, wish, co
     assert any(line.startswith("mypy~=") for line in wheel) is compiled
 
 
+@pytest.mark.long
 def test_the_same_source_makes_the_same_bytes(checkout, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "somewhere else"
     shutil.copytree(checkout, other, copy_function=shutil.copyfile)  # with times of its own

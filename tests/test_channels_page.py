@@ -63,6 +63,7 @@ class Person(Visitor):
         return client, came, message
 
 
+@pytest.mark.long
 @needs_redis
 @snippets("docs/channels.md", "app.py", "gunicorn.conf.py", "task.py")
 def test_the_app_under_gunicorn(page, redis_server):
@@ -110,6 +111,7 @@ def test_publishing_by_the_format_alone(page, redis_server, redis_nodes):
         assert [publication.position for publication in remote.History("news")] == program.output.split()
 
 
+@pytest.mark.long
 @needs_redis
 @snippets("docs/moving-from-flask-socketio.md", "after.py")
 def test_the_chat_that_has_moved(page, redis_server):

@@ -1912,6 +1912,7 @@ print(codes)
 """
 
 
+@pytest.mark.long
 def test_a_signal_in_the_first_moment_of_a_program_is_heard(run, tmp_path):
     script = tmp_path / "moments.py"
     script.write_text(FIRST_MOMENTS)

@@ -335,6 +335,7 @@ def come_back(port, attempts, ends):
                 ends.append(client.wait_closed().code)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("reloads", "options"),
     [

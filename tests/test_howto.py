@@ -191,6 +191,7 @@ def make_project(page):
 DJANGO = [f"mysite/{name}.py" for name in ("live", "wsgi", "urls")]
 
 
+@pytest.mark.long
 @needs_chromium
 @snippets("docs/django.md", *DJANGO, "serve.py", "console.js")
 def test_django_in_a_browser(page, browser):

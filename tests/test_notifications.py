@@ -308,6 +308,7 @@ def on_several_workers(tabs):
     wait_until(spread, PATIENCE * 4)
 
 
+@pytest.mark.long
 @needs_chromium
 def test_nothing_is_missing_and_nothing_comes_twice(new_site, network, redis_server, chromium):
     url = f"http://127.0.0.1:{network.port}/"

@@ -220,6 +220,7 @@ class Deployed:
         assert self.access.read_text().count('" 101 ') > 4  # some have come back
 
 
+@pytest.mark.long
 @needs_redis
 @pytest.mark.parametrize(
     "front", [pytest.param("nginx", marks=needs_nginx), pytest.param("haproxy", marks=needs_haproxy)]
@@ -259,6 +260,7 @@ def test_over_a_rolling_restart_nobody_gets_a_502_or_misses_a_message(deployed, 
         deployed.nobody_got_a_502()
 
 
+@pytest.mark.long
 @needs_redis
 @needs_curl
 @snippets(DOCUMENT, "restart.sh")
@@ -280,6 +282,7 @@ def test_the_loop_over_two_units_waits_for_the_first_before_it_ends_the_second(d
     assert asked.read_text() == "".join(f"restart relay@{port}\n" for port in ports)
 
 
+@pytest.mark.long
 @needs_redis
 @needs_nginx
 def test_three_workers_are_replaced_on_sighup_without_a_502_or_a_missed_message(deployed):
@@ -329,6 +332,7 @@ def given(steps, instruction):
     return [rest for name, rest in steps if name == instruction]
 
 
+@pytest.mark.long
 def test_what_the_containerfile_copies_is_enough_to_install(steps, tmp_path):
     for copied in given(steps, "COPY")[:-1]:  # the last one is behind the installation
         *names, to = copied.split()

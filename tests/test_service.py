@@ -318,6 +318,7 @@ def test_sighup_without_tokens_changes_nothing(relay):
     assert program.end() == 0
 
 
+@pytest.mark.long
 @needs_redis
 def test_all_workers_read_the_tokens_again(workers_of, token_file):
     program = workers_of(2, "--token-file", token_file)
@@ -672,6 +673,7 @@ def refusals(folder, rows):
     return [output for _, output in ends]
 
 
+@pytest.mark.long
 def test_a_mistake_in_the_configuration_is_one_line_and_exit_code_2(tmp_path):
     outputs = refusals(tmp_path, [arguments for arguments, _ in MISTAKES])
     for output, (_, said) in zip(outputs, MISTAKES, strict=True):
@@ -718,6 +720,7 @@ SPOILT = [
 ]
 
 
+@pytest.mark.long
 def test_nothing_of_a_password_is_in_the_error_of_an_address(tmp_path):
     for output in refusals(tmp_path, [["--backplane", os.fsdecode(url)] for url in SPOILT]):
         assert re.fullmatch(r"relay\.py: error: --backplane is like redis://host:6379/0: .*\n", output)
@@ -830,6 +833,7 @@ def test_workers_share_a_port_and_are_one_relay(workers_of):
             client.close()
 
 
+@pytest.mark.long
 @needs_redis
 def test_a_worker_that_dies_is_replaced_and_the_others_go_on(workers_of):
     program = workers_of(2)
@@ -1138,6 +1142,7 @@ def test_the_load_checks_every_delivery(relay):
     assert "delivering: 100%" in done.stderr
 
 
+@pytest.mark.long
 def test_the_load_over_tls_with_a_token_and_what_it_says_without(run, certificate, client_tls, token_file, tmp_path):
     authority = tmp_path / "authority.pem"
     authority.write_text("".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))

@@ -59,6 +59,7 @@ def read_stream(client):
         position += len(data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["close", "drop"])
 def test_one_of_a_thousand_subscribers_stops_reading(serve, many_files, policy):
     limit = 1_000_000  # more than the whole stream, so that none of the others can be refused, however busy the machine
@@ -218,6 +219,7 @@ def test_certificates_change_and_vanish_under_load(serve, authority, client_tls,
 # -- the end of many -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_shutdown_says_goodbye_to_thousands_in_time(serve, many_files):
     server = serve(Recorder(), ping_interval=None, close_timeout=PATIENCE * 4)
     clients = open_clients(server, min(5000, (many_files - 300) // 2))

@@ -176,6 +176,7 @@ end
 """
 
 
+@pytest.mark.long
 @needs_redis
 def test_a_hundred_thousand_names_that_nobody_hears_cost_redis_what_is_stated(redis_server):
     """About 300 bytes each, for a week: the page on bounds."""

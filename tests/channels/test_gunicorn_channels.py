@@ -155,6 +155,7 @@ def booted(program):
     return len(re.findall("Booting worker", program.output))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("worker", "options"),
     [

@@ -194,6 +194,7 @@ def moved(tmp_path):
         server.kill()
 
 
+@pytest.mark.long
 def test_a_process_that_only_listens_leaves_a_master_that_became_a_replica(moved, stack, caplog):
     """Its connections stay as they were; it is told nothing, and finds out."""
     url, move, replica = moved
@@ -254,6 +255,7 @@ def test_channels_of_all_members(cluster, stack):
             assert [item.message for item in in_thread(remote.History, name)] == ["1", "2", "3"]
 
 
+@pytest.mark.long
 def test_a_member_that_dies_is_followed_to_its_replica_and_the_others_are_untouched(cluster, stack, caplog):
     one, two = (Node(stack, cluster.url, limits=BIG) for _ in range(2))
     names = [cluster.channel_of(number) for number in range(3)]
@@ -282,6 +284,7 @@ def test_a_member_that_dies_is_followed_to_its_replica_and_the_others_are_untouc
     assert len(lines(caplog, " is away: ")) <= 2
 
 
+@pytest.mark.long
 def test_a_member_without_replica_takes_its_channels_away_and_no_others(cluster, stack, caplog):
     node = Node(stack, cluster.url, limits=BIG)
     away, here = cluster.channel_of(1), cluster.channel_of(2)
@@ -391,6 +394,7 @@ def test_a_slot_that_nobody_has(cluster, stack):
     wait_until(lambda: "2" in node.messages(id))
 
 
+@pytest.mark.long
 def test_a_cluster_of_which_nobody_is_there(cluster, stack, caplog):
     for server in cluster.servers:
         server.kill()
@@ -410,6 +414,7 @@ def test_a_cluster_of_which_nobody_is_there(cluster, stack, caplog):
     assert wait_until(lambda: node.subscribe(id).error is None)
 
 
+@pytest.mark.long
 def test_the_address_of_one_member_is_no_cluster(cluster, stack, caplog):
     text = "a member of a Redis Cluster, whose address begins with redis"
     for number in range(3):

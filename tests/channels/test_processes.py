@@ -92,6 +92,7 @@ def peak(program):
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
+@pytest.mark.long
 def test_memory_of_a_process_that_was_stopped(processes, redis_server):
     """Four times what a process may hold is published meanwhile; it gets what is kept, and a gap for the rest."""
     one = processes()
@@ -111,6 +112,7 @@ def test_memory_of_a_process_that_was_stopped(processes, redis_server):
         assert peak(one) - before < 80
 
 
+@pytest.mark.long
 def test_members_of_a_process_that_dies_are_gone_within_30_s(processes, redis_nodes):
     one, here = processes(), redis_nodes()
     here.join(member="here")

@@ -58,6 +58,7 @@ def test_redis_frozen_for_longer_than_it_may_take_to_answer(redis_nodes, redis_s
     traffic.check()
 
 
+@pytest.mark.long
 def test_connections_cut_again_and_again(redis_nodes, redis_server):
     traffic = Traffic(redis_nodes)
     for _ in range(20):

@@ -68,6 +68,7 @@ for number in range(int(sys.argv[1])):
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("celery") is None, reason="needs the package celery")
 def test_a_task_of_celerys(run, tmp_path, redis_server):
     (tmp_path / "tasks.py").write_text(TASKS)
