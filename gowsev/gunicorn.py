@@ -73,11 +73,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         finally:
             self._arrivals.discard(sock)
 
-    def handle_quit(self, sig: Any, frame: Any) -> None:
+    def handle_quit(self, sig: Any, frame: Any) -> None:  # pragma: no cover - it ends the process
         """Begin a quick shutdown. A signal's handler, which must not wait."""
         gevent.spawn(self._quit, sig, frame)
 
-    def _quit(self, sig: Any, frame: Any) -> None:
+    def _quit(self, sig: Any, frame: Any) -> None:  # pragma: no cover - it ends the process
         self._wait_until(shut_down_all(_QUICK), time.monotonic() + _QUICK)
         super().handle_quit(sig, frame)
 

@@ -448,22 +448,6 @@ def test_the_worker_waits_no_longer_than_it_may(idle, worker):
     client.close()
 
 
-def test_a_quick_shutdown_closes_connections_and_leaves(idle, worker):
-    server = idle(listen=False)
-    loop = gevent.spawn(server.context.EventLoop)
-    running = worker(server.context.ServeHTTP, 20)
-    client = RawClient("127.0.0.1", running.port)
-    assert echoes(client)
-    closing = gevent.spawn(client.read_close)
-    running.handle_quit(signal.SIGINT, None)
-    with pytest.raises(SystemExit):  # in the main greenlet, which in gunicorn is the worker's
-        running.greenlet.join(PATIENCE)
-    assert closing.value == (1001, "shutting down")
-    client.close()
-    loop.join(PATIENCE)
-    assert len(server.handler.closed) == 1
-
-
 @pytest.mark.parametrize("asks", [True, False])
 def test_who_was_accepted_last_is_waited_for_unless_nothing_comes(idle, worker, asks):
     server = idle(listen=False)
