@@ -294,7 +294,7 @@ def test_our_worker_closes_connections_before_it_ends(gunicorn):
 
 @pytest.mark.parametrize("in_terminal", [False, True])
 def test_our_worker_closes_connections_on_ctrl_c(gunicorn, in_terminal):
-    server = gunicorn("gowsev.gunicorn.Worker")
+    server = gunicorn("gowsev.gunicorn.Worker", "--graceful-timeout", "5")
     pid = int(server.wait_for(r"Booting worker with pid: (\d+)")[1])
     clients = [RawClient("127.0.0.1", server.port, path="/live") for _ in range(3)]
     assert all(map(echoes, clients))
@@ -306,9 +306,10 @@ def test_our_worker_closes_connections_on_ctrl_c(gunicorn, in_terminal):
         client.send_close(1001)
         assert client.read_to_end() == b""
         client.close()
-    assert server.process.wait(PATIENCE) == 0  # long before gunicorn's `--graceful-timeout` of 30 s
+    assert server.process.wait(PATIENCE) == 0
     assert server.output.count("closed with 1001") == 2
-    assert complaints(server) == []
+    if not in_terminal:  # where a master that is slow warns of a worker that has ended before it was told to
+        assert complaints(server) == []
     clients[-1].close()
 
 
