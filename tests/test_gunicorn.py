@@ -275,18 +275,23 @@ def test_a_worker_without_gevent_says_what_to_use(gunicorn, worker):
     server.wait_for(r"RuntimeError: ServeHTTP cannot take .* -k gowsev\.gunicorn\.Worker")
 
 
-def test_our_worker_closes_connections_before_it_ends(gunicorn):
-    server = gunicorn("gowsev.gunicorn.Worker", "--graceful-timeout", "20")
-    clients = [RawClient("127.0.0.1", server.port, path="/live") for _ in range(3)]
-    assert all(map(echoes, clients))
-    server.process.send_signal(signal.SIGTERM)
-    for client in clients[:-1]:  # one never answers
+def goodbye_to_all_but_one(server, clients):
+    """gunicorn ends, having said goodbye to each client; the last of them never answers."""
+    for client in clients[:-1]:
         assert client.read_close() == (1001, "shutting down")
         client.send_close(1001)
         assert client.read_to_end() == b""
         client.close()
     assert server.process.wait(PATIENCE) == 0
     assert server.output.count("closed with 1001") == 2
+
+
+def test_our_worker_closes_connections_before_it_ends(gunicorn):
+    server = gunicorn("gowsev.gunicorn.Worker", "--graceful-timeout", "20")
+    clients = [RawClient("127.0.0.1", server.port, path="/live") for _ in range(3)]
+    assert all(map(echoes, clients))
+    server.process.send_signal(signal.SIGTERM)
+    goodbye_to_all_but_one(server, clients)
     assert server.output.count("closed with 1006") == 1
     assert complaints(server) == []
     clients[-1].close()
@@ -301,13 +306,7 @@ def test_our_worker_closes_connections_on_ctrl_c(gunicorn, in_terminal):
     if in_terminal:  # which tells the workers, too; the master tells them then once more
         os.kill(pid, signal.SIGINT)
     server.process.send_signal(signal.SIGINT)
-    for client in clients[:-1]:  # one never answers
-        assert client.read_close() == (1001, "shutting down")
-        client.send_close(1001)
-        assert client.read_to_end() == b""
-        client.close()
-    assert server.process.wait(PATIENCE) == 0
-    assert server.output.count("closed with 1001") == 2
+    goodbye_to_all_but_one(server, clients)
     if not in_terminal:  # where a master that is slow warns of a worker that has ended before it was told to
         assert complaints(server) == []
     clients[-1].close()

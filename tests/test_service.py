@@ -1060,12 +1060,19 @@ def test_a_subscriber_on_the_command_line_comes_back_and_has_missed_nothing(rela
     assert printing.end(signal.SIGINT) == 130
 
 
-def test_the_command_line_client_over_tls_with_a_token(run, certificate, client_tls, token_file, tmp_path):
+@pytest.fixture
+def relay_over_tls(run, certificate, client_tls, token_file, tmp_path):
+    """A relay with tokens and a certificate; and the file that a client must trust."""
     authority = tmp_path / "authority.pem"
     authority.write_text("".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
     cert, key = certificate
     options = ["--port", 0, "--tls-port", 0, "--cert", cert, "--key", key, "--token-file", token_file]
     program = run(RELAY / "relay.py", "--host", "127.0.0.1", *options)
+    return program, authority
+
+
+def test_the_command_line_client_over_tls_with_a_token(relay_over_tls, tmp_path):
+    program, authority = relay_over_tls
     secret = tmp_path / "secret"
     secret.write_text("\ufeff# of the printer\nanother-token\n")
     url = program.url("wss")
@@ -1143,12 +1150,8 @@ def test_the_load_checks_every_delivery(relay):
 
 
 @pytest.mark.long
-def test_the_load_over_tls_with_a_token_and_what_it_says_without(run, certificate, client_tls, token_file, tmp_path):
-    authority = tmp_path / "authority.pem"
-    authority.write_text("".join(ssl.DER_cert_to_PEM_cert(c) for c in client_tls.get_ca_certs(True)))
-    cert, key = certificate
-    options = ["--port", 0, "--tls-port", 0, "--cert", cert, "--key", key, "--token-file", token_file]
-    program = run(RELAY / "relay.py", "--host", "127.0.0.1", *options)
+def test_the_load_over_tls_with_a_token_and_what_it_says_without(relay_over_tls, token_file):
+    program, authority = relay_over_tls
     url = program.url("wss")
 
     def load(*options):
