@@ -38,9 +38,9 @@ class Listener:
         return True
 
 
-def notifications_of(url, listener):
+def notifications_of(url, listener, cluster=False):
     address = parse(url)
-    return Notifications(lambda: address, Health(address, ()), "", False, lambda line: None, listener)
+    return Notifications(lambda: address, Health(address, ()), "", cluster, lambda line: None, listener)
 
 
 @pytest.fixture
@@ -141,8 +141,10 @@ def test_a_refusal_of_what_is_followed_anew_is_told_once(redis_server):
     notifications.close()
 
 
-def test_a_slot_that_moves_while_its_channel_is_left():
-    """Redis says by itself that the channel is over, which looks like the answer; that then says where it is now."""
+@contextlib.contextmanager
+def answering(*answers):
+    """Serve as a Redis does that says OK, but to commands about notifications what each of `answers` gives, in turn."""
+    answers = iter(answers)
 
     def serve(sock, _):
         with sock.makefile("rb") as file:
@@ -151,26 +153,45 @@ def test_a_slot_that_moves_while_its_channel_is_left():
                 for _ in range(int(line[1:])):
                     words.append(file.read(int(file.readline()[1:])))
                     file.readline()
-                if words[0] == b"SSUBSCRIBE":
-                    answer = b"*3\r\n$10\r\nssubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(words[1]), words[1])
-                elif words[0] == b"SUNSUBSCRIBE":
-                    answer = b"*3\r\n$12\r\nsunsubscribe\r\n$%d\r\n%b\r\n:1\r\n" % (len(words[1]), words[1])
-                    answer += b"-MOVED 1 127.0.0.1:1\r\n"
-                else:
-                    answer = b"+OK\r\n"
-                sock.sendall(answer)
+                about = words[0] in (b"SSUBSCRIBE", b"SUNSUBSCRIBE")
+                sock.sendall(next(answers)(*words) if about else b"+OK\r\n")
 
     server = StreamServer(("127.0.0.1", 0), serve)
     server.start()
+    try:
+        yield f"redis://127.0.0.1:{server.server_port}"
+    finally:
+        server.stop()
+
+
+def done(word, name):
+    return b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:1\r\n" % (len(word), word.lower(), len(name), name)
+
+
+def moved(word, name):
+    return b"-MOVED 1 127.0.0.1:1\r\n"
+
+
+def test_a_slot_that_has_moved_is_followed_over_another_connection():
     listener = Listener()
-    notifications = notifications_of(f"redis://127.0.0.1:{server.server_port}", listener)
-    notifications.follow(b"moves")
-    notifications.follow(b"stays")
-    wait_until(lambda: len(listener.told) == 2)
-    notifications.leave(b"moves")
-    wait_until(lambda: listener.told[2:] == [("cut off", b"stays"), ("confirmed", b"stays")])
-    notifications.close()
-    server.stop()
+    with answering(moved, done) as url:
+        notifications = notifications_of(url, listener, cluster=True)
+        notifications.follow(b"moved")
+        wait_until(lambda: listener.told == [("cut off", b"moved"), ("confirmed", b"moved")])
+        notifications.close()
+
+
+def test_a_slot_that_moves_while_its_channel_is_left():
+    """Redis says by itself that the channel is over, which looks like the answer; that then says where it is now."""
+    listener = Listener()
+    with answering(done, done, lambda *words: done(*words) + moved(*words), done) as url:
+        notifications = notifications_of(url, listener)
+        notifications.follow(b"moves")
+        notifications.follow(b"stays")
+        wait_until(lambda: len(listener.told) == 2)
+        notifications.leave(b"moves")
+        wait_until(lambda: listener.told[2:] == [("cut off", b"stays"), ("confirmed", b"stays")])
+        notifications.close()
 
 
 def test_a_connection_that_is_lost_while_something_is_sent(redis_server, pipeline):
