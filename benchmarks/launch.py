@@ -159,11 +159,12 @@ def pinning():
     return f"servers pinned to core {CORES[0]}, the driver to core {CORES[-1]}"
 
 
-def _child(core):
-    """Return what a child does before it becomes another program."""
+def _child(core, mask):
+    """Return what a child does before it becomes another program, with this mask of signals."""
     parent = os.getpid()
 
     def prepare():
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if core is not None:
             os.sched_setaffinity(0, {core})
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -204,8 +205,13 @@ def serving(peer, mode="echo", arguments=(), tree=None):
 def start(command, core=CORES[0], **options):
     """Start a process on a core (`None` for any), which does not outlive this one."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
-    # Ctrl-C is for us; we end it.
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=_child(core), **options)
+    # Python drops what a signal's handler raises in the middle of a fork, and Ctrl-C with it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        # Ctrl-C is for us; we end it.
+        return subprocess.Popen(command, start_new_session=True, preexec_fn=_child(core, mask), **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _wait_until_listening(process, port, said):
