@@ -337,6 +337,22 @@ def test_no_process_is_left_when_it_is_ended(how, tmp_path):
         process.wait()
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_start_is_not_lost(how):
+    """Python lets nothing out of what it calls behind a fork."""
+    program = (
+        "import launch, os, signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1));"
+        f"os.register_at_fork(after_in_parent=lambda: signal.raise_signal({how:d}));"
+        "launch.start(['sleep', '60']).wait()"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environ, stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == (1 if how == signal.SIGTERM else -how)
+    assert "ignored" not in done.stderr
+
+
 # -- arguments and order -----------------------------------------------------------------------------------------------
 
 
