@@ -110,6 +110,21 @@ def in_thread(function, *args):
     return testing.in_thread(function, *args)
 
 
+def send_until_full(sock, data):
+    """Send to a socket that does not block until the kernel takes no more.
+
+    It refuses for the first time while it still moves what was sent over to the other side, and has room again then.
+    """
+    refused = 0
+    while refused < 50:
+        try:
+            sock.send(data)
+            refused = 0
+        except BlockingIOError:
+            refused += 1
+            gevent.sleep(0.01)
+
+
 @contextlib.contextmanager
 def answered(status):
     """Expect that urllib is answered with an error of this status.

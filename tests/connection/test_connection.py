@@ -26,6 +26,7 @@ from conftest import (
     in_thread,
     open_files,
     over_tls,
+    send_until_full,
     sockets_of,
     sweep,
     wait_until,
@@ -703,16 +704,7 @@ def test_a_peer_whose_messages_are_not_taken_is_held_up_by_tcp(idle):
     server = idle(Recorder(), inbox_messages=4)
     client = server.client()
     client.sock.setblocking(False)
-    sent = 0
-    frame = binary(bytes(10_000))
-    full = 0
-    while full < 20:  # and it stays so
-        try:
-            sent += client.sock.send(frame)
-            full = 0
-        except BlockingIOError:
-            full += 1
-        gevent.sleep(0.001)
+    send_until_full(client.sock, binary(bytes(10_000)))
     assert server.context.Conn(1).bytes_received <= 2 * MOST_RECEIVED
     client.sock.settimeout(PATIENCE)
 

@@ -15,7 +15,7 @@ import wsgiref.simple_server
 import gevent
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, wait_until
+from conftest import PATIENCE, Conns, Judge, Recorder, echo, echoes, send_until_full, wait_until
 from gevent import monkey
 from gevent.event import Event
 from gevent.pywsgi import WSGIHandler, WSGIServer
@@ -393,14 +393,7 @@ def test_an_answer_that_waits_for_its_client_to_read_has_a_place(beside, end):
             if environ["PATH_INFO"] == "/full":  # as after a page that the client has not read
                 sock, _ = adoption.socket_of(environ)
                 sock.settimeout(0)
-                refused = 0
-                while refused < 50:  # and it stays so: the kernel still moves what was sent over to the client's side
-                    try:
-                        sock.send(b"x" * 1000)
-                        refused = 0
-                    except BlockingIOError:
-                        refused += 1
-                        gevent.sleep(0.01)
+                send_until_full(sock, b"x" * 1000)
                 full.append(sock)
             return context.ServeHTTP(environ, start_response)
 
